@@ -1,0 +1,3 @@
+//! Pulls tables, persists them, turns them into snapshots; reports; drives probes.
+
+pub mod snapshot;

@@ -1,0 +1,120 @@
+//! What `ovd` and `ovsap` answer on their unix sockets.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{
+    ApiVersion, EntityName, Name, NodeId, NodeKind, Prefix, Revision, Serial, Timestamp,
+};
+
+/// `GET /v1/status` of `ovd` and of `ovsap`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Always `ovmesh/v1`.
+    pub api_version: ApiVersion,
+    /// Program version.
+    pub version: String,
+    /// The node.
+    pub id: NodeId,
+    /// Entity or SaP.
+    pub kind: NodeKind,
+    /// Its full name.
+    pub name: EntityName,
+    /// When the daemon started.
+    pub started: Timestamp,
+    /// The connection to the server.
+    pub server: ServerStatus,
+    /// The table in force.
+    pub table: Option<TableStatus>,
+    /// Where data packets are received.
+    pub endpoints: Vec<SocketAddr>,
+    /// The overlays.
+    pub overlays: Vec<OverlayStatus>,
+    /// The SaPs, with the round trips that control echoes measured.
+    pub saps: Vec<SapStatus>,
+    /// Packets that went through, by hallway (`egress`, `ingress`, `transit`).
+    pub packets: BTreeMap<String, HallwayStatus>,
+    /// Dropped packets by reason; reasons that never happened are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Flows in the flow table.
+    pub flows: u64,
+    /// What keeps the node from doing its work, each a line for people.
+    pub problems: Vec<String>,
+}
+
+/// Counters of one hallway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HallwayStatus {
+    /// Packets that were let through.
+    pub packets: u64,
+    /// Their inner bytes.
+    pub bytes: u64,
+}
+
+/// The connection to the coordination server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// Its first URL.
+    pub url: String,
+    /// Whether the last request was answered.
+    pub reachable: bool,
+    /// Since when that is so.
+    pub since: Timestamp,
+    /// Why not, when it was not.
+    pub error: Option<String>,
+}
+
+/// The table in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableStatus {
+    /// Its serial.
+    pub serial: Serial,
+    /// Its revision.
+    pub revision: Revision,
+    /// When it was applied.
+    pub applied: Timestamp,
+    /// Whether it was read from disk and not yet confirmed by the server.
+    pub from_disk: bool,
+}
+
+/// One overlay at one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverlayStatus {
+    /// Its name.
+    pub name: Name,
+    /// Its range.
+    pub cidr: Prefix,
+    /// This node's address; none at a SaP.
+    pub address: Option<IpAddr>,
+    /// The TUN device; none at a SaP.
+    pub device: Option<String>,
+    /// The device's MTU in bytes.
+    pub mtu: Option<u32>,
+    /// How many members this node knows of, itself left out.
+    pub peers: u64,
+    /// How many rules.
+    pub rules: u64,
+}
+
+/// One SaP as a node sees it, or one entity as a SaP sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SapStatus {
+    /// The SaP.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where packets for it go.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it answers control echoes.
+    pub alive: bool,
+    /// Smoothed round trip in microseconds.
+    pub round_trip_micros: Option<u64>,
+}

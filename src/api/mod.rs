@@ -1,0 +1,13 @@
+//! The contract between the coordination server, the agents on nodes, and `ovctl`: versioned serde
+//! structs without behaviour.
+//!
+//! Requests refuse unknown fields; responses ignore them, so that an old client can talk to a
+//! newer server. Every top-level document carries `"apiVersion": "ovmesh/v1"`.
+
+pub mod admin;
+pub mod local;
+pub mod node;
+pub mod problem;
+pub mod table;
+
+pub use problem::{Problem, ProblemCode};

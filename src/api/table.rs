@@ -1,0 +1,227 @@
+//! The table of one node: all that it needs to forward and to enforce, and nothing else.
+//!
+//! Rules name sets of members, not pairs, so that a SaP's table grows with rules and entities. The
+//! sets in an entity's table are cut down to what concerns it. Lists are sorted, so that the same
+//! intent gives the same bytes.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{
+    ApiVersion, AuthorizationKey, EntityName, Generation, Incarnation, KeyVersion, LinkId, Name,
+    NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret, Serial, Service, Timestamp,
+};
+
+/// A table as it is sent, kept on disk, and acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeTable {
+    /// Always `ovmesh/v1`.
+    pub api_version: ApiVersion,
+    /// The life of the server's database that counts `serial`.
+    pub incarnation: Incarnation,
+    /// Grows when `body` changes.
+    pub serial: Serial,
+    /// The revision of the policy that `body` was compiled from.
+    pub revision: Revision,
+    /// The content.
+    pub body: TableBody,
+}
+
+/// What a table says; the same bytes as long as nothing that concerns the node changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableBody {
+    /// Whose table it is.
+    pub node: TableNode,
+    /// The SaPs that this node exchanges packets with: for an entity those of its overlays; for a SaP its
+    /// neighbours in chains. Sorted by id.
+    pub saps: Vec<SapRow>,
+    /// Links for control messages: for an entity one per SaP in `saps`; for a SaP one per entity it serves.
+    /// Sorted by id.
+    pub links: Vec<LinkRow>,
+    /// The overlays this node is in, sorted by id.
+    pub overlays: Vec<OverlayTable>,
+}
+
+/// The owner of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableNode {
+    /// Its id for life.
+    pub id: NodeId,
+    /// Entity or SaP.
+    pub kind: NodeKind,
+    /// Its name.
+    pub name: EntityName,
+}
+
+/// A SaP that this node exchanges packets with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SapRow {
+    /// The SaP.
+    pub id: NodeId,
+    /// Its name, for people.
+    pub name: Name,
+    /// Where it listens, best first.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// One (entity, SaP) link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkRow {
+    /// Stands in the key field of control messages.
+    pub id: LinkId,
+    /// The node at the other end.
+    pub peer: NodeId,
+    /// The MAC key.
+    pub secret: Secret,
+}
+
+/// What a node needs of one overlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OverlayTable {
+    /// The overlay.
+    pub id: OverlayId,
+    /// Its name.
+    pub name: Name,
+    /// Its address range.
+    pub cidr: Prefix,
+    /// This node's own address in it; none at a SaP that only forwards.
+    pub address: Option<std::net::IpAddr>,
+    /// Whether refusals stay unanswered (`overlay create --silent`).
+    pub silent: bool,
+    /// The members that this table speaks of, this node included, sorted by id. Rows below name
+    /// them by their index here.
+    pub members: Vec<MemberRow>,
+    /// Sets of members: sorted indexes into `members`. Rules and paths name them by index.
+    pub sets: Vec<Vec<u32>>,
+    /// Rules, sorted by id, then from, then to.
+    pub rules: Vec<RuleRow>,
+    /// Pairs whose path is not the default one.
+    pub paths: Vec<PathRow>,
+    /// The SaPs of every other pair, the preferred one first.
+    pub default_saps: Vec<NodeId>,
+    /// The destination's halves of keys (`Kb`): at a SaP those of the destinations it serves, at an entity
+    /// its own. Sorted by member.
+    pub destination_keys: Vec<DestinationKeyRow>,
+    /// Pairs whose own generation is not 0, towards a destination in `destination_keys`.
+    pub pair_generations: Vec<PairGenerationRow>,
+    /// At an entity: the key to stamp for each destination that it may send to (to open a flow or to
+    /// reply). Sorted by member. Empty at a SaP.
+    pub send_keys: Vec<SendKeyRow>,
+}
+
+/// A member of an overlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberRow {
+    /// The entity.
+    pub id: NodeId,
+    /// Its name, for people.
+    pub name: EntityName,
+    /// Its address in the overlay.
+    pub address: IpAddr,
+    /// Where it can be reached on the underlay, best first. Filled at SaPs and, for direct pairs, at the
+    /// other end; empty elsewhere.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Lets flows start.
+    Allow,
+    /// Refuses to let flows start, before any allow.
+    Deny,
+}
+
+/// One direction of one rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleRow {
+    /// The rule; `--both` and cutting to size make several rows of one rule.
+    pub id: RuleId,
+    /// Allow or deny.
+    pub action: Action,
+    /// Index of the set that starts flows.
+    pub from: u32,
+    /// Index of the set that is talked to.
+    pub to: u32,
+    /// Protocols and destination ports; empty means all. Never [`Service::Named`].
+    pub services: Vec<Service>,
+    /// When the rule ends; nodes enforce it themselves.
+    pub not_after: Option<Timestamp>,
+}
+
+/// The path of the pairs between two sets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathRow {
+    /// One end: index of a set.
+    pub from: u32,
+    /// The other end: index of a set.
+    pub to: u32,
+    /// The hops, walked from `from` to `to`; the other direction walks them backwards. Where both
+    /// members of a pair are in both sets, the member with the lower id counts as `from`.
+    pub hops: PathHops,
+}
+
+/// The hops between two members.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PathHops {
+    /// None: the ends talk directly.
+    Direct,
+    /// These SaPs, in order; never empty.
+    Via(Vec<NodeId>),
+    /// Not over this SaP. Only in tables of SaPs.
+    Elsewhere,
+}
+
+/// What a destination's keys are derived from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DestinationKeyRow {
+    /// Index of the destination in `members`.
+    pub to: u32,
+    /// One `Kb`, or two during a rotation, oldest first.
+    pub accept: Vec<DestinationKey>,
+}
+
+/// One `Kb` with its version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DestinationKey {
+    /// What it was derived from.
+    pub version: KeyVersion,
+    /// `HMAC-SHA-256(epoch secret, …)`, design section 5.
+    pub secret: Secret,
+}
+
+/// A pair that was rotated alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PairGenerationRow {
+    /// Index of the source in `members`.
+    pub from: u32,
+    /// Index of the destination in `members`.
+    pub to: u32,
+    /// One generation, or two during a rotation, oldest first.
+    pub accept: Vec<Generation>,
+}
+
+/// The key to stamp for one destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SendKeyRow {
+    /// Index of the destination in `members`.
+    pub to: u32,
+    /// The key.
+    pub key: AuthorizationKey,
+}

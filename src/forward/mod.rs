@@ -1,0 +1,51 @@
+//! One packet's facts in, one verdict out; the flow table. Pure: no bytes of packets, no clock, no
+//! socket; `now` is passed in.
+//!
+//! A [`Snapshot`] is built whole from one table (by `agent`), is immutable, and is swapped whole.
+//! Its three questions are the three hallways:
+//!
+//! | hallway | question | where |
+//! |---|---|---|
+//! | egress | [`Snapshot::egress`] | `ovd`, from TUN to UDP |
+//! | ingress | [`Snapshot::ingress`] | `ovd`, from UDP to TUN |
+//! | transit | [`Snapshot::transit`] | `ovsap`, from UDP to UDP |
+
+mod flows;
+mod matcher;
+mod snapshot;
+
+use std::net::SocketAddr;
+
+pub use flows::FlowTable;
+pub use snapshot::{Snapshot, SnapshotBuilder};
+
+use crate::types::{AuthorizationKey, DropReason, Timestamp};
+
+/// The time, read once per batch by the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never goes back.
+    pub monotonic_millis: u64,
+    /// Wall-clock seconds, for rules that expire.
+    pub wall: Timestamp,
+}
+
+/// What to do with one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// Send it there with this key.
+    Send {
+        /// The next hop.
+        hop: SocketAddr,
+        /// The key to stamp; at a SaP the one that the packet already carries.
+        key: AuthorizationKey,
+    },
+    /// Give it to the host, on the TUN of this overlay (index into the snapshot's overlays).
+    Deliver {
+        /// Index of the overlay.
+        overlay: usize,
+    },
+    /// Drop it; each reason is one counter.
+    Drop(DropReason),
+}

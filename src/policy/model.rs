@@ -1,0 +1,93 @@
+//! The world as policy sees it: overlays, nodes, rules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::api::admin::Semantics;
+use crate::api::table::{Action, PathHops};
+use crate::types::{
+    EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret,
+    Service, Timestamp,
+};
+
+/// Intent and inventory at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// The newest revision.
+    pub revision: Revision,
+    /// Overlays by id.
+    pub overlays: BTreeMap<OverlayId, OverlayFacts>,
+    /// Entities and SaPs by id.
+    pub nodes: BTreeMap<NodeId, NodeFacts>,
+    /// Rules by id.
+    pub rules: BTreeMap<RuleId, RuleFacts>,
+    /// Links by (entity, SaP).
+    pub links: BTreeMap<(NodeId, NodeId), (LinkId, Secret)>,
+}
+
+/// One overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayFacts {
+    /// Its name.
+    pub name: Name,
+    /// Its range.
+    pub cidr: Prefix,
+    /// What unspoken traffic means.
+    pub semantics: Semantics,
+    /// Whether refusals stay unanswered.
+    pub silent: bool,
+}
+
+/// One entity or SaP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Entity or SaP.
+    pub kind: NodeKind,
+    /// Its full name; SaPs are in the namespace `default`.
+    pub name: EntityName,
+    /// Its labels.
+    pub labels: BTreeSet<Label>,
+    /// Its named ports; values are always [`Service::Ports`].
+    pub ports: BTreeMap<Name, Service>,
+    /// Where it receives data packets, best first.
+    pub endpoints: Vec<SocketAddr>,
+    /// An entity's addresses by overlay; empty for a SaP.
+    pub addresses: BTreeMap<OverlayId, IpAddr>,
+    /// The overlays that a SaP serves; empty for an entity.
+    pub serves: BTreeSet<OverlayId>,
+}
+
+/// One policy statement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleFacts {
+    /// Its overlay.
+    pub overlay: OverlayId,
+    /// Allow or deny.
+    pub action: Action,
+    /// Who starts flows.
+    pub from: BoundSelector,
+    /// Who is talked to.
+    pub to: BoundSelector,
+    /// Protocols and ports; empty means all.
+    pub services: Vec<Service>,
+    /// Whether it holds in both directions.
+    pub both: bool,
+    /// The path it asks for: [`PathHops::Direct`] or [`PathHops::Via`].
+    pub path: Option<PathHops>,
+    /// When it ends.
+    pub not_after: Option<Timestamp>,
+}
+
+/// A selector whose name is bound to an id, so that a later bearer of the name inherits nothing.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BoundSelector {
+    /// Every member of the overlay.
+    Any,
+    /// One entity, by the id it had when the rule was written; the name is for people. Selects nobody
+    /// when that id is gone.
+    Node(NodeId, EntityName),
+    /// Members that carry all of these labels.
+    Labels(BTreeSet<Label>),
+    /// All members of one namespace.
+    Namespace(Name),
+}

@@ -1,0 +1,23 @@
+//! The vocabulary of ovmesh: ids, names, prefixes, keys, serials.
+//!
+//! Parsing happens in constructors, so a value that exists is valid. This room imports nothing of
+//! ours, owns no clock and no socket.
+
+mod drop_reason;
+mod duration;
+mod id;
+mod key;
+mod name;
+mod selector;
+mod service;
+mod version;
+
+pub use drop_reason::DropReason;
+pub use duration::{HumanDuration, Timestamp};
+pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId};
+pub use ipnet::IpNet as Prefix;
+pub use key::{AuthorizationKey, Epoch, Generation, KeyVersion, Secret};
+pub use name::{EntityName, Label, Name, ParseNameError};
+pub use selector::{Selector, SelectorError};
+pub use service::{PortRange, Protocol, Service, ServiceError};
+pub use version::{ApiVersion, Incarnation, Revision, Serial};

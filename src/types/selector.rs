@@ -1,0 +1,101 @@
+//! Selectors: which members a rule speaks of.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{EntityName, Label, Name, ParseNameError};
+
+/// One end of a rule, as people write it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Selector {
+    /// Every member of the overlay, never the outside.
+    Any,
+    /// One entity by name.
+    Name(EntityName),
+    /// Members that carry all of these labels: `role=web,tier=front`.
+    Labels(BTreeSet<Label>),
+    /// All members of one namespace: `namespace:shop`.
+    Namespace(Name),
+}
+
+/// Why a text is not a selector.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SelectorError {
+    /// A part is no name or label.
+    #[error(transparent)]
+    Name(#[from] ParseNameError),
+    /// A form that this version does not have.
+    #[error(
+        "`{0}`: this version knows names (web, shop/web), labels (role=web,tier=front), \
+         namespace:NAME and any"
+    )]
+    Unsupported(String),
+}
+
+impl FromStr for Selector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        if text == "any" {
+            return Ok(Self::Any);
+        }
+        if let Some(namespace) = text.strip_prefix("namespace:") {
+            return Ok(Self::Namespace(Name::new(namespace)?));
+        }
+        if text.contains('=') {
+            let labels = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            return Ok(Self::Labels(labels));
+        }
+        if text.starts_with("group:") || text.parse::<ipnet::IpNet>().is_ok() {
+            return Err(SelectorError::Unsupported(text.chars().take(80).collect()));
+        }
+        Ok(Self::Name(text.parse()?))
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.pad("any"),
+            Self::Name(name) => name.fmt(f),
+            Self::Namespace(name) => f.pad(&format!("namespace:{name}")),
+            Self::Labels(labels) => {
+                let text: Vec<String> = labels.iter().map(Label::to_string).collect();
+                f.pad(&text.join(","))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = SelectorError;
+
+    fn try_from(text: String) -> Result<Self, SelectorError> {
+        text.parse()
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> Self {
+        selector.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_round_trip() {
+        for text in ["any", "web", "shop/web", "namespace:shop", "a=b", "a=b,c=d"] {
+            assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
+        }
+        for bad in ["", "a=b,", "group:x", "10.0.0.0/8", "namespace:", "A", "x' OR 1=1"] {
+            assert!(bad.parse::<Selector>().is_err(), "{bad}");
+        }
+    }
+}

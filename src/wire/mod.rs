@@ -1,0 +1,12 @@
+//! Bytes to types and back: GUE, inner IP and L4 views, control messages.
+//!
+//! Nothing here copies a payload or panics on any input. What is refused is a [`DropReason`], which
+//! is a counter.
+//!
+//! [`DropReason`]: crate::types::DropReason
+
+pub mod control;
+pub mod gue;
+pub mod inner;
+
+pub use inner::{Facts, Family};
