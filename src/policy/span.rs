@@ -111,7 +111,7 @@ mod tests {
         spans
             .iter()
             .map(|s| {
-                u64::from(s.protocols.1 - s.protocols.0 + 1)
+                (u64::from(s.protocols.1 - s.protocols.0) + 1)
                     * (u64::from(s.ports.1) - u64::from(s.ports.0) + 1)
             })
             .sum()
