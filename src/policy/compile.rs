@@ -95,12 +95,11 @@ fn sap_links(world: &World, sap: NodeId, facts: &NodeFacts) -> Vec<LinkRow> {
                 && facts.serves.iter().any(|overlay| entity.addresses.contains_key(overlay))
         })
     };
-    sorted_links(world.links.iter().filter_map(|(&(entity, other), (id, secret))| {
-        (other == sap && is_served(&entity)).then(|| LinkRow {
-            id: *id,
-            peer: entity,
-            secret: secret.clone(),
-        })
+    let links = world.links.iter().filter(|((entity, to), _)| *to == sap && is_served(entity));
+    sorted_links(links.map(|(&(entity, _), (id, secret))| LinkRow {
+        id: *id,
+        peer: entity,
+        secret: secret.clone(),
     }))
 }
 

@@ -138,7 +138,7 @@ pub(super) fn rule(world: &World, text: &str) -> RuleFacts {
                 rule.not_after = Some(Timestamp(words.next().unwrap().parse().unwrap()));
             }
             services => {
-                rule.services = services.split(',').map(|text| service(text)).collect();
+                rule.services = services.split(',').map(service).collect();
             }
         }
     }
