@@ -1,1 +1,4 @@
-//! TODO
+//! The command line of the three programs: arguments, and for `ovctl` one file per noun that asks
+//! the server and shows its answer. Only `output` prints.
+
+pub mod args;
