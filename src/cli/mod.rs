@@ -2,3 +2,7 @@
 //! the server and shows its answer. Only `output` prints.
 
 pub mod args;
+pub mod client;
+mod credential;
+pub mod output;
+mod pin;
