@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn a_table_that_contradicts_itself_is_refused_in_words() {
-        let breaks: [(fn(&mut NodeTable), &str); 5] = [
+        type Break = (fn(&mut NodeTable), &'static str);
+        let breaks: [Break; 5] = [
             (|table| table.body.saps.clear(), "has no row"),
             (|table| table.body.overlays[0].rules[0].to = 7, "set number 7 of 2"),
             (

@@ -156,7 +156,7 @@ fn threads_share_the_table_without_mixing_flows_up() {
                     let source = round % 40;
                     let (key, starter) = flow(source, round % 64);
                     // The token says whose flow it is, so that a mixed up slot shows.
-                    let token = source << 16 | round % 64;
+                    let token = (source << 16) | (round % 64);
                     match table.find(&key, at(u64::from(round))) {
                         Some(mut found) => {
                             assert_eq!(found.token(), token, "thread {thread}");

@@ -1,13 +1,11 @@
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+mod model;
+mod paths;
 
-use proptest::prelude::*;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::*;
 use crate::keys::DestinationKey;
-use crate::types::{
-    Generation, Name, NodeId, NodeKind, OverlayId, PortRange, Prefix, Protocol, RuleId, Secret,
-    Service,
-};
+use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret};
 use crate::wire::Family;
 use crate::wire::inner::{Fragment, Quoted, Upper};
 
@@ -546,81 +544,6 @@ fn two_keys_are_accepted_during_a_rotation() {
 }
 
 #[test]
-fn direct_pairs_skip_the_sap() {
-    let world = World::new(vec![rule(1, A, B, &[])]).via(Hops::Direct);
-    let (a, b, sap, flows) = (world.entity(A), world.entity(B), world.sap(), table());
-    let facts = world.udp(A, B, (9, 53));
-    let key = AuthorizationKey::from_bits(world.key(A, B));
-
-    assert_eq!(a.egress(0, &facts, &flows, at(0)), Verdict::Send { hop: endpoint(B), key });
-    let from_a = b.ingress(endpoint(A), key.bits(), &facts, &table(), at(0));
-    assert_eq!(from_a, Verdict::Deliver { overlay: 0 });
-    assert_eq!(reason(world.ingress(&b, &facts, &table(), at(0))), Some(DropReason::SourceBinding));
-    assert_eq!(reason(world.transit(&sap, &facts, &table(), at(0))), Some(DropReason::Path));
-}
-
-#[test]
-fn chains_are_walked_backwards_by_the_other_direction() {
-    let world =
-        World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]).via(Hops::Via(vec![SAP, SAP2]));
-    let (a, b) = (world.entity(A), world.entity(B));
-    let (first, second) = (world.sap_named(SAP), world.sap_named(SAP2));
-    let hop = |verdict| match verdict {
-        Verdict::Send { hop, .. } => Ok(hop),
-        Verdict::Drop(reason) => Err(reason),
-        Verdict::Deliver { .. } => panic!("delivered"),
-    };
-    let (there, back) = (world.udp(A, B, (9, 53)), world.udp(B, A, (9, 53)));
-    let (key, back_key) = (world.key(A, B), world.key(B, A));
-    let go = |sap: &Snapshot, outer, key, facts: &Facts| {
-        hop(sap.transit(outer, key, facts, &table(), at(0)))
-    };
-
-    assert_eq!(hop(a.egress(0, &there, &table(), at(0))), Ok(sap_endpoint(SAP)));
-    assert_eq!(go(&first, endpoint(A), key, &there), Ok(sap_endpoint(SAP2)));
-    assert_eq!(go(&second, sap_endpoint(SAP), key, &there), Ok(endpoint(B)));
-    assert_eq!(hop(b.egress(0, &back, &table(), at(0))), Ok(sap_endpoint(SAP2)));
-    assert_eq!(go(&second, endpoint(B), back_key, &back), Ok(sap_endpoint(SAP)));
-    assert_eq!(go(&first, sap_endpoint(SAP2), back_key, &back), Ok(endpoint(A)));
-    // Nobody enters in the middle.
-    assert_eq!(go(&second, endpoint(A), key, &there), Err(DropReason::SourceBinding));
-    assert_eq!(go(&first, sap_endpoint(SAP2), key, &there), Err(DropReason::SourceBinding));
-    let at_b = |sap| reason(b.ingress(sap_endpoint(sap), key, &there, &table(), at(0)));
-    assert_eq!((at_b(SAP2), at_b(SAP)), (None, Some(DropReason::SourceBinding)));
-}
-
-#[test]
-fn starters_take_the_first_live_sap_and_replies_the_one_they_came_by() {
-    let world = World::new(vec![rule(1, A, B, &[])]);
-    let (a, b, flows) = (world.entity(A), world.entity(B), table());
-    let hop = |node: &Snapshot, facts: &Facts, flows: &FlowTable| match node.egress(
-        0,
-        facts,
-        flows,
-        at(0),
-    ) {
-        Verdict::Send { hop, .. } => hop,
-        Verdict::Drop(_) | Verdict::Deliver { .. } => panic!("not sent"),
-    };
-    let (question, answer) = (world.udp(A, B, (9, 53)), world.udp(B, A, (53, 9)));
-    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP));
-    a.set_alive(SAP, false);
-    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP2));
-    let next = world.entity(A);
-    next.adopt_liveness(&a);
-    assert_eq!(hop(&next, &question, &table()), sap_endpoint(SAP2));
-    a.set_alive(SAP2, false);
-    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP));
-
-    for sap in [SAP2, SAP] {
-        let key = world.key(A, B);
-        let delivered = b.ingress(sap_endpoint(sap), key, &question, &flows, at(0));
-        assert_eq!(delivered, Verdict::Deliver { overlay: 0 });
-        assert_eq!(hop(&b, &answer, &flows), sap_endpoint(sap));
-    }
-}
-
-#[test]
 fn tables_that_do_not_agree_with_themselves_are_refused() {
     let good = World::new(vec![rule(1, A, B, &[])]);
     let build = |spec: OverlaySpec| {
@@ -644,115 +567,5 @@ fn tables_that_do_not_agree_with_themselves_are_refused() {
         breaks(&mut spec);
         let problem = build(spec).map(|_| ()).unwrap_err();
         assert!(problem.starts_with("overlay test: "), "{number}: {problem}");
-    }
-}
-
-/// Whether a new flow may open, read straight from the design.
-fn naive(world: &World, from: u32, to: u32, facts: &Facts, now: Now) -> Option<DropReason> {
-    let port = match facts.upper {
-        Upper::Tcp { destination_port, .. } | Upper::Ports { destination_port, .. } => {
-            Some(destination_port)
-        }
-        Upper::Echo { .. } | Upper::IcmpError { .. } | Upper::Opaque => None,
-    };
-    let covers = |service: &Service| match service {
-        Service::Protocol(protocol) => protocol.matches(facts.protocol, world.is_v6),
-        Service::Ports(protocol, range) => {
-            protocol.matches(facts.protocol, world.is_v6)
-                && port.is_some_and(|port| range.contains(port))
-        }
-        Service::Named(..) => false,
-    };
-    let speaks = |rule: &RuleSpec| {
-        world.sets[rule.from as usize].contains(&from)
-            && world.sets[rule.to as usize].contains(&to)
-            && rule.not_after.is_none_or(|end| now.wall < end)
-            && (rule.services.is_empty() || rule.services.iter().any(covers))
-    };
-    if world.rules.iter().any(|rule| rule.is_deny && speaks(rule)) {
-        Some(DropReason::DenyRule)
-    } else if world.rules.iter().any(|rule| !rule.is_deny && speaks(rule)) {
-        None
-    } else {
-        Some(DropReason::NoRule)
-    }
-}
-
-fn any_service() -> impl Strategy<Value = Service> {
-    let protocol = prop::sample::select(vec![
-        Protocol::Tcp,
-        Protocol::Udp,
-        Protocol::Sctp,
-        Protocol::Icmp,
-        Protocol::Number(99),
-    ]);
-    (protocol, prop::option::of((1_u16..12, 0_u16..6))).prop_map(|(protocol, ports)| match ports {
-        Some((first, more)) if protocol.has_ports() => {
-            Service::Ports(protocol, PortRange { first, last: first + more })
-        }
-        _ => Service::Protocol(protocol),
-    })
-}
-
-fn any_rule() -> impl Strategy<Value = RuleSpec> {
-    let services = prop::collection::vec(any_service(), 0..3);
-    let end = prop::option::of((0_u64..10).prop_map(|second| at(second).wall));
-    (1_u32..6, prop::bool::weighted(0.3), 0_u32..4, 0_u32..4, services, end).prop_map(
-        |(number, is_deny, from, to, services, not_after)| RuleSpec {
-            id: RuleId(number),
-            is_deny,
-            from,
-            to,
-            services,
-            not_after,
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn verdicts_agree_with_a_naive_model(
-        is_v6: bool,
-        rules in prop::collection::vec(any_rule(), 0..8),
-        third_set in prop::collection::btree_set(0_u32..3, 0..3),
-        (from, to) in (0_u32..3, 0_u32..3),
-        protocol in prop::sample::select(vec![1_u8, 6, 17, 58, 99, 132]),
-        ports in (1_u16..20, 1_u16..20),
-        second in 0_u64..12,
-    ) {
-        prop_assume!(from != to);
-        let mut world = World { is_v6, ..World::new(rules) };
-        world.sets[2] = third_set.into_iter().collect();
-        let icmp = if is_v6 { 58 } else { 1 };
-        let (facts, answer) = match protocol {
-            6 => (
-                world.tcp(from, to, ports, SYN),
-                world.tcp(to, from, (ports.1, ports.0), SYN | ACK),
-            ),
-            17 | 132 => {
-                let udp = |from, to, ports| Facts { protocol, ..world.udp(from, to, ports) };
-                (udp(from, to, ports), udp(to, from, (ports.1, ports.0)))
-            }
-            _ if protocol == icmp => (world.echo(from, to, true), world.echo(to, from, false)),
-            _ => (
-                world.facts(from, to, protocol, Upper::Opaque),
-                world.facts(to, from, protocol, Upper::Opaque),
-            ),
-        };
-        let now = at(second);
-        let expected = naive(&world, from, to, &facts, now);
-        let (source, target, sap) = (world.entity(from), world.entity(to), world.sap());
-        let (at_source, at_target, at_sap) = (table(), table(), table());
-
-        prop_assert_eq!(reason(source.egress(0, &facts, &at_source, now)), expected);
-        prop_assert_eq!(reason(world.transit(&sap, &facts, &at_sap, now)), expected);
-        prop_assert_eq!(reason(world.ingress(&target, &facts, &at_target, now)), expected);
-        if expected.is_none() {
-            prop_assert_eq!(reason(target.egress(0, &answer, &at_target, now)), None);
-            prop_assert_eq!(reason(world.transit(&sap, &answer, &at_sap, now)), None);
-            prop_assert_eq!(reason(world.ingress(&source, &answer, &at_source, now)), None);
-        }
     }
 }
