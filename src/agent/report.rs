@@ -1,0 +1,41 @@
+//! Tells the server how this node is: at the start, when something changed, and every 30 s.
+
+use std::time::Duration;
+
+use super::client::Client;
+use super::health::Health;
+use crate::api::node::NodeReport;
+use crate::types::Secret;
+
+/// Between reports when nothing changes.
+const INTERVAL: Duration = Duration::from_secs(30);
+
+/// At least so long between two reports, so that something that flaps does not flood the server.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Reports for ever; stops when it is dropped. `make` is asked anew for each report.
+pub async fn run(
+    client: &Client,
+    credential: &Secret,
+    health: &Health,
+    make: impl Fn() -> NodeReport,
+) {
+    let mut failures = 0_u32;
+    loop {
+        let wait = match client.report(credential, &make()).await {
+            Ok(()) => {
+                failures = 0;
+                INTERVAL
+            }
+            // The table loop says loudly when the server is away; this one only tries again.
+            Err(problem) => {
+                tracing::debug!(what = %problem.what, why = %problem.why, "report not delivered");
+                failures = failures.saturating_add(1);
+                super::sync::backoff(failures).max(PAUSE)
+            }
+        };
+        tokio::time::sleep(PAUSE).await;
+        // Elapsing is the ordinary case.
+        let _ = tokio::time::timeout(wait, health.changed()).await;
+    }
+}
