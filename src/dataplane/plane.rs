@@ -178,7 +178,7 @@ impl EntityPlane {
         problems.values().cloned().collect()
     }
 
-    /// Stops all threads and waits for them; the devices vanish.
+    /// Stops all threads and waits for them, a batch at most; the devices vanish.
     pub fn stop(self) {
         drop(self);
     }

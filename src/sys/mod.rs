@@ -27,6 +27,7 @@ pub mod wake;
 
 mod cmsg;
 mod error;
+mod netlink;
 mod sockaddr;
 
 pub use error::SysError;

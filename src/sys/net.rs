@@ -8,16 +8,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
-};
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
+use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
+use super::netlink::{
+    address_prefix, is_everywhere, link_mtu, link_name, route, route_mtu, route_use,
+    unreachable_route,
+};
 use super::tun::check_name;
 use crate::types::Prefix;
 
@@ -45,7 +46,8 @@ impl Network {
     }
 
     /// Makes `device` an overlay interface: no autoconfiguration, `address` as a single host, `mtu`
-    /// bytes, up, and `range` routed to it.
+    /// bytes, up, and `range` routed to it. [`Self::add_unreachable`] comes before it, so that at no
+    /// moment a packet for the range leaves in clear.
     ///
     /// # Errors
     ///
@@ -144,7 +146,7 @@ impl Network {
         let what = || format!("cannot route {range} to {device}");
         let mut message = route(range).map_err(|why| SysError::new(what(), why))?;
         message.attributes.push(RouteAttribute::Oif(index));
-        message.header.scope = rtnetlink::packet_route::route::RouteScope::Link;
+        message.header.scope = RouteScope::Link;
         match self.handle.route().add(message).execute().await {
             Err(error) if errno(&error) == Some(libc::EEXIST) => {
                 let routes = self.occupied().await?;
@@ -309,94 +311,6 @@ pub fn source_towards(to: SocketAddr) -> io::Result<IpAddr> {
     Ok(socket.local_addr()?.ip().to_canonical())
 }
 
-/// A unicast route of the main table for `range`, without a device yet.
-fn route(range: Prefix) -> Result<RouteMessage, String> {
-    RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(range.network(), range.prefix_len())
-        .map(RouteMessageBuilder::build)
-        .map_err(|error| error.to_string())
-}
-
-fn unreachable_route(range: Prefix) -> Result<RouteMessage, String> {
-    let mut message = route(range)?;
-    message.header.kind = RouteType::Unreachable;
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.attributes.push(RouteAttribute::Priority(UNREACHABLE_METRIC));
-    Ok(message)
-}
-
-/// What a route occupies: its prefix, and its device or, without one, the kind of refusal.
-fn route_use(route: &RouteMessage) -> Option<(Prefix, Result<u32, &'static str>)> {
-    let kind = match route.header.kind {
-        RouteType::Unicast => None,
-        RouteType::Unreachable => Some("unreachable"),
-        RouteType::BlackHole => Some("blackhole"),
-        RouteType::Prohibit => Some("prohibit"),
-        // Local and broadcast routes repeat the interfaces' addresses.
-        _ => return None,
-    };
-    let (mut destination, mut device, mut priority) = (None, None, 0);
-    for attribute in &route.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
-                destination = Some(IpAddr::V4(*ip))
-            }
-            RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
-                destination = Some(IpAddr::V6(*ip));
-            }
-            RouteAttribute::Oif(index) => device = Some(*index),
-            RouteAttribute::Priority(metric) => priority = *metric,
-            _ => {}
-        }
-    }
-    if kind.is_some() && priority == UNREACHABLE_METRIC {
-        return None;
-    }
-    let prefix = Prefix::new(destination?, route.header.destination_prefix_length).ok()?;
-    let used_by = match kind {
-        Some(kind) => Err(kind),
-        None => device.ok_or("several devices"),
-    };
-    Some((prefix.trunc(), used_by))
-}
-
-fn address_prefix(address: &AddressMessage) -> Option<Prefix> {
-    let find = |wants_local: bool| {
-        address.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(ip) if wants_local => Some(*ip),
-            AddressAttribute::Address(ip) if !wants_local => Some(*ip),
-            _ => None,
-        })
-    };
-    let ip = find(true).or_else(|| find(false))?;
-    Prefix::new(ip, address.header.prefix_len).ok().map(|prefix| prefix.trunc())
-}
-
-/// Default routes and what every host has on every interface.
-fn is_everywhere(prefix: &Prefix) -> bool {
-    prefix.prefix_len() == 0
-        || match prefix.addr() {
-            IpAddr::V4(ip) => ip.is_multicast() || ip.is_link_local(),
-            IpAddr::V6(ip) => ip.is_multicast() || ip.is_unicast_link_local(),
-        }
-}
-
-fn route_mtu(attribute: &RouteAttribute) -> Option<u32> {
-    let RouteAttribute::Metrics(metrics) = attribute else { return None };
-    metrics.iter().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-        _ => None,
-    })
-}
-
-fn link_mtu(attribute: &LinkAttribute) -> Option<u32> {
-    if let LinkAttribute::Mtu(mtu) = attribute { Some(*mtu) } else { None }
-}
-
-fn link_name(attribute: &LinkAttribute) -> Option<&str> {
-    if let LinkAttribute::IfName(name) = attribute { Some(name) } else { None }
-}
-
 fn errno(error: &rtnetlink::Error) -> Option<i32> {
     if let rtnetlink::Error::NetlinkError(message) = error {
         return Some(message.raw_code().abs());
@@ -449,16 +363,5 @@ mod tests {
     fn the_kernel_picks_the_loopback_towards_itself() {
         let to = "127.0.0.1:6080".parse().unwrap();
         assert_eq!(source_towards(to).unwrap(), IpAddr::from([127, 0, 0, 1]));
-    }
-
-    #[test]
-    fn our_unreachable_route_is_not_a_conflict_but_a_foreign_one_is() {
-        let range: Prefix = "100.80.0.0/16".parse().unwrap();
-        let ours = unreachable_route(range).unwrap();
-        let mut foreign = route(range).unwrap();
-        foreign.header.kind = RouteType::BlackHole;
-
-        assert_eq!(route_use(&ours), None);
-        assert_eq!(route_use(&foreign), Some((range, Err("blackhole"))));
     }
 }
