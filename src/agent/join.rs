@@ -1,7 +1,5 @@
-//! Joining: from the text of `--join` to an identity on disk, or to nothing at all.
+//! Joining: from a token to an identity on disk, or to nothing at all.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -14,39 +12,6 @@ use super::underlay::{self, HostRange};
 use crate::api::node::{JoinCheck, JoinRequest, JoinToken, Membership};
 use crate::api::{Problem, ProblemCode};
 use crate::types::{ApiVersion, Name, NodeKind, Secret};
-
-/// The longest text that is read as a token.
-const TOKEN_MAX_BYTES: u64 = 16 << 10;
-
-/// Reads the argument of `--join`: `TOKEN`, `@FILE`, or `-` for `stdin`.
-///
-/// # Errors
-///
-/// `Usage` when it is no token or cannot be read.
-pub fn read_token(argument: &str, stdin: impl Read) -> Result<JoinToken, Problem> {
-    let text = if argument == "-" {
-        read_text("standard input", stdin)?
-    } else if let Some(path) = argument.strip_prefix('@') {
-        let file = File::open(path).map_err(|error| {
-            Problem::new(ProblemCode::Usage, format!("cannot read the join token from {path}"))
-                .why(error.to_string())
-                .fix("give the token itself, @FILE of a file that this user can read, or -")
-        })?;
-        read_text(path, file)?
-    } else {
-        argument.to_owned()
-    };
-    text.parse()
-}
-
-fn read_text(from: &str, reader: impl Read) -> Result<String, Problem> {
-    let mut text = String::new();
-    reader.take(TOKEN_MAX_BYTES).read_to_string(&mut text).map_err(|error| {
-        Problem::new(ProblemCode::Usage, format!("cannot read the join token from {from}"))
-            .why(error.to_string())
-    })?;
-    Ok(text)
-}
 
 /// What to do with a `--join` when the node has an identity or has none.
 #[derive(Debug)]
@@ -234,23 +199,6 @@ mod tests {
             incarnation: Incarnation("aa".to_owned()),
             clear_underlay: false,
         }
-    }
-
-    #[test]
-    fn tokens_come_as_text_from_a_file_or_from_stdin() {
-        let text = token(1).to_string();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("{text}\n")).unwrap();
-        let from_file = format!("@{}", file.path().display());
-
-        assert_eq!(read_token(&text, std::io::empty()).unwrap(), token(1));
-        assert_eq!(read_token(&from_file, std::io::empty()).unwrap(), token(1));
-        assert_eq!(read_token("-", format!("{text}\n").as_bytes()).unwrap(), token(1));
-
-        let missing = read_token("@/nowhere/token", std::io::empty()).unwrap_err();
-        assert_eq!(missing.code, ProblemCode::Usage);
-        assert!(missing.what.contains("/nowhere/token"), "{missing}");
-        assert_eq!(read_token("-", std::io::empty()).unwrap_err().code, ProblemCode::Usage);
     }
 
     #[test]
