@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::args::Global;
 use super::credential::{self, Credential};
+use super::output::Output;
 use super::pin;
 use crate::api::admin::ChangeOptions;
 use crate::api::{Problem, ProblemCode};
@@ -62,13 +63,16 @@ impl Client {
     /// # Errors
     ///
     /// When the options do not make sense or the token file cannot be read.
-    pub fn to_server(global: &Global) -> Result<Self, Problem> {
+    pub fn to_server(global: &Global, output: &mut Output) -> Result<Self, Problem> {
         let Some(server) = &global.server else {
             let path = global.socket.clone().unwrap_or_else(ovctl::server_socket);
             return Self::over_socket(path.clone(), Target::Server(path));
         };
-        let Credential { url, pin, bearer } =
+        let Credential { url, pin, bearer, warning } =
             credential::read(server, global.token_file.as_deref())?;
+        if let Some(warning) = warning {
+            output.note(format!("warning: {warning}"));
+        }
         let http = builder()
             .tls_backend_preconfigured(pin::client_config(pin).map_err(|why| unusable(&why))?)
             .https_only(true)
@@ -327,9 +331,14 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::UnixListener;
 
+    fn to_server(global: &Global) -> Client {
+        let mut output = Output::standard(crate::cli::args::Format::Table);
+        Client::to_server(global, &mut output).unwrap()
+    }
+
     async fn ask(path: PathBuf) -> Result<Answer<Value>, Problem> {
         let global = Global { socket: Some(path), ..Global::default() };
-        Client::to_server(&global).unwrap().read("/v1/status", &[]).await
+        to_server(&global).read("/v1/status", &[]).await
     }
 
     /// Answers one request with `response`, and says what was asked.
@@ -400,8 +409,7 @@ mod tests {
         let path = dir.path().join("s");
         let server =
             tokio::spawn(serve_once(UnixListener::bind(&path).unwrap(), http("200 OK", "{}")));
-        let client =
-            Client::to_server(&Global { socket: Some(path), ..Global::default() }).unwrap();
+        let client = to_server(&Global { socket: Some(path), ..Global::default() });
         let options = ChangeOptions {
             dry_run: Some(true),
             if_revision: Some(crate::types::Revision(4)),

@@ -38,6 +38,8 @@ pub(crate) struct Credential {
     pub(crate) pin: [u8; 32],
     /// What entitles.
     pub(crate) bearer: Bearer,
+    /// What the user should know about the token file.
+    pub(crate) warning: Option<String>,
 }
 
 /// Reads the token in `token_file` (`-` is stdin) for the server at `server`.
@@ -54,14 +56,14 @@ pub(crate) fn read(server: &str, token_file: Option<&Path>) -> Result<Credential
                 "on the server: ovctl token create --role admin > FILE; here: --token-file FILE",
             ));
     };
-    let text = read_file(path)?;
+    let (text, warning) = read_file(path)?;
     let (bearer, token_pin) = split_token(text.trim(), path)?;
     let pin = url_pin.or(token_pin).ok_or_else(|| {
         Problem::new(ProblemCode::Unauthorized, format!("cannot tell whether {url} is the server"))
             .why("the token carries no pin of the server's key")
             .fix("name it with the URL: --server https://HOST:PORT#sha256=HEX")
     })?;
-    Ok(Credential { url, pin: *pin.expose(), bearer })
+    Ok(Credential { url, pin: *pin.expose(), bearer, warning })
 }
 
 /// Splits `https://HOST:PORT[#sha256=HEX]`.
@@ -115,7 +117,7 @@ fn split_token(text: &str, path: &Path) -> Result<(Bearer, Option<Secret>), Prob
 }
 
 /// Reads a token file, and says when others can read it too.
-fn read_file(path: &Path) -> Result<Zeroizing<String>, Problem> {
+fn read_file(path: &Path) -> Result<(Zeroizing<String>, Option<String>), Problem> {
     let unreadable = |error: std::io::Error| {
         Problem::new(
             ProblemCode::Unauthorized,
@@ -125,22 +127,19 @@ fn read_file(path: &Path) -> Result<Zeroizing<String>, Problem> {
         .fix("name another: --token-file FILE, or - for stdin")
     };
     let mut text = String::new();
+    let mut warning = None;
     let read = if path == Path::new("-") {
         std::io::stdin().lock().take(FILE_MAX).read_to_string(&mut text)
     } else {
         let file = std::fs::File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.mode();
-        if mode & 0o077 != 0 {
-            // A warning and no refusal: `token create > FILE` makes such files.
-            tracing::warn!(
-                file = %path.display(),
-                "others can read the admin token; chmod 600 it"
-            );
-        }
+        // A warning and no refusal: `token create > FILE` makes such files.
+        warning = (mode & 0o077 != 0)
+            .then(|| format!("others can read this admin token: chmod 600 {}", path.display()));
         file.take(FILE_MAX).read_to_string(&mut text)
     };
     match read {
-        Ok(_) => Ok(Zeroizing::new(text)),
+        Ok(_) => Ok((Zeroizing::new(text), warning)),
         Err(error) => {
             text.zeroize();
             Err(unreadable(error))
@@ -150,6 +149,8 @@ fn read_file(path: &Path) -> Result<Zeroizing<String>, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn token_file(text: &str) -> tempfile::NamedTempFile {
@@ -167,6 +168,10 @@ mod tests {
         assert_eq!(credential.url, "https://192.0.2.1:7443");
         assert_eq!(credential.bearer.expose(), "ab".repeat(32));
         assert_eq!(credential.pin, [0xcd; 32]);
+        assert_eq!(credential.warning, None);
+        std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).unwrap();
+        let credential = read("https://192.0.2.1:7443/", Some(file.path())).unwrap();
+        assert!(credential.warning.unwrap().contains("chmod 600"));
     }
 
     #[test]
