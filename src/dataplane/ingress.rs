@@ -7,14 +7,13 @@ use std::sync::Arc;
 use super::control::Punter;
 use super::counters::{Counters, Tally};
 use super::ecn;
-use super::hallway::{Common, now, receive};
+use super::hallway::{Common, Opened, now, open, receive};
 use super::publish::Reader;
-use crate::forward::{FlowTable, Now, Snapshot, Verdict};
+use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, Meta, PacketBatch};
 use crate::sys::tun::Tun;
 use crate::types::{DropReason, OverlayId};
-use crate::wire::gue::{self, Frame};
-use crate::wire::{Family, inner};
+use crate::wire::{Facts, Family, gue};
 
 /// The TUN devices by overlay.
 pub(super) type Devices = BTreeMap<OverlayId, Arc<Tun>>;
@@ -59,7 +58,12 @@ pub(super) fn run(
         let snapshot = common.snapshot.latest();
         let now = now();
         // Sealed hops: `open` goes here, before anything is believed.
-        judge(snapshot, &common.flows, now, batch.iter(), &mut judged);
+        judged.clear();
+        judged.extend(batch.iter().map(|(meta, datagram)| {
+            let verdict =
+                |from, key, facts: &Facts| snapshot.ingress(from, key, facts, &common.flows, now);
+            judge(|from| snapshot.knows(from), verdict, meta, datagram)
+        }));
         overlays.clear();
         overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
         for ((meta, bytes), one) in batch.iter_mut().zip(&judged) {
@@ -84,55 +88,33 @@ pub(super) fn run(
     }
 }
 
-/// Judges a batch: pure, apart from the flow table.
-fn judge<'a>(
-    snapshot: &Snapshot,
-    flows: &FlowTable,
-    now: Now,
-    datagrams: impl Iterator<Item = (&'a Meta, &'a [u8])>,
-    judged: &mut Vec<Judged>,
-) {
-    judged.clear();
-    judged.extend(datagrams.take(BATCH).map(|(meta, datagram)| {
-        judge_one(snapshot, flows, now, meta, datagram).unwrap_or_else(Judged::Drop)
-    }));
-}
-
-fn judge_one(
-    snapshot: &Snapshot,
-    flows: &FlowTable,
-    now: Now,
+/// Judges one datagram: pure, apart from what `verdict` remembers of flows.
+fn judge(
+    knows: impl Fn(SocketAddr) -> bool,
+    verdict: impl Fn(SocketAddr, u32, &Facts) -> Verdict,
     meta: &Meta,
     datagram: &[u8],
-) -> Result<Judged, DropReason> {
-    let (family, key, packet) = match gue::decode(datagram)? {
-        Frame::Data { family, key, inner } => (family, key, inner),
-        Frame::Control { .. } => return Ok(Judged::Punt { is_known: snapshot.knows(meta.from) }),
+) -> Judged {
+    let opened = match open(knows, meta, datagram) {
+        Ok(Opened::Data { key, facts }) => (key, facts),
+        Ok(Opened::Control { is_known }) => return Judged::Punt { is_known },
+        Err(reason) => return Judged::Drop(reason),
     };
-    check_outer(snapshot, meta.from, meta.is_truncated)?;
-    let facts = inner::parse(family, packet)?;
-    match snapshot.ingress(meta.from, key, &facts, flows, now) {
-        Verdict::Deliver { overlay } => {
-            let ecn = ecn::leave_tunnel(facts.ecn, meta.tos).ok_or(DropReason::Ecn)?;
-            let mark = (ecn != facts.ecn).then_some(ecn);
-            Ok(Judged::Deliver { overlay, family, len: usize::from(facts.len), mark })
-        }
+    let (key, facts) = opened;
+    match verdict(meta.from, key, &facts) {
+        Verdict::Deliver { overlay } => match ecn::leave_tunnel(facts.ecn, meta.tos) {
+            Some(ecn) => Judged::Deliver {
+                overlay,
+                family: facts.family,
+                len: usize::from(facts.len),
+                mark: (ecn != facts.ecn).then_some(ecn),
+            },
+            None => Judged::Drop(DropReason::Ecn),
+        },
         // An entity hands nothing on: what is not for its host has no next hop here.
-        Verdict::Send { .. } => Err(DropReason::NoPath),
-        Verdict::Drop(reason) => Err(reason),
+        Verdict::Send { .. } => Judged::Drop(DropReason::NoPath),
+        Verdict::Drop(reason) => Judged::Drop(reason),
     }
-}
-
-/// The checks that need no inner packet.
-pub(super) fn check_outer(
-    snapshot: &Snapshot,
-    from: SocketAddr,
-    is_truncated: bool,
-) -> Result<(), DropReason> {
-    if !snapshot.knows(from) {
-        return Err(DropReason::OuterSource);
-    }
-    if is_truncated { Err(DropReason::InnerLength) } else { Ok(()) }
 }
 
 fn deliver(
@@ -152,4 +134,68 @@ fn deliver(
         ecn::mark(family, packet, mark);
     }
     tun.write(packet).map_err(|_| DropReason::SendFailed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hallway::tests::{V4_DATA, datagram, meta};
+    use super::*;
+
+    const DELIVER: Verdict = Verdict::Deliver { overlay: 3 };
+
+    fn judge_known(meta: &Meta, datagram: &[u8], verdict: Verdict) -> Judged {
+        judge(|_| true, |_, _, _| verdict, meta, datagram)
+    }
+
+    #[test]
+    fn only_the_length_of_the_inner_header_is_delivered() {
+        let mut bytes = datagram(V4_DATA);
+        let expected = Judged::Deliver { overlay: 3, family: Family::V4, len: 38, mark: None };
+        assert_eq!(judge_known(&meta(0, 64), &bytes, DELIVER), expected);
+
+        bytes.extend(b"smuggled");
+        assert_eq!(judge_known(&meta(0, 64), &bytes, DELIVER), expected);
+    }
+
+    #[test]
+    fn the_verdict_sees_the_outer_source_and_the_key() {
+        let verdict = |from, key, facts: &Facts| {
+            assert_eq!((from, key), (meta(0, 64).from, 0x1a2b_3c4d));
+            assert_eq!(facts.source.to_string(), "10.0.0.2");
+            Verdict::Drop(DropReason::NoRule)
+        };
+        let judged = judge(|_| true, verdict, &meta(0, 64), &datagram(V4_DATA));
+        assert_eq!(judged, Judged::Drop(DropReason::NoRule));
+    }
+
+    #[test]
+    fn congestion_on_the_way_reaches_the_host_or_drops_what_cannot_say_so() {
+        let mut capable = datagram(V4_DATA);
+        ecn::mark(Family::V4, &mut capable[gue::HEADER_LEN..], 0b10);
+
+        assert_eq!(
+            judge_known(&meta(0b1011_1011, 64), &capable, DELIVER),
+            Judged::Deliver { overlay: 3, family: Family::V4, len: 38, mark: Some(0b11) }
+        );
+        assert_eq!(
+            judge_known(&meta(0b11, 64), &datagram(V4_DATA), DELIVER),
+            Judged::Drop(DropReason::Ecn)
+        );
+    }
+
+    #[test]
+    fn an_entity_hands_nothing_on() {
+        let key = crate::types::AuthorizationKey::from_bits(1);
+        let send = Verdict::Send { hop: meta(0, 64).from, key };
+        assert_eq!(
+            judge_known(&meta(0, 64), &datagram(V4_DATA), send),
+            Judged::Drop(DropReason::NoPath)
+        );
+    }
+
+    #[test]
+    fn without_a_device_nothing_is_delivered() {
+        let mut bytes = datagram(V4_DATA);
+        assert_eq!(deliver(None, Family::V4, &mut bytes, 38, None), Err(DropReason::SendFailed));
+    }
 }

@@ -5,14 +5,12 @@ use std::net::SocketAddr;
 
 use super::control::Punter;
 use super::counters::{Counters, Tally};
-use super::hallway::{Common, now, receive};
-use super::ingress::check_outer;
-use crate::forward::{FlowTable, Now, Snapshot, Verdict};
+use super::hallway::{Common, Opened, now, open, receive};
+use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, Meta, PacketBatch};
 use crate::sys::udp::Outgoing;
 use crate::types::DropReason;
-use crate::wire::gue::{self, Frame};
-use crate::wire::inner;
+use crate::wire::{Facts, gue};
 
 /// One datagram after the judging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +39,12 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
         let snapshot = common.snapshot.latest();
         let now = now();
         // Sealed hops: `open` goes here, before anything is believed.
-        judge(snapshot, &common.flows, now, batch.iter(), &mut judged);
+        judged.clear();
+        judged.extend(batch.iter().map(|(meta, datagram)| {
+            let verdict =
+                |from, key, facts: &Facts| snapshot.transit(from, key, facts, &common.flows, now);
+            judge(|from| snapshot.knows(from), verdict, meta, datagram)
+        }));
         for ((meta, bytes), one) in batch.iter().zip(&judged) {
             let refusal = match *one {
                 Judged::Send { .. } => continue,
@@ -66,41 +69,26 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
     }
 }
 
-/// Judges a batch: pure, apart from the flow table.
-fn judge<'a>(
-    snapshot: &Snapshot,
-    flows: &FlowTable,
-    now: Now,
-    datagrams: impl Iterator<Item = (&'a Meta, &'a [u8])>,
-    judged: &mut Vec<Judged>,
-) {
-    judged.clear();
-    judged.extend(datagrams.take(BATCH).map(|(meta, datagram)| {
-        judge_one(snapshot, flows, now, meta, datagram).unwrap_or_else(Judged::Drop)
-    }));
-}
-
-fn judge_one(
-    snapshot: &Snapshot,
-    flows: &FlowTable,
-    now: Now,
+/// Judges one datagram: pure, apart from what `verdict` remembers of flows.
+fn judge(
+    knows: impl Fn(SocketAddr) -> bool,
+    verdict: impl Fn(SocketAddr, u32, &Facts) -> Verdict,
     meta: &Meta,
     datagram: &[u8],
-) -> Result<Judged, DropReason> {
-    let (family, key, packet) = match gue::decode(datagram)? {
-        Frame::Data { family, key, inner } => (family, key, inner),
-        Frame::Control { .. } => return Ok(Judged::Punt { is_known: snapshot.knows(meta.from) }),
+) -> Judged {
+    let (key, facts) = match open(knows, meta, datagram) {
+        Ok(Opened::Data { key, facts }) => (key, facts),
+        Ok(Opened::Control { is_known }) => return Judged::Punt { is_known },
+        Err(reason) => return Judged::Drop(reason),
     };
-    check_outer(snapshot, meta.from, meta.is_truncated)?;
-    let facts = inner::parse(family, packet)?;
-    match snapshot.transit(meta.from, key, &facts, flows, now) {
-        Verdict::Send { hop, .. } => {
-            let ttl = meta.ttl.saturating_sub(1);
-            if ttl == 0 { Err(DropReason::HopLimit) } else { Ok(Judged::Send { hop, ttl }) }
-        }
+    match verdict(meta.from, key, &facts) {
+        Verdict::Send { hop, .. } => match meta.ttl.saturating_sub(1) {
+            0 => Judged::Drop(DropReason::HopLimit),
+            ttl => Judged::Send { hop, ttl },
+        },
         // A SaP has no host behind it.
-        Verdict::Deliver { .. } => Err(DropReason::NoPath),
-        Verdict::Drop(reason) => Err(reason),
+        Verdict::Deliver { .. } => Judged::Drop(DropReason::NoPath),
+        Verdict::Drop(reason) => Judged::Drop(reason),
     }
 }
 
@@ -112,6 +100,57 @@ impl Judged {
                 Some(Outgoing { to: hop, header: None, payload: datagram, tos: meta.tos, ttl })
             }
             Self::Punt { .. } | Self::Drop(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hallway::tests::{V4_DATA, datagram, meta};
+    use super::*;
+    use crate::types::AuthorizationKey;
+
+    fn hop() -> SocketAddr {
+        "192.0.2.9:6080".parse().unwrap()
+    }
+
+    fn judge_allowed(meta: &Meta, datagram: &[u8]) -> Judged {
+        let key = AuthorizationKey::from_bits(7);
+        judge(|_| true, |_, _, _| Verdict::Send { hop: hop(), key }, meta, datagram)
+    }
+
+    #[test]
+    fn the_outer_ttl_is_less_by_one_and_ends_at_zero() {
+        let bytes = datagram(V4_DATA);
+
+        assert_eq!(judge_allowed(&meta(0, 64), &bytes), Judged::Send { hop: hop(), ttl: 63 });
+        assert_eq!(judge_allowed(&meta(0, 2), &bytes), Judged::Send { hop: hop(), ttl: 1 });
+        assert_eq!(judge_allowed(&meta(0, 1), &bytes), Judged::Drop(DropReason::HopLimit));
+        // The kernel said nothing: a loop must end all the same.
+        assert_eq!(judge_allowed(&meta(0, 0), &bytes), Judged::Drop(DropReason::HopLimit));
+    }
+
+    #[test]
+    fn the_datagram_leaves_as_it_came_with_its_tos() {
+        let mut bytes = datagram(V4_DATA);
+        bytes.extend(b"trailing");
+        let meta = meta(0b1011_1010, 64);
+
+        let judged = judge_allowed(&meta, &bytes);
+        let outgoing = judged.forward(&meta, &bytes).unwrap();
+
+        assert_eq!(outgoing.payload, bytes);
+        assert!(outgoing.header.is_none());
+        assert_eq!((outgoing.to, outgoing.tos, outgoing.ttl), (hop(), 0b1011_1010, 63));
+    }
+
+    #[test]
+    fn what_was_refused_does_not_leave() {
+        let bytes = datagram(V4_DATA);
+        for verdict in [Verdict::Drop(DropReason::NoRule), Verdict::Deliver { overlay: 0 }] {
+            let judged = judge(|_| true, |_, _, _| verdict, &meta(0, 64), &bytes);
+            assert!(matches!(judged, Judged::Drop(_)));
+            assert!(judged.forward(&meta(0, 64), &bytes).is_none());
         }
     }
 }
