@@ -12,8 +12,9 @@ use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Format, JoinArgs, JoinSource, LeaveArgs, RunArgs};
+use crate::cli::args::{Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs};
 use crate::cli::output::Output;
+use crate::cli::{Outcome, node_status};
 use crate::config::node as file;
 use crate::sys::SysError;
 use crate::telemetry::{self, LogOptions};
@@ -231,10 +232,24 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
 
 /// The end of a program: exit 0, or the problem on stderr and its exit code.
 pub(crate) fn finish(result: Result<(), Problem>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    conclude(&mut Output::standard(Format::Table), result.map(|()| Outcome::Done))
+}
+
+/// `ovd status`, `ovsap status`.
+pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
+    let mut output = Output::standard(args.output);
+    let outcome = runtime()
+        .and_then(|runtime| runtime.block_on(node_status::run(program, &mut output, args)));
+    conclude(&mut output, outcome)
+}
+
+/// Prints a problem and turns the outcome into an exit code.
+fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
+    let written = output.finish();
+    match outcome.and_then(|outcome| written.map(|()| outcome)) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
         Err(problem) => {
-            Output::standard(Format::Table).problem(&problem);
+            output.problem(&problem);
             ExitCode::from(problem.code.exit_code())
         }
     }
