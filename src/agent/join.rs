@@ -8,8 +8,9 @@ use ring::digest;
 
 use super::client::Client;
 use super::state::{Identity, StateDir};
+use super::sync::backoff;
 use super::underlay::{self, HostRange};
-use crate::api::node::{JoinCheck, JoinRequest, JoinToken, Membership};
+use crate::api::node::{JoinAnswer, JoinCheck, JoinRequest, JoinToken, Membership};
 use crate::api::{Problem, ProblemCode};
 use crate::types::{ApiVersion, Name, NodeKind, Secret};
 
@@ -126,7 +127,7 @@ pub async fn join(
         endpoints,
         credential_hash: hash(&credential),
     };
-    let answer = client.join(&request).await?;
+    let answer = repeat_join(&client, &request).await?;
     let identity = Identity {
         api_version: ApiVersion::V1,
         id: answer.id,
@@ -147,6 +148,24 @@ pub async fn join(
     }
     Ok(Joined { identity, memberships: answer.memberships })
 }
+
+/// Joins; asks again when the answer is lost. The server was there a moment ago, and the same
+/// credential joins once.
+async fn repeat_join(client: &Client, request: &JoinRequest) -> Result<JoinAnswer, Problem> {
+    let mut failures = 0;
+    loop {
+        match client.join(request).await {
+            Err(problem) if problem.code == ProblemCode::Unreachable && failures < REPEATS => {
+                failures += 1;
+                tokio::time::sleep(backoff(failures)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// How often a join without an answer is repeated.
+const REPEATS: u32 = 4;
 
 fn new_credential() -> Secret {
     let mut bytes = [0; 32];

@@ -51,10 +51,8 @@ struct Link {
     peer: NodeId,
     name: String,
     secret: Secret,
-    /// From the table, best first.
+    /// From the table, best first. The first is probed, because data goes there.
     endpoints: Vec<SocketAddr>,
-    /// Which of them is probed.
-    chosen: usize,
     /// At an entity.
     prober: Option<Prober>,
     /// When and from where the peer's last authentic message came.
@@ -101,16 +99,12 @@ impl Probes {
                     name: String::new(),
                     secret: row.secret.clone(),
                     endpoints: Vec::new(),
-                    chosen: 0,
                     prober: probes.then(|| Prober::start(now)),
                     heard: None,
                     told: None,
                 },
             };
-            if link.endpoints != endpoints {
-                link.chosen = 0;
-                link.endpoints = endpoints;
-            }
+            link.endpoints = endpoints;
             link.name = name;
             link.told = None;
             self.links.insert(row.id, link);
@@ -178,16 +172,8 @@ impl Probes {
     /// Time passed. Extra calls are harmless.
     pub fn handle_timeout(&mut self, now: Duration) {
         for link in self.links.values_mut() {
-            let Some(prober) = &mut link.prober else { continue };
-            let before = prober.liveness();
-            prober.handle_timeout(now);
-            if prober.liveness() == Liveness::Dead {
-                // Next time the next address: the first one may be out of reach from here.
-                let is_new = before != Liveness::Dead;
-                let count = link.endpoints.len();
-                if count > 1 && (is_new || now >= prober.next_deadline()) {
-                    link.chosen = (link.chosen + 1) % count;
-                }
+            if let Some(prober) = &mut link.prober {
+                prober.handle_timeout(now);
             }
         }
     }
@@ -198,7 +184,7 @@ impl Probes {
             return Some(answer);
         }
         for (&id, link) in &mut self.links {
-            let Some(&to) = link.endpoints.get(link.chosen) else { continue };
+            let Some(&to) = link.endpoints.first() else { continue };
             let Some(echo) = link.prober.as_mut().and_then(|prober| prober.poll_transmit(now))
             else {
                 continue;
@@ -253,7 +239,7 @@ impl Probes {
                     peer: link.peer,
                     name: link.name.clone(),
                     endpoint: match &link.prober {
-                        Some(_) => link.endpoints.get(link.chosen).copied(),
+                        Some(_) => link.endpoints.first().copied(),
                         None => heard.map(|(_, from)| from).or(link.endpoints.first().copied()),
                     },
                     is_alive,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::health::Health;
+use crate::api::ProblemCode;
 use crate::api::node::NodeReport;
-use crate::types::Secret;
+use crate::types::{Secret, Timestamp};
 
 /// Between reports when nothing changes.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -18,17 +19,22 @@ pub async fn run(
     client: &Client,
     credential: &Secret,
     health: &Health,
+    clock: fn() -> Timestamp,
     make: impl Fn() -> NodeReport,
 ) {
     let mut failures = 0_u32;
     loop {
         let wait = match client.report(credential, &make()).await {
             Ok(()) => {
+                // A long-poll may hold for a minute before it says as much.
+                health.server_answered(client.url(), None, clock());
                 failures = 0;
                 INTERVAL
             }
-            // The table loop says loudly when the server is away; this one only tries again.
             Err(problem) => {
+                if problem.code == ProblemCode::Unreachable {
+                    health.server_answered(client.url(), Some(problem.why.clone()), clock());
+                }
                 tracing::debug!(what = %problem.what, why = %problem.why, "report not delivered");
                 failures = failures.saturating_add(1);
                 super::sync::backoff(failures).max(PAUSE)

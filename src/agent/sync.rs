@@ -96,6 +96,12 @@ impl Puller {
         table.filter(|table| self.is_ours(table))
     }
 
+    /// The table before the one of [`Self::stored`], for when that one cannot be applied.
+    #[must_use]
+    pub fn stored_before(&self) -> Option<NodeTable> {
+        self.state.table_before().filter(|table| self.is_ours(table))
+    }
+
     /// The stored table is in force; it need not be written again.
     pub fn resume(&mut self, table: &NodeTable) {
         self.in_force = Some((table.incarnation.clone(), table.serial));

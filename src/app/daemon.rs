@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::devices::Devices;
-use super::endpoints::{Wanted, server_address};
+use super::endpoints::{Wanted, prefer_reachable, server_address};
 use super::{control_loop, node, shutdown};
 use crate::agent::client::Client;
 use crate::agent::health::{Health, Topic};
@@ -223,6 +223,8 @@ pub(crate) async fn run(
     };
     applier.find_endpoints().await;
 
+    let reporting =
+        report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
     let result = tokio::select! {
         signal = shutdown::requested() => match signal {
             Ok(signal) => {
@@ -240,7 +242,7 @@ pub(crate) async fn run(
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
         () = applier.run(receive) => Err(broken("the table loop ended", String::new())),
-        () = report::run(&client, &identity.credential, &shared.health, || shared.report()) => {
+        () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }
     };
@@ -250,31 +252,36 @@ pub(crate) async fn run(
 
 /// Hands over the table on disk, then whatever the server has.
 async fn pull(mut puller: Puller, send: mpsc::Sender<Delivery>) {
-    if let Some(table) = puller.stored() {
-        let (outcome, answer) = oneshot::channel();
-        let delivery = Delivery { table: table.clone(), from_disk: true, outcome };
-        if send.send(delivery).await.is_err() {
-            return;
-        }
-        match answer.await {
-            Ok(Ok(())) => puller.resume(&table),
-            Ok(Err(why)) => puller.refuse(&table, &why),
-            Err(_) => return,
+    // The one before serves when the newest can be read and cannot be applied.
+    for table in [puller.stored(), puller.stored_before()].into_iter().flatten() {
+        match deliver(&send, &table, true).await {
+            Some(Ok(())) => {
+                puller.resume(&table);
+                break;
+            }
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
         }
     }
     loop {
         let table = puller.next().await;
-        let (outcome, answer) = oneshot::channel();
-        let delivery = Delivery { table: table.clone(), from_disk: false, outcome };
-        if send.send(delivery).await.is_err() {
-            return;
-        }
-        match answer.await {
-            Ok(Ok(())) => puller.accept(&table),
-            Ok(Err(why)) => puller.refuse(&table, &why),
-            Err(_) => return,
+        match deliver(&send, &table, false).await {
+            Some(Ok(())) => puller.accept(&table),
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
         }
     }
+}
+
+/// Has `table` applied; none when everything ends.
+async fn deliver(
+    send: &mpsc::Sender<Delivery>,
+    table: &NodeTable,
+    from_disk: bool,
+) -> Option<Result<(), String>> {
+    let (outcome, answer) = oneshot::channel();
+    send.send(Delivery { table: table.clone(), from_disk, outcome }).await.ok()?;
+    answer.await.ok()
 }
 
 /// Makes this host do what tables say.
@@ -312,6 +319,7 @@ impl Applier<'_> {
         } else {
             underlay::keep_managed(&mut table)
         };
+        prefer_reachable(&mut table);
         let next = snapshot::build(&table)?;
         shared.health.set(Topic::Underlay, beyond);
         let mut probes = shared.probes();

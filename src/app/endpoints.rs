@@ -2,6 +2,7 @@
 //! kernel picks towards its SaPs, its direct peers and the server.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::api::table::NodeTable;
 use crate::sys::net::source_towards;
@@ -72,6 +73,20 @@ impl Wanted {
     }
 }
 
+/// Puts endpoints that this host has a route to before those that it has none to: the first one is used.
+pub(crate) fn prefer_reachable(table: &mut NodeTable) {
+    let saps = table.body.saps.iter_mut().map(|sap| &mut sap.endpoints);
+    let members = table.body.overlays.iter_mut().flat_map(|overlay| &mut overlay.members);
+    for endpoints in saps.chain(members.map(|member| &mut member.endpoints)) {
+        if endpoints.len() > 1 {
+            endpoints.sort_by_cached_key(|&endpoint| source_towards(endpoint).is_err());
+        }
+    }
+}
+
+/// How long the resolver may take: the tables wait for it.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(1);
+
 /// The address behind `https://HOST:PORT`, asking the resolver for names.
 pub(crate) async fn server_address(url: &str) -> Option<SocketAddr> {
     let authority = url.strip_prefix("https://")?.split('/').next()?;
@@ -79,7 +94,8 @@ pub(crate) async fn server_address(url: &str) -> Option<SocketAddr> {
         Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => authority.to_owned(),
         Some(_) | None => format!("{authority}:443"),
     };
-    tokio::net::lookup_host(with_port).await.ok()?.next()
+    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host(with_port)).await;
+    found.ok()?.ok()?.next()
 }
 
 #[cfg(test)]
