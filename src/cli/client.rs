@@ -310,19 +310,23 @@ impl Cause {
         while let Some(error) = next {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 cause.kind = Some(error.kind());
-                // An io::Error that wraps another is no source of itself.
-                if let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
-                    cause.wrong_key |= pin::is_mismatch(tls);
-                }
             }
-            if let Some(tls) = error.downcast_ref() {
-                cause.wrong_key |= pin::is_mismatch(tls);
-            }
+            cause.wrong_key |= is_wrong_key(error);
             cause.text = error.to_string();
             next = error.source();
         }
         cause
     }
+}
+
+/// Whether the pin refused the server. The TLS error hides in an `io::Error`, or in one inside
+/// another: what an `io::Error` wraps is not its source.
+fn is_wrong_key(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref() {
+        return pin::is_mismatch(tls);
+    }
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    inner.is_some_and(|inner| is_wrong_key(inner))
 }
 
 #[cfg(test)]
@@ -371,6 +375,18 @@ mod tests {
 
         // The file is still there, and nobody listens.
         assert_eq!(ask(path).await.unwrap_err().code, ProblemCode::Unreachable);
+    }
+
+    #[test]
+    fn a_refused_key_is_found_however_deep_it_is_wrapped() {
+        let refused = rustls::Error::InvalidCertificate(
+            rustls::CertificateError::ApplicationVerificationFailure,
+        );
+        let deep = io::Error::other(io::Error::other(refused.clone()));
+
+        assert!(is_wrong_key(&refused) && is_wrong_key(&deep));
+        assert!(!is_wrong_key(&io::Error::other(rustls::Error::DecryptError)));
+        assert!(!is_wrong_key(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 
     #[tokio::test]

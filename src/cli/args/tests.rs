@@ -10,10 +10,12 @@ fn ovctl(line: &str) -> Result<Ovctl, clap::Error> {
 }
 
 fn rule(line: &str) -> RuleArgs {
-    match ovctl(line).unwrap().command {
-        OvctlCommand::Policy(PolicyCommand::Allow(rule) | PolicyCommand::Deny(rule)) => rule,
-        other => panic!("{other:?}"),
-    }
+    let OvctlCommand::Policy(PolicyCommand::Allow(rule) | PolicyCommand::Deny(rule)) =
+        ovctl(line).unwrap().command
+    else {
+        panic!("{line} is no rule")
+    };
+    rule
 }
 
 #[test]
@@ -118,9 +120,11 @@ fn the_socket_of_serve_is_the_global_one() {
 
 #[test]
 fn rotation_needs_something_to_rotate() {
-    let target = |line: &str| match ovctl(line).unwrap().command {
-        OvctlCommand::Key(KeyCommand::Rotate(args)) => args.target(),
-        other => panic!("{other:?}"),
+    let target = |line: &str| {
+        let OvctlCommand::Key(KeyCommand::Rotate(args)) = ovctl(line).unwrap().command else {
+            panic!("{line} rotates nothing")
+        };
+        args.target()
     };
 
     assert_eq!(target("key rotate --all"), Ok(RotateTarget::All));
@@ -132,9 +136,10 @@ fn rotation_needs_something_to_rotate() {
 
 #[test]
 fn nodes_run_with_and_without_a_token() {
-    let run = |line: &str| match Ovd::try_parse_from(line.split_whitespace()).unwrap().command {
-        OvdCommand::Run(run) => run,
-        other => panic!("{other:?}"),
+    let run = |line: &str| {
+        let parsed = Ovd::try_parse_from(line.split_whitespace()).unwrap();
+        let OvdCommand::Run(run) = parsed.command else { panic!("{line} runs nothing") };
+        run
     };
 
     assert_eq!(run("ovd run"), RunArgs::default());
