@@ -194,7 +194,7 @@ impl StateDir {
 
     /// Undoes opening: for a join that failed. Removes what opening made, and nothing that was there.
     pub fn abandon(self) {
-        if self.made.iter().any(|made| *made == self.path) {
+        if self.made.contains(&self.path) {
             let _ = fs::remove_file(self.path.join(LOCK));
         }
         for made in self.made.iter().rev() {
@@ -352,13 +352,10 @@ fn read<T: DeserializeOwned>(path: &Path, uid: u32) -> Result<Option<T>, Problem
 }
 
 fn unusable(path: &Path, error: &io::Error) -> Problem {
-    let fix = match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "run as the user that owns it, or give another --state-dir".to_owned()
-        }
-        _ => {
-            format!("look at {}; it must be a file or directory of this user alone", path.display())
-        }
+    let fix = if error.kind() == io::ErrorKind::PermissionDenied {
+        "run as the user that owns it, or give another --state-dir".to_owned()
+    } else {
+        format!("look at {}; it must be a file or directory of this user alone", path.display())
     };
     Problem::new(ProblemCode::Failed, format!("cannot use {}", path.display()))
         .why(error.to_string())

@@ -322,13 +322,14 @@ impl Applier<'_> {
         prefer_reachable(&mut table);
         let next = snapshot::build(&table)?;
         shared.health.set(Topic::Underlay, beyond);
-        let mut probes = shared.probes();
-        probes.replace_links(&table, shared.now());
-        // What is known of the SaPs is in the snapshot before anybody sees it.
-        for (sap, is_alive) in probes.liveness_changes() {
-            next.set_alive(sap, is_alive);
+        {
+            let mut probes = shared.probes();
+            probes.replace_links(&table, shared.now());
+            // What is known of the SaPs is in the snapshot before anybody sees it.
+            for (sap, is_alive) in probes.liveness_changes() {
+                next.set_alive(sap, is_alive);
+            }
         }
-        drop(probes);
         shared.publisher.publish(next);
         shared.links_changed.notify_one();
         shared.facts().table = Some(TableStatus {

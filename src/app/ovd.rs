@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
-
 use super::daemon::{self, Plane, Shared};
 use super::devices::Devices;
 use super::node::{self, RunOptions, Settings};
@@ -28,7 +26,7 @@ const FLOWS: usize = 1 << 16;
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Ovd::parse().command {
+    match Ovd::from_command_line().command {
         OvdCommand::Run(args) => node::finish(run(args.into())),
         OvdCommand::Join(args) => node::finish(join(args.into())),
         OvdCommand::Leave(args) => node::finish(leave(args.into())),

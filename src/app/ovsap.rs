@@ -3,8 +3,6 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
-
 use super::daemon::{self, Plane, Shared};
 use super::node::{self, RunOptions, Settings};
 use crate::agent::join::Start;
@@ -24,7 +22,7 @@ const FLOWS: usize = 1 << 17;
 /// The program.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Ovsap::parse().command {
+    match Ovsap::from_command_line().command {
         OvsapCommand::Run(args) => node::finish(run(args.into())),
         OvsapCommand::Join(args) => node::finish(join(args.into())),
         OvsapCommand::Leave(args) => node::finish(leave(args.into())),
