@@ -5,6 +5,8 @@
 //!
 //! [`DropReason`]: crate::types::DropReason
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
+
 pub mod control;
 pub mod gue;
 pub mod inner;
