@@ -47,7 +47,11 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
         drop(probes);
         for (sap, is_alive) in changes {
             shared.publisher.current().set_alive(sap, is_alive);
-            tracing::info!(%sap, is_alive, "SaP answers or not");
+            if is_alive {
+                tracing::info!(%sap, "the SaP answers");
+            } else {
+                tracing::warn!(%sap, "the SaP does not answer");
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What `ovd` and `ovsap` have in common before they run: settings, state, joining, leaving.
 
 use std::fs;
+use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -114,6 +115,7 @@ impl Settings {
             filter: options.log.or_else(|| std::env::var("OVMESH_LOG").ok()).or(file.log),
             verbosity: 0,
             is_json: file.is_log_json,
+            is_colored: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         };
         telemetry::init(&log).map_err(usage)?;
         let uid = effective_uid()?;

@@ -13,11 +13,12 @@ pub struct LogOptions {
     /// A filter such as `info` or `ovmesh::agent=debug`, from `--log`, `OVMESH_LOG` or the
     /// configuration file, in this order.
     pub filter: Option<String>,
-    /// How many `-v`: each is one level more than `warn`, for programs that people watch, or than
-    /// `base`. Ignored when there is a filter.
+    /// How many `-v`: each shows more than `info`. Ignored when there is a filter.
     pub verbosity: u8,
     /// One JSON object a line.
     pub is_json: bool,
+    /// Colours: for a terminal whose user does not set `NO_COLOR`.
+    pub is_colored: bool,
 }
 
 /// Starts logging, once per process. A second call keeps the first one's choice.
@@ -35,7 +36,10 @@ pub fn init(options: &LogOptions) -> Result<(), String> {
     let filter = EnvFilter::try_new(text).map_err(|error| {
         format!("the log filter `{}` makes no sense: {error}", text.escape_default())
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(options.is_colored)
+        .with_writer(std::io::stderr);
     // The only way to fail is that somebody was first, which tests do.
     let _ = if options.is_json {
         builder.json().finish().try_init()
