@@ -114,3 +114,86 @@ fn overlay(table: &OverlayTable) -> OverlaySpec {
         send_keys: table.send_keys.iter().map(|row| (row.to, row.key)).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forward::{FlowTable, Now, Verdict};
+    use crate::types::{DropReason, OverlayId, Timestamp};
+    use crate::wire::{Family, gue, inner};
+
+    /// The table of entity `n-1` (10.0.0.1), which may ask `n-2` (10.0.0.2) for udp/53 by one SaP.
+    fn table() -> NodeTable {
+        let secret = "07".repeat(32);
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "ovmesh/v1", "incarnation": "aa", "serial": 3, "revision": 2,
+            "body": {
+                "node": {"id": 1, "kind": "entity", "name": "a"},
+                "saps": [{"id": 9, "name": "s1", "endpoints": ["192.0.2.9:6080"]}],
+                "links": [{"id": 5, "peer": 9, "secret": secret}],
+                "overlays": [{
+                    "id": 1, "name": "default", "cidr": "10.0.0.0/24", "address": "10.0.0.1",
+                    "silent": false,
+                    "members": [
+                        {"id": 1, "name": "a", "address": "10.0.0.1", "endpoints": []},
+                        {"id": 2, "name": "b", "address": "10.0.0.2", "endpoints": []},
+                    ],
+                    "sets": [[0], [1]],
+                    "rules": [{"id": 1, "action": "allow", "from": 0, "to": 1,
+                               "services": ["udp/53"], "notAfter": null}],
+                    "paths": [], "defaultSaps": [9],
+                    "destinationKeys": [{"to": 0, "accept": [
+                        {"version": {"epoch": 1, "generation": 0}, "secret": secret}]}],
+                    "pairGenerations": [],
+                    "sendKeys": [{"to": 1, "key": 4711}],
+                }],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn ask(snapshot: &Snapshot, port: u8) -> Verdict {
+        let packet = [
+            0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 9, 9, 0, port, 0,
+            8, 0, 0,
+        ];
+        let facts = inner::parse(Family::V4, &packet).unwrap();
+        let now = Now { monotonic_millis: 0, wall: Timestamp(0) };
+        snapshot.egress(0, &facts, &FlowTable::new(64), now)
+    }
+
+    #[test]
+    fn a_table_becomes_verdicts() {
+        let snapshot = build(&table()).unwrap();
+
+        let Verdict::Send { hop, key } = ask(&snapshot, 53) else { panic!("not sent") };
+        assert_eq!((hop.to_string().as_str(), key.bits()), ("192.0.2.9:6080", 4711));
+        assert_eq!(ask(&snapshot, 54), Verdict::Drop(DropReason::NoRule));
+        assert_eq!(snapshot.overlays().next().unwrap().id, OverlayId(1));
+        assert_eq!(snapshot.saps()[0].endpoints[0].port(), gue::PORT);
+    }
+
+    #[test]
+    fn a_table_that_contradicts_itself_is_refused_in_words() {
+        type Break = (fn(&mut NodeTable), &'static str);
+        let breaks: [Break; 5] = [
+            (|table| table.body.saps.clear(), "has no row"),
+            (|table| table.body.overlays[0].rules[0].to = 7, "set number 7 of 2"),
+            (
+                |table| {
+                    let row = table.body.overlays[0].members[0].clone();
+                    table.body.overlays[0].members.push(row);
+                },
+                "stands there twice",
+            ),
+            (|table| table.body.overlays[0].address = "10.0.0.7".parse().ok(), "is no member's"),
+            (|table| table.body.node.id.0 = 2, "is n-1, not n-2"),
+        ];
+        for (break_it, words) in breaks {
+            let mut broken = table();
+            break_it(&mut broken);
+            let problem = build(&broken).map(|_| ()).unwrap_err();
+            assert!(problem.contains(words), "{problem}");
+        }
+    }
+}

@@ -116,10 +116,12 @@ impl<'a> Judge<'a> {
             return self.tcp_without_entry(crossing, named, flags);
         };
         if flow.starter_is_lower() == named.source_is_lower {
-            let phase = match flow.phase() {
-                Phase::Tombstone if is_opening => Phase::Opening,
-                Phase::Tombstone => Phase::Established,
-                phase => after(phase, flags, false),
+            let phase = if flow.phase() != Phase::Tombstone {
+                after(flow.phase(), flags, false)
+            } else if is_opening {
+                Phase::Opening
+            } else {
+                Phase::Established
             };
             return self.go_forward(crossing, named.forward, flow, phase);
         }

@@ -131,7 +131,7 @@ mod tests {
         // Far more pairs than slots, so that every slot is fought for.
         for round in 0..2 {
             for identity in 0..100_000_u64 {
-                let identity = identity * 1_048_583 & IDENTITY_MASK;
+                let identity = (identity * 1_048_583) & IDENTITY_MASK;
                 let key = identity as u32 ^ 0x5555;
                 assert_eq!(cache.key(identity, || key), key, "{identity} in round {round}");
             }
