@@ -1,3 +1,4 @@
-//! TODO
+//! TOML to one validated configuration per program. Parsed once, before any socket opens.
 
+pub mod node;
 pub mod ovctl;

@@ -183,6 +183,12 @@ impl Snapshot {
         self.overlays.iter().map(|overlay| &overlay.info)
     }
 
+    /// Where the overlay stands among the snapshot's overlays.
+    #[must_use]
+    pub fn overlay_index(&self, overlay: OverlayId) -> Option<usize> {
+        self.overlays.iter().position(|known| known.info.id == overlay)
+    }
+
     /// The SaPs that the node exchanges packets with.
     #[must_use]
     pub fn saps(&self) -> &[SapInfo] {
