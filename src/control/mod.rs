@@ -1,1 +1,5 @@
-//! TODO
+//! The coordination server.
+
+pub(crate) mod selection;
+pub(crate) mod store;
+pub(crate) mod suggest;
