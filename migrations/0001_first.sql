@@ -163,7 +163,8 @@ CREATE TABLE key_rings (
     next_generation INTEGER,
     step            TEXT    NOT NULL CHECK (step IN ('steady', 'adding', 'switching', 'retiring')),
     rotated         INTEGER NOT NULL,
-    deadline        INTEGER,
+    since_millis    INTEGER NOT NULL,
+    deadline_millis INTEGER,
     PRIMARY KEY (overlay, source, destination)
 ) STRICT, WITHOUT ROWID;
 

@@ -1,1 +1,4 @@
-//! TODO
+//! TOML to one validated configuration per program. Durations and addresses are parsed here; nothing
+//! is opened.
+
+pub mod server;

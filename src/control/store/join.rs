@@ -399,18 +399,18 @@ async fn add_links(conn: &mut SqliteConnection, id: NodeId, kind: NodeKind) -> R
     Ok(())
 }
 
-/// A node leaves: it is deleted when it is ephemeral, else it stays and may come back.
+/// A node leaves for good, by its own wish: it is deleted.
 pub(crate) async fn leave(
     conn: &mut SqliteConnection,
     id: NodeId,
     now: Timestamp,
-) -> Result<Option<Done<()>>, Problem> {
+) -> Result<Done<()>, Problem> {
     let record = nodes::all(conn).await?.remove(&id).ok_or_else(|| corrupt("node"))?;
     nodes::delete(conn, &record, now).await?;
-    Ok(Some(Done {
+    Ok(Done {
         result: (),
         action: format!("{} leave {}", record.kind, record.name),
         before: super::to_value(&record),
         after: serde_json::Value::Null,
-    }))
+    })
 }

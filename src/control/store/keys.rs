@@ -2,24 +2,21 @@
 
 use sqlx::SqliteConnection;
 
-use super::{random_secret, seconds, secret, time};
+use super::{counter, parsed, random_secret, seconds, secret, time};
 use crate::api::Problem;
+use crate::keys::rotation::Ring;
 use crate::types::{Epoch, Generation, KeyVersion, NodeId, OverlayId, Secret, Timestamp};
 
-/// One ring as a row. For a pair's ring only the generations count.
+/// One ring as a row. In a pair's ring the epoch is always 0: only generations count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RingRow {
     pub(crate) overlay: OverlayId,
     /// None for the ring of the destination itself.
     pub(crate) source: Option<NodeId>,
     pub(crate) destination: NodeId,
-    pub(crate) current: KeyVersion,
-    pub(crate) next: Option<KeyVersion>,
-    /// `steady`, `adding`, `switching`, `retiring`.
-    pub(crate) step: String,
+    pub(crate) ring: Ring<KeyVersion>,
+    /// When the last rotation ended, or the ring was made.
     pub(crate) rotated: Timestamp,
-    /// When laggards are cut off.
-    pub(crate) deadline: Option<Timestamp>,
 }
 
 /// Makes the secret of an epoch.
@@ -80,8 +77,9 @@ pub(crate) async fn add_ring(
     now: Timestamp,
 ) -> Result<(), Problem> {
     sqlx::query(
-        "INSERT INTO key_rings (overlay, source, destination, epoch, generation, step, rotated) \
-         SELECT ?1, 0, ?2, max(epoch), 0, 'steady', ?3 FROM epochs WHERE overlay = ?1",
+        "INSERT INTO key_rings (overlay, source, destination, epoch, generation, step, rotated, \
+         since_millis) SELECT ?1, 0, ?2, max(epoch), 0, 'steady', ?3, ?3 * 1000 FROM epochs \
+         WHERE overlay = ?1",
     )
     .bind(overlay.0)
     .bind(destination.0)
@@ -93,15 +91,18 @@ pub(crate) async fn add_ring(
 
 /// All rings, sorted.
 pub(crate) async fn rings(conn: &mut SqliteConnection) -> Result<Vec<RingRow>, Problem> {
-    type Row = (u32, u32, u32, u32, u32, Option<u32>, Option<u32>, String, i64, Option<i64>);
+    type Row = (u32, u32, u32, u32, u32, Option<u32>, Option<u32>, String, i64, i64, Option<i64>);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT overlay, source, destination, epoch, generation, next_epoch, next_generation, \
-         step, rotated, deadline FROM key_rings ORDER BY overlay, source, destination",
+         step, rotated, since_millis, deadline_millis FROM key_rings \
+         ORDER BY overlay, source, destination",
     )
     .fetch_all(&mut *conn)
     .await?;
-    Ok(rows
-        .into_iter()
+    let version =
+        |epoch, generation| KeyVersion { epoch: Epoch(epoch), generation: Generation(generation) };
+    let millis = |value: i64| u64::try_from(value).unwrap_or(0);
+    rows.into_iter()
         .map(
             |(
                 overlay,
@@ -113,46 +114,51 @@ pub(crate) async fn rings(conn: &mut SqliteConnection) -> Result<Vec<RingRow>, P
                 next,
                 step,
                 rotated,
+                since,
                 deadline,
             )| {
-                RingRow {
+                Ok(RingRow {
                     overlay: OverlayId(overlay),
                     source: (source != 0).then_some(NodeId(source)),
                     destination: NodeId(to),
-                    current: KeyVersion { epoch: Epoch(epoch), generation: Generation(generation) },
-                    next: next_epoch.zip(next).map(|(epoch, generation)| KeyVersion {
-                        epoch: Epoch(epoch),
-                        generation: Generation(generation),
-                    }),
-                    step,
+                    ring: Ring {
+                        current: version(epoch, generation),
+                        next: next_epoch.zip(next).map(|(epoch, next)| version(epoch, next)),
+                        step: parsed(&step, "key ring")?,
+                        since_millis: millis(since),
+                        deadline_millis: deadline.map(millis),
+                    },
                     rotated: time(rotated),
-                    deadline: deadline.map(time),
-                }
+                })
             },
         )
-        .collect())
+        .collect()
 }
 
 /// Writes a ring as it is at the moment.
-pub(crate) async fn put_ring(conn: &mut SqliteConnection, ring: &RingRow) -> Result<(), Problem> {
+pub(crate) async fn put_ring(conn: &mut SqliteConnection, row: &RingRow) -> Result<(), Problem> {
+    let ring = &row.ring;
     sqlx::query(
         "INSERT INTO key_rings (overlay, source, destination, epoch, generation, next_epoch, \
-         next_generation, step, rotated, deadline) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         next_generation, step, rotated, since_millis, deadline_millis) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
          ON CONFLICT (overlay, source, destination) DO UPDATE SET epoch = excluded.epoch, \
          generation = excluded.generation, next_epoch = excluded.next_epoch, \
          next_generation = excluded.next_generation, step = excluded.step, \
-         rotated = excluded.rotated, deadline = excluded.deadline",
+         rotated = excluded.rotated, since_millis = excluded.since_millis, \
+         deadline_millis = excluded.deadline_millis",
     )
-    .bind(ring.overlay.0)
-    .bind(ring.source.map_or(0, |source| source.0))
-    .bind(ring.destination.0)
+    .bind(row.overlay.0)
+    .bind(row.source.map_or(0, |source| source.0))
+    .bind(row.destination.0)
     .bind(ring.current.epoch.0)
     .bind(ring.current.generation.0)
     .bind(ring.next.map(|next| next.epoch.0))
     .bind(ring.next.map(|next| next.generation.0))
     .bind(ring.step.as_str())
-    .bind(seconds(ring.rotated))
-    .bind(ring.deadline.map(seconds))
+    .bind(seconds(row.rotated))
+    .bind(counter(ring.since_millis))
+    .bind(ring.deadline_millis.map(counter))
     .execute(&mut *conn)
     .await?;
     Ok(())

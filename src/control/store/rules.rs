@@ -109,12 +109,21 @@ pub(crate) async fn create(
 ) -> Result<Done<Rule>, Problem> {
     let before = world::load(conn).await?;
     let facts = facts_of(&before, request, now)?;
-    policy::check_rule(&before, &facts, now).map_err(|conflict| match conflict {
-        RuleConflict::Path { other, ref pair, .. } => {
-            Problem::new(ProblemCode::Conflict, format!("the new rule disagrees with {other}"))
-                .why(format!("for {pair}, {conflict}"))
-                .fix(format!("give both the same path, or: ovctl policy revoke {other}"))
-        }
+    policy::check_rule(&before, &facts, now).map_err(|conflict| {
+        let fix = match &conflict {
+            RuleConflict::Path { other, .. } => {
+                format!("give both the same path, or: ovctl policy revoke {other}")
+            }
+            RuleConflict::NoOverlay { .. } => "ovctl overlay list".to_owned(),
+            RuleConflict::NoHops | RuleConflict::Cycle { .. } => {
+                "name each SaP once: --via sap1,sap2".to_owned()
+            }
+            RuleConflict::NoSap { .. } | RuleConflict::NotServed { .. } => {
+                "ovctl sap list shows which SaPs there are".to_owned()
+            }
+            RuleConflict::NoEndpoint { .. } => "leave --direct out".to_owned(),
+        };
+        Problem::new(ProblemCode::Conflict, "the rule cannot be").why(conflict.to_string()).fix(fix)
     })?;
     let (from_text, from_node) = columns(&facts.from);
     let (to_text, to_node) = columns(&facts.to);
