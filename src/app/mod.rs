@@ -8,6 +8,8 @@ mod daemon;
 mod devices;
 mod endpoints;
 pub mod node;
+pub mod ovctl;
 pub mod ovd;
 pub mod ovsap;
+pub mod serve;
 mod shutdown;

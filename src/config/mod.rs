@@ -1,4 +1,6 @@
-//! TOML to one validated configuration per program. Parsed once, before any socket opens.
+//! TOML to one validated configuration per program. Durations and addresses are parsed here, once,
+//! before any socket opens.
 
 pub mod node;
 pub mod ovctl;
+pub mod server;
