@@ -92,7 +92,8 @@ fn runtime(mut builder: tokio::runtime::Builder) -> Result<tokio::runtime::Runti
 
 fn serve(global: &Global, args: ServeArgs) -> Result<Outcome, Problem> {
     let runtime = runtime(tokio::runtime::Builder::new_multi_thread())?;
-    runtime.block_on(super::serve::run(args, global.socket.clone()))?;
+    let announce = |text: &str| super::node::note(text);
+    runtime.block_on(super::serve::run(args, global.socket.clone(), announce))?;
     Ok(Outcome::Done)
 }
 

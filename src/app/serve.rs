@@ -3,14 +3,20 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::node::{absolute, effective_uid, failed, init_log};
+use super::shutdown;
 use crate::api::{Problem, ProblemCode};
-use crate::config::server::ServerConfig;
+use crate::cli::args::ServeArgs;
+use crate::config::node::default_paths;
+use crate::config::ovctl::server_socket;
+use crate::config::server::{ServerConfig, ServerConfigError, ServerFile};
 use crate::control::listen::{self, bind_tcp, bind_unix};
 use crate::control::tls::Identity;
 use crate::control::{Server, Settings, files, router};
+use crate::sys::net::Network;
 
 /// A server that is ready: its sockets are bound, its tables compiled.
 #[derive(Debug)]
@@ -105,23 +111,59 @@ impl Started {
     }
 }
 
-/// Runs a server until `stop` ends. `announce` is told once it is ready.
+/// Runs `ovctl serve` until SIGTERM or SIGINT. `announce` is told what [`Started::greeting`] says.
 ///
 /// # Errors
 ///
-/// As [`start`].
-pub async fn serve(
-    config: ServerConfig,
-    host_addresses: Vec<IpAddr>,
-    announce: &mut (dyn std::io::Write + Send),
-    stop: impl Future<Output = ()>,
+/// When the configuration makes no sense, and as [`start`].
+pub async fn run(
+    args: ServeArgs,
+    socket: Option<PathBuf>,
+    announce: impl FnOnce(&str),
 ) -> Result<(), Problem> {
+    init_log(args.log.clone(), None, false)?;
+    let config = config(args, socket)?;
+    let network = Network::open().map_err(failed)?;
+    let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;
     let started = start(config, host_addresses).await?;
-    // Nobody may be reading any more; that is no reason not to serve.
-    let _ = announce.write_all(started.greeting().as_bytes());
-    let _ = announce.flush();
+    announce(started.greeting().trim_end());
+    let stop = async {
+        if shutdown::requested().await.is_err() {
+            // Without signals only SIGKILL ends it, which loses nothing that was acknowledged.
+            std::future::pending::<()>().await;
+        }
+    };
     started.run(stop).await;
     Ok(())
+}
+
+/// The file, overruled by the command line, checked.
+fn config(args: ServeArgs, socket: Option<PathBuf>) -> Result<ServerConfig, Problem> {
+    let default_file = Path::new("/etc/ovmesh/server.toml");
+    let file = match &args.config {
+        Some(path) => ServerFile::read(path),
+        None if default_file.exists() => ServerFile::read(default_file),
+        None => Ok(ServerFile::default()),
+    };
+    let refuse = |error: ServerConfigError| {
+        Problem::new(ProblemCode::Usage, "the server's configuration makes no sense")
+            .why(error.to_string())
+    };
+    let mut file = file.map_err(refuse)?;
+    file.data_dir = args.data_dir.or(file.data_dir).map(absolute);
+    file.socket = socket.or(file.socket).map(absolute);
+    file.listen = args.listen.or(file.listen);
+    if !args.public_urls.is_empty() {
+        file.public_urls = args.public_urls;
+    }
+    let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (data_dir, _) = default_paths("server", effective_uid()? == 0, environment);
+    file.with_defaults(data_dir, server_socket()).map_err(refuse)
+}
+
+/// Whether a device is a TUN of `ovd`: `ov` and a number.
+fn is_overlay_device(name: &str) -> bool {
+    name.strip_prefix("ov").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// One URL for each address of the host that the listener can be reached at; the loopback address when
