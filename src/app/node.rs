@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
+use super::ovctl::conclude;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};

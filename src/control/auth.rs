@@ -115,8 +115,7 @@ async fn caller(parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
     if token.revoked || token.expires <= now() {
         return Err(unauthorized());
     }
-    let namespaces =
-        (!token.namespaces.is_empty()).then(|| token.namespaces.into_iter().collect());
+    let namespaces = (!token.namespaces.is_empty()).then(|| token.namespaces.into_iter().collect());
     match token.role {
         Role::Admin => {
             Ok(Caller::Admin(Admin { actor: format!("token {}", token.id), namespaces }))
