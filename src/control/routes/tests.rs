@@ -347,7 +347,7 @@ async fn a_rotation_goes_through_its_steps_as_nodes_acknowledge() {
 
 #[tokio::test]
 async fn a_restart_keeps_serials_and_refuses_a_database_that_others_may_read() {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     let world = world().await;
     let web = world.join("web", "entity", json!({})).await;
     let before = world.table(&web, 0).await;
