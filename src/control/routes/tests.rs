@@ -279,6 +279,15 @@ async fn tables_follow_rules_and_acknowledgements_make_a_change_enforced() {
             }
         }));
     }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = world.get("/v1/status").await;
+        if status["behind"] == json!([]) && status["entities"]["online"] == 2 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{status}");
+        tokio::task::yield_now().await;
+    }
     let body = r#"{"action":"allow","from":"web","to":"db","services":["tcp/5432"]}"#;
     let (status, change) = world.ask(Method::POST, "/v1/rules?wait=5s", None, body).await;
     assert_eq!(status, StatusCode::OK, "{change}");
