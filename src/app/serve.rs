@@ -177,3 +177,62 @@ fn default_urls(listen: SocketAddr, host: &[IpAddr]) -> Vec<String> {
     let urls: Vec<String> = host.iter().filter(reached).map(|ip| url(*ip)).take(12).collect();
     if urls.is_empty() { vec![format!("https://127.0.0.1:{}", listen.port())] } else { urls }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::server::ServerFile;
+
+    #[tokio::test]
+    async fn it_serves_admins_on_the_socket_strangers_get_401_over_tls_and_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("server");
+        let mut config =
+            ServerFile::default().with_defaults(data.clone(), dir.path().join("s")).unwrap();
+        config.listen = "127.0.0.1:0".parse().unwrap();
+        let started = start(config.clone(), Vec::new()).await.unwrap();
+        assert!(started.greeting().contains("ovctl token create --role sap"));
+        let (listen, pin) = (started.listen, started.identity.pin.clone());
+        assert_eq!(started.urls, [format!("https://{listen}")]);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(started.run(async move {
+            let _ = stopped.await;
+        }));
+
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let local = reqwest::Client::builder().unix_socket(config.socket.clone()).build().unwrap();
+        let answer = local.get("http://ovctl/v1/status").send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let stranger = reqwest::Client::builder()
+            .no_proxy()
+            .tls_danger_accept_invalid_certs(true)
+            .build()
+            .unwrap();
+        let answer = stranger.get(format!("https://{listen}/v1/status")).send().await.unwrap();
+        assert_eq!(answer.status(), 401);
+        let mut second = config.clone();
+        second.data_dir = dir.path().join("other");
+        let problem = start(second, Vec::new()).await.unwrap_err();
+        assert!(problem.what.contains("cannot listen"), "{problem}");
+
+        stop.send(()).unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(20), running).await.unwrap().unwrap();
+        assert!(!config.socket.exists());
+        assert_eq!(Identity::load_or_make(&data).unwrap().pin, pin);
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let problem = start(config, Vec::new()).await.unwrap_err();
+        assert!(problem.what.contains("others may read"), "{problem}");
+    }
+
+    #[test]
+    fn urls_are_the_hosts_addresses_in_the_listeners_family() {
+        let host = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+
+        let all = default_urls("[::]:7443".parse().unwrap(), &host);
+        assert_eq!(all, ["https://192.0.2.1:7443", "https://[2001:db8::1]:7443"]);
+        let four = default_urls("0.0.0.0:1".parse().unwrap(), &host);
+        assert_eq!(four, ["https://192.0.2.1:1"]);
+        assert_eq!(default_urls("[::]:1".parse().unwrap(), &[]), ["https://127.0.0.1:1"]);
+    }
+}
