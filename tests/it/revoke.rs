@@ -1,0 +1,109 @@
+//! A revoked rule stops flows that run, TCP and UDP, within a second; flows that the other side
+//! started and still may start go on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::support::{Counter, Rig, play};
+
+/// After the command returned: what a flow may still do. The counters' own files are up to 50 ms old.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+#[test]
+fn revoking_stops_flows_that_run() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _servers = servers(rig)?;
+        let sink = rig.udp_sink("b", 10)?;
+        let rule = rig.allow(&["a", "b"])?;
+        let tcp = stream(rig, "a", "b")?;
+        let _udp = datagrams(rig, "a", "b")?;
+        tcp.expect_growth("received", 20)?;
+        sink.expect_growth("received", 20)?;
+
+        rig.revoke(&[&rule])?;
+        let revoked = Instant::now();
+
+        stops(&sink, revoked)?;
+        stops(&tcp, revoked)?;
+        ensure!(rig.can("a", "b", "tcp/80")? == 4);
+        Ok(())
+    });
+}
+
+#[test]
+fn revoking_one_direction_keeps_the_flows_of_the_other() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _servers = servers(rig)?;
+        let (at_a, at_b) = (rig.udp_sink("a", 10)?, rig.udp_sink("b", 10)?);
+        let rule = rig.allow(&["a", "b"])?;
+        rig.allow(&["b", "a"])?;
+        let (from_a, from_b) = (stream(rig, "a", "b")?, stream(rig, "b", "a")?);
+        let _udp = [datagrams(rig, "a", "b")?, datagrams(rig, "b", "a")?];
+        for flow in [&at_a, &at_b, &from_a, &from_b] {
+            flow.expect_growth("received", 20)?;
+        }
+
+        rig.revoke(&[&rule])?;
+        let revoked = Instant::now();
+
+        // The flow must not live on as an answer to itself.
+        stops(&from_a, revoked)?;
+        stops(&at_b, revoked)?;
+        for flow in [&at_a, &from_b] {
+            flow.expect_growth("received", 20)?;
+        }
+        let gap = from_b.number("gapMillisMax")?;
+        ensure!(gap < 1000, "the flow that b started stood still for {gap} ms");
+        Ok(())
+    });
+}
+
+#[test]
+fn deleting_an_entity_stops_its_flows() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let sink = rig.udp_sink("b", 10)?;
+        rig.allow(&["a", "b"])?;
+        let _udp = datagrams(rig, "a", "b")?;
+        sink.expect_growth("received", 20)?;
+
+        rig.fleet.ovctl_ok(&["entity", "delete", "a"])?;
+        stops(&sink, Instant::now())
+    });
+}
+
+fn servers(rig: &Rig) -> Result<Vec<crate::world::Process>> {
+    let mut servers = Vec::new();
+    for entity in ["a", "b"] {
+        let address = rig.at(entity, 7)?.to_string();
+        servers.push(rig.fleet.netkit_spawn(entity, "tcp-echo", &["tcp-echo", &address])?);
+    }
+    Ok(servers)
+}
+
+/// A connection with a line every 10 ms each way.
+fn stream(rig: &Rig, from: &str, to: &str) -> Result<Counter> {
+    rig.counter(from, "tcp-stream", &rig.at(to, 7)?.to_string(), &["60"])
+}
+
+/// A datagram every 5 ms, until the world ends.
+fn datagrams(rig: &Rig, from: &str, to: &str) -> Result<crate::world::Process> {
+    let netkit = crate::support::binaries()?.netkit;
+    let words = [
+        &netkit.to_string_lossy(),
+        "udp-send",
+        "0.0.0.0:0",
+        &rig.at(to, 10)?.to_string(),
+        "12000",
+        "5000",
+        "64",
+    ];
+    rig.fleet.machine(from)?.spawn("udp-send", &words)
+}
+
+fn stops(flow: &Counter, revoked: Instant) -> Result<()> {
+    let last = flow.last_change("received")?;
+    let late = last.saturating_duration_since(revoked);
+    ensure!(late < AT_ONCE, "a packet arrived {late:?} after the revocation");
+    Ok(())
+}
