@@ -1,0 +1,92 @@
+# The two commands are `make demo` and `make test`. Each does its own set-up: what is missing is
+# installed as root or with sudo that asks nothing; otherwise the one line to type is printed.
+
+SHELL := /bin/bash
+# Debian keeps `ip` where the PATH of other users than root does not lead.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS := $(CURDIR)/target/tools
+# Pinned, so that a new release of the tool cannot ask for another compiler than rust-toolchain.toml.
+DENY_VERSION := 0.20.2
+DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo shell test test-long lint fmt deny doc fuzz advisories setup programs
+
+help:
+	@echo 'make demo        play Figure 1 of the paper: server, SaP, three services, a user'
+	@echo 'make test        every test, lints included'
+	@echo 'make shell       the machines of the demo with nothing started, and a shell'
+	@echo 'make test-long   what takes too long for make test'
+	@echo 'make lint        formatting and clippy           make fmt    format'
+	@echo 'make fuzz        fuzz for FUZZ_SECONDS=60        make deny   licences, bans, sources'
+	@echo 'make doc         build the documentation         make advisories   known vulnerabilities'
+
+demo: setup programs
+	@exec $(TARGET)/debug/examples/demo
+
+shell: setup programs
+	@exec $(TARGET)/debug/examples/demo --shell
+
+# The programs and examples are those that the tests use too: one profile for everything.
+programs:
+	cargo build --locked --bins --examples
+
+# The test build comes first: clippy and the documentation then find the dependencies' build
+# scripts and macros done. The tests run last, so that their result is what one sees.
+test: setup
+	cargo fmt --check
+	cargo test --locked --no-run
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+	$(MAKE) --no-print-directory deny
+	cargo test --locked
+
+# Long runs are tests marked `#[ignore = "long"]`.
+test-long: setup
+	cargo test --locked -- --include-ignored
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+fmt:
+	cargo fmt
+
+doc:
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+
+deny: $(DENY)
+	$(DENY) --locked check licenses bans sources
+
+$(TOOLS)/bin/cargo-deny:
+	cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --root $(TOOLS)
+
+# The advisory database is fetched from the network, which not every machine may do: say so rather
+# than pass or fail on it.
+advisories: $(DENY)
+	@if $(DENY) fetch db; then $(DENY) --locked check advisories; \
+	else echo 'advisories: NOT CHECKED: the advisory database cannot be fetched from here'; fi
+
+fuzz:
+	@if [ -x fuzz/run ]; then fuzz/run $(FUZZ_SECONDS); \
+	elif [ -f fuzz/Cargo.toml ]; then \
+	  cd fuzz && for target in $$(ls fuzz_targets | sed 's/\.rs$$//'); do \
+	    cargo run --bin $$target -- $(FUZZ_SECONDS) || exit 1; done; \
+	else echo 'fuzz: there are no fuzz targets'; exit 1; fi
+
+setup:
+	@missing=; \
+	command -v ip > /dev/null || missing="$$missing iproute2"; \
+	command -v ping > /dev/null || missing="$$missing iputils-ping"; \
+	command -v nsenter > /dev/null || missing="$$missing util-linux"; \
+	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
+	[ -z "$$missing" ] && exit 0; \
+	install="apt-get update && apt-get install -y --no-install-recommends$$missing"; \
+	if ! command -v apt-get > /dev/null; then \
+	  echo "missing:$$missing (names as in Debian); install them and try again" >&2; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then sh -c "$$install"; \
+	elif sudo -n true 2> /dev/null; then sudo -n sh -c "$$install"; \
+	else printf 'missing:%s\n  do:  sudo sh -c "%s"\n' "$$missing" "$$install" >&2; exit 1; fi

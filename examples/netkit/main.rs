@@ -1,0 +1,122 @@
+//! netkit: the traffic that tests and the demo send, and what counts it at the other end.
+//!
+//! One subcommand per file. Each prints one line of JSON when it is done. Those that run until they
+//! are killed print `ready` once they listen; those that count write their JSON to a file, every
+//! 50 ms, whole, so that a reader never sees half of it. Raw sockets need root or CAP_NET_RAW, which
+//! machines of a test world have.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
+
+mod checksum;
+mod gue_send;
+mod http;
+mod icmp_ping;
+mod report;
+mod tcp_raw;
+mod tcp_stream;
+mod udp;
+
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+/// All there is.
+const USAGE: &str = "\
+usage: netkit COMMAND ...
+  http-echo ADDR NAME                    serves HTTP; answers with NAME and the peer's address
+  http-get ADDR COUNT [TIMEOUT_MS]       COUNT requests, a connection each
+  udp-sink ADDR FILE                     counts datagrams, by source
+  udp-send SRC DST COUNT INTERVAL_US SIZE
+  udp-echo ADDR
+  udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
+  tcp-echo ADDR                          echoes lines
+  tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
+  icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
+  gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
+                                         sends any UDP payload, also from a port that is in use
+  raw-tcp SRC_ADDR:PORT DST_ADDR:PORT FLAGS COUNT
+                                         segments with any flag byte (0x02 is SYN)
+  raw-count ADDR FILE [PORT]             counts TCP segments for ADDR (to PORT) by flag byte";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("netkit {}: {error:#}", arguments.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let Some((command, rest)) = arguments.split_first() else { bail!("{USAGE}") };
+    let rest = Arguments(rest);
+    match command.as_str() {
+        "http-echo" => http::echo(rest.parse(0)?, rest.text(1)?),
+        "http-get" => http::get(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "udp-sink" => udp::sink(rest.parse(0)?, rest.text(1)?),
+        "udp-send" => udp::send(&udp::Burst {
+            source: rest.parse(0)?,
+            target: rest.parse(1)?,
+            count: rest.parse(2)?,
+            interval_us: rest.parse(3)?,
+            size: rest.parse(4)?,
+        }),
+        "udp-echo" => udp::echo(rest.parse(0)?),
+        "udp-ping" => udp::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "tcp-echo" => tcp_stream::echo(rest.parse(0)?),
+        "tcp-stream" => {
+            tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))
+        }
+        "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
+        "raw-tcp" => {
+            tcp_raw::send(rest.parse(0)?, rest.parse(1)?, byte(rest.text(2)?)?, rest.parse(3)?)
+        }
+        "raw-count" => tcp_raw::count(rest.parse(0)?, rest.text(1)?, rest.optional(2)?),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("no such command\n{USAGE}"),
+    }
+}
+
+/// What follows the command.
+struct Arguments<'a>(&'a [String]);
+
+impl Arguments<'_> {
+    fn text(&self, index: usize) -> Result<&str> {
+        self.0.get(index).map(String::as_str).with_context(|| format!("too few words\n{USAGE}"))
+    }
+
+    fn parse<T>(&self, index: usize) -> Result<T>
+    where
+        T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+    {
+        let text = self.text(index)?;
+        text.parse().with_context(|| format!("`{text}` does not fit\n{USAGE}"))
+    }
+
+    fn optional<T>(&self, index: usize) -> Result<Option<T>>
+    where
+        T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+    {
+        (index < self.0.len()).then(|| self.parse(index)).transpose()
+    }
+
+    fn timeout(&self, index: usize) -> Result<std::time::Duration> {
+        Ok(std::time::Duration::from_millis(self.optional(index)?.unwrap_or(2000)))
+    }
+}
+
+/// A byte, decimal or `0x` hexadecimal.
+fn byte(text: &str) -> Result<u8> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u8::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.with_context(|| format!("`{text}` is no byte"))
+}

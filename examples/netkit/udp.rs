@@ -1,0 +1,123 @@
+//! UDP: a sink that counts, a sender at a pace, an echo server and its client.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::report::{self, File};
+
+/// What [`send`] sends.
+pub(crate) struct Burst {
+    pub(crate) source: SocketAddr,
+    pub(crate) target: SocketAddr,
+    pub(crate) count: u32,
+    pub(crate) interval_us: u64,
+    pub(crate) size: usize,
+}
+
+/// Counts datagrams until killed.
+pub(crate) fn sink(address: SocketAddr, file: &str) -> Result<()> {
+    let socket = bind(address)?;
+    socket.set_read_timeout(Some(File::INTERVAL))?;
+    let (mut file, mut received, mut bytes) = (File::new(file), 0_u64, 0_u64);
+    let mut by_source = BTreeMap::<String, u64>::new();
+    let mut buffer = vec![0; 65_536];
+    file.write(&json!({ "received": 0, "bytes": 0, "bySource": {} }))?;
+    report::ready();
+    loop {
+        match socket.recv_from(&mut buffer) {
+            Ok((length, source)) => {
+                received += 1;
+                bytes += u64::try_from(length)?;
+                *by_source.entry(source.ip().to_canonical().to_string()).or_default() += 1;
+            }
+            Err(error) if report::is_timeout(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        file.update(|| json!({ "received": received, "bytes": bytes, "bySource": by_source }))?;
+    }
+}
+
+/// Sends at a pace; a datagram that the kernel refuses counts as refused, not as an error.
+pub(crate) fn send(burst: &Burst) -> Result<()> {
+    let socket = bind(burst.source)?;
+    let payload = vec![b'x'; burst.size];
+    let started = Instant::now();
+    let (mut sent, mut refused) = (0_u32, 0_u32);
+    for number in 0..burst.count {
+        let due = Duration::from_micros(burst.interval_us * u64::from(number));
+        report::pause(due.saturating_sub(started.elapsed()));
+        match socket.send_to(&payload, burst.target) {
+            Ok(_) => sent += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    report::print(&json!({ "sent": sent, "refused": refused }));
+    Ok(())
+}
+
+/// Returns each datagram to its sender until killed.
+pub(crate) fn echo(address: SocketAddr) -> Result<()> {
+    let socket = bind(address)?;
+    let mut buffer = vec![0; 65_536];
+    report::ready();
+    loop {
+        // An ICMP error for an earlier answer shows up here; the next datagram is still welcome.
+        if let Ok((length, source)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..length], source);
+        }
+    }
+}
+
+/// Sends numbered datagrams and waits for the echo of each.
+pub(crate) fn ping(target: SocketAddr, count: u32, timeout: Duration) -> Result<()> {
+    let any: SocketAddr = match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = bind(any)?;
+    socket.connect(target).with_context(|| format!("no route to {target}"))?;
+    let (mut received, mut micros, mut error) = (0_u32, Vec::new(), None);
+    for number in 0..count {
+        let started = Instant::now();
+        match exchange(&socket, number, timeout) {
+            Ok(true) => {
+                received += 1;
+                micros.push(u64::try_from(started.elapsed().as_micros())?);
+            }
+            Ok(false) => {}
+            Err(failure) => error = Some(failure.to_string()),
+        }
+    }
+    report::print(
+        &json!({ "sent": count, "received": received, "micros": micros, "error": error }),
+    );
+    Ok(())
+}
+
+/// Whether the echo of `number` came in time; echoes of earlier ones are passed over.
+fn exchange(socket: &UdpSocket, number: u32, timeout: Duration) -> std::io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    socket.send(&number.to_be_bytes())?;
+    let mut buffer = [0; 64];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.recv(&mut buffer) {
+            Ok(4) if buffer[..4] == number.to_be_bytes() => return Ok(true),
+            Ok(_) => {}
+            Err(error) if report::is_timeout(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<UdpSocket> {
+    UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
+}

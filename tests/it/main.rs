@@ -1,0 +1,23 @@
+//! All integration tests, in one binary: each further one would link every dependency again.
+//!
+//! Tests that need namespaces make a `World`; where that is impossible they fail and say what to
+//! do. They never pretend.
+
+mod architecture;
+#[allow(dead_code, reason = "the demo uses more of it")]
+#[path = "../../examples/demo/fleet.rs"]
+mod fleet;
+#[allow(dead_code, reason = "the demo uses more of it")]
+#[path = "../../examples/demo/world.rs"]
+mod world;
+mod worlds;
+
+use std::path::Path;
+
+use fleet::Binaries;
+
+/// The programs that cargo built for this test run.
+fn binaries() -> Binaries {
+    let dir = Path::new(env!("CARGO_BIN_EXE_ovd")).parent().unwrap();
+    Binaries::in_dir(dir).unwrap()
+}
