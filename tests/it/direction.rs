@@ -65,12 +65,12 @@ fn labels_any_and_deny_decide_who_may_start() {
 
         // A label that nobody bears is a rule about nobody, until somebody gets it.
         rig.allow(&["role=web", "role=db", "--port", "udp/53"])?;
-        rig.fleet.ovctl_ok(&["entity", "label", "c", "role=db"])?;
+        label(rig, "c", "role=db")?;
         ensure!(rig.udp_ping("a", "c", 53, 2)? == 0, "a has no label");
-        rig.fleet.ovctl_ok(&["entity", "label", "a", "role=web"])?;
+        label(rig, "a", "role=web")?;
         ensure!(rig.udp_ping("a", "c", 53, 5)? == 5, "a and c bear the labels");
         ensure!(rig.udp_ping("b", "c", 53, 2)? == 0, "b does not");
-        rig.fleet.ovctl_ok(&["entity", "label", "a", "role-"])?;
+        label(rig, "a", "role-")?;
         ensure!(rig.udp_ping("a", "c", 53, 2)? == 0, "a lost the label");
 
         rig.allow(&["any", "c", "--port", "udp/9"])?;
@@ -78,6 +78,11 @@ fn labels_any_and_deny_decide_who_may_start() {
 
         deny_goes_first_and_lets_answers_pass(rig)
     });
+}
+
+fn label(rig: &Rig, entity: &str, edit: &str) -> Result<()> {
+    rig.fleet.ovctl_ok(&["entity", "label", entity, edit])?;
+    rig.settle()
 }
 
 fn deny_goes_first_and_lets_answers_pass(rig: &Rig) -> Result<()> {

@@ -4,9 +4,21 @@
 //! do. They never pretend.
 
 mod architecture;
+mod bad_input;
+mod direction;
+mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
+mod join;
+mod keys;
+mod packet;
+mod paths;
+mod restart;
+mod revoke;
+mod spoof;
+mod support;
+mod traffic;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;

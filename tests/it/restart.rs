@@ -59,7 +59,11 @@ fn an_expired_rule_stops_with_the_server_away() {
         ensure!(rig.udp_ping("a", "b", 9, 3)? == 3, "it holds for four seconds");
         rig.fleet.stop_server()?;
 
-        poll(SOON, "the rule to expire", || Ok((rig.udp_ping("a", "b", 9, 1)? == 0).then_some(())))?;
+        poll(
+            SOON,
+            "the rule to expire",
+            || Ok((rig.udp_ping("a", "b", 9, 1)? == 0).then_some(())),
+        )?;
         let sink = rig.udp_sink("b", 11)?;
         ensure!(rig.udp_ping("a", "b", 9, 2)? == 0, "it stays expired");
         ensure!(rig.udp_ping("a", "b", 10, 5)? == 5, "the other rule goes on");
@@ -97,7 +101,10 @@ fn a_second_start_ignores_the_token_and_state_is_private() {
 /// Everything in a state directory is for its owner alone.
 fn expect_private(dir: &Path) -> Result<()> {
     let mode = |path: &Path| -> Result<u32> {
-        Ok(std::fs::metadata(path).with_context(|| path.display().to_string())?.permissions().mode()
+        Ok(std::fs::metadata(path)
+            .with_context(|| path.display().to_string())?
+            .permissions()
+            .mode()
             & 0o777)
     };
     ensure!(mode(dir)? == 0o700, "{} has mode {:o}", dir.display(), mode(dir)?);

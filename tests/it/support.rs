@@ -83,11 +83,7 @@ pub(crate) struct Rig {
 }
 
 /// Runs `test` on SaPs and entities in the overlay [`LAB`].
-pub(crate) fn play(
-    saps: &[&str],
-    entities: &[&str],
-    test: impl FnOnce(&mut Rig) -> Result<()>,
-) {
+pub(crate) fn play(saps: &[&str], entities: &[&str], test: impl FnOnce(&mut Rig) -> Result<()>) {
     play_in(LAB_CIDR, saps, entities, test);
 }
 
@@ -117,7 +113,14 @@ impl Rig {
         let binaries = binaries()?;
         let world = World::new()?;
         let fleet = Fleet::start(&world, &binaries)?;
-        Ok(Self { fleet, world, binaries, names: Vec::new(), files: AtomicU32::new(0), _turn: turn })
+        Ok(Self {
+            fleet,
+            world,
+            binaries,
+            names: Vec::new(),
+            files: AtomicU32::new(0),
+            _turn: turn,
+        })
     }
 
     fn populate(&mut self, cidr: &str, saps: &[&str], entities: &[&str]) -> Result<()> {
@@ -151,6 +154,7 @@ impl Rig {
     fn rule(&self, verb: &str, words: &[&str]) -> Result<String> {
         let change = self.fleet.ovctl_json(&[&["policy", verb], words].concat())?;
         ensure!(change["enforcement"]["enforced"] == true, "not enforced: {change:#}");
+        self.settle()?;
         let id = change["result"]["id"].as_u64().context("the new rule has no id")?;
         Ok(format!("r-{id}"))
     }
@@ -158,6 +162,19 @@ impl Rig {
     /// `ovctl policy revoke WORDS`, which must be enforced when it returns.
     pub(crate) fn revoke(&self, words: &[&str]) -> Result<()> {
         self.fleet.ovctl_ok(&[&["policy", "revoke"], words].concat()).map(drop)
+    }
+
+    /// Waits until every node has the newest table: a change is enforced when the SaP or the destination
+    /// has it, the source may still be waiting for its key.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let mut quiet = 0;
+        poll(SOON, "every node to have its newest table", || {
+            let status = parse(&self.fleet.ovctl(&["status", "-o", "json"])?.stdout)?;
+            let is_settled = status["behind"].as_array().is_some_and(Vec::is_empty);
+            // Twice in a row: the source's table may only be made when the others have theirs.
+            quiet = if is_settled { quiet + 1 } else { 0 };
+            Ok((quiet >= 2).then_some(()))
+        })
     }
 
     /// The exit code of `ovctl policy can`.
@@ -203,7 +220,11 @@ impl Rig {
 
     /// Starts a server that echoes datagrams at an entity's port.
     pub(crate) fn udp_echo(&self, entity: &str, port: u16) -> Result<Process> {
-        self.fleet.netkit_spawn(entity, "udp-echo", &["udp-echo", &self.at(entity, port)?.to_string()])
+        self.fleet.netkit_spawn(
+            entity,
+            "udp-echo",
+            &["udp-echo", &self.at(entity, port)?.to_string()],
+        )
     }
 
     /// Starts an HTTP server at an entity's port.
@@ -289,7 +310,8 @@ impl Rig {
         segments: &[(SocketAddr, SocketAddr, u8)],
     ) -> Result<()> {
         let file = self.file("segments");
-        let lines = segments.iter().map(|(source, target, flags)| format!("{source} {target} {flags}\n"));
+        let lines =
+            segments.iter().map(|(source, target, flags)| format!("{source} {target} {flags}\n"));
         fs::write(&file, lines.collect::<String>())?;
         let each = "while read -r source target flags; do \"$0\" raw-tcp \"$source\" \"$target\" \
                     \"$flags\" 1 || exit 1; done < \"$1\"";
@@ -324,13 +346,6 @@ impl Rig {
         .with_context(|| format!("{node} dropped {last} for {reason}"))?;
         ensure!(last == count, "{node} dropped {last} for {reason}, not {count}");
         Ok(())
-    }
-
-    /// All drops of a node together.
-    pub(crate) fn all_drops(&self, node: &str) -> Result<u64> {
-        let status = self.fleet.node(node)?.status()?;
-        let drops = status["drops"].as_object().context("status has no drops")?;
-        Ok(drops.values().filter_map(Value::as_u64).sum())
     }
 
     /// The table that a node keeps on disk.
