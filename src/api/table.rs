@@ -102,7 +102,8 @@ pub struct OverlayTable {
     pub sets: Vec<Vec<u32>>,
     /// Rules, sorted by id, then from, then to.
     pub rules: Vec<RuleRow>,
-    /// Pairs whose path is not the default one.
+    /// Pairs whose path is not the default one. Where several rows speak of a pair, the first one counts
+    /// (only after a label change made two rules disagree; in an entity's table never).
     pub paths: Vec<PathRow>,
     /// The SaPs of every other pair, the preferred one first.
     pub default_saps: Vec<NodeId>,

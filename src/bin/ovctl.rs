@@ -1,1 +1,5 @@
-fn main() {}
+//! `ovctl`: see `app::ovctl`.
+
+fn main() -> std::process::ExitCode {
+    ovmesh::app::ovctl::main()
+}

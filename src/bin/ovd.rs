@@ -1,1 +1,5 @@
-fn main() {}
+//! `ovd`: see `app::ovd`.
+
+fn main() -> std::process::ExitCode {
+    ovmesh::app::ovd::main()
+}

@@ -1,1 +1,5 @@
-fn main() {}
+//! `ovsap`: see `app::ovsap`.
+
+fn main() -> std::process::ExitCode {
+    ovmesh::app::ovsap::main()
+}

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{FlowTable, Now, Verdict};
-use crate::types::NodeId;
+use crate::types::{NodeId, OverlayId};
 use crate::wire::Facts;
 
 /// Everything that verdicts are made from.
@@ -57,6 +57,13 @@ impl Snapshot {
     #[must_use]
     pub fn knows(&self, outer: SocketAddr) -> bool {
         let _ = outer;
+        todo!()
+    }
+
+    /// Where the overlay stands among the snapshot's overlays.
+    #[must_use]
+    pub fn overlay_index(&self, overlay: OverlayId) -> Option<usize> {
+        let _ = overlay;
         todo!()
     }
 

@@ -1,10 +1,14 @@
 //! World in, one table per node out.
+//!
+//! What all tables of an overlay share is worked out once in a [`Plan`]; the tables of entities and
+//! SaPs are then cut from it. Same input, same output: everything is sorted, nothing is random.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::World;
-use crate::api::table::{DestinationKey, TableBody};
-use crate::types::{AuthorizationKey, Generation, NodeId, OverlayId, Timestamp};
+use super::plan::Plan;
+use super::{NodeFacts, World, compile_entity, compile_sap};
+use crate::api::table::{DestinationKey, LinkRow, OverlayTable, SapRow, TableBody, TableNode};
+use crate::types::{AuthorizationKey, Generation, NodeId, NodeKind, OverlayId, Timestamp};
 
 /// Where compilation gets keys from; `control` implements it with `keys`.
 pub trait KeySource {
@@ -12,13 +16,95 @@ pub trait KeySource {
     fn destination_keys(&self, overlay: OverlayId, to: NodeId) -> Vec<DestinationKey>;
     /// The generations accepted for the pair, oldest first; empty for "only 0".
     fn pair_generations(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> Vec<Generation>;
+    /// The pairs (from, to) whose generations are not "only 0": those that were rotated alone. Tables
+    /// of SaPs are made without asking for each pair.
+    fn rotated_pairs(&self, overlay: OverlayId) -> BTreeSet<(NodeId, NodeId)>;
     /// What `from` stamps for `to` at the moment.
     fn send_key(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey;
 }
 
 /// Compiles the tables of all nodes. Same input, same output.
+///
+/// A pair whose own path cannot be walked (a SaP of the chain is gone, an end of a direct pair has no
+/// endpoint) is in no table, as if no rule spoke of it.
 #[must_use]
 pub fn compile(world: &World, keys: &dyn KeySource, now: Timestamp) -> BTreeMap<NodeId, TableBody> {
-    let _ = (world, keys, now);
-    todo!()
+    let plans: BTreeMap<OverlayId, Plan<'_>> =
+        world.overlays.keys().map(|&id| (id, Plan::new(world, id, now))).collect();
+    world
+        .nodes
+        .iter()
+        .map(|(&id, facts)| (id, compile_node(world, &plans, keys, id, facts)))
+        .collect()
+}
+
+/// One overlay's part of a table.
+pub(super) struct Part {
+    pub(super) table: OverlayTable,
+    /// The SaPs that the node exchanges packets with in this overlay.
+    pub(super) saps: BTreeSet<NodeId>,
+}
+
+fn compile_node(
+    world: &World,
+    plans: &BTreeMap<OverlayId, Plan<'_>>,
+    keys: &dyn KeySource,
+    id: NodeId,
+    facts: &NodeFacts,
+) -> TableBody {
+    let parts: Vec<Part> = match facts.kind {
+        NodeKind::Entity => {
+            let plans = facts.addresses.keys().filter_map(|overlay| plans.get(overlay));
+            plans.map(|plan| compile_entity::compile(world, plan, keys, id, facts)).collect()
+        }
+        NodeKind::Sap => {
+            let plans = facts.serves.iter().filter_map(|overlay| plans.get(overlay));
+            plans.map(|plan| compile_sap::compile(world, plan, keys, id)).collect()
+        }
+    };
+    let saps: BTreeSet<NodeId> = parts.iter().flat_map(|part| &part.saps).copied().collect();
+    let links = match facts.kind {
+        NodeKind::Entity => entity_links(world, id, &saps),
+        NodeKind::Sap => sap_links(world, id, facts),
+    };
+    TableBody {
+        node: TableNode { id, kind: facts.kind, name: facts.name.clone() },
+        saps: saps.into_iter().filter_map(|sap| sap_row(world, sap)).collect(),
+        links,
+        overlays: parts.into_iter().map(|part| part.table).collect(),
+    }
+}
+
+fn sap_row(world: &World, id: NodeId) -> Option<SapRow> {
+    let facts = world.nodes.get(&id)?;
+    Some(SapRow { id, name: facts.name.name.clone(), endpoints: facts.endpoints.clone() })
+}
+
+fn entity_links(world: &World, entity: NodeId, saps: &BTreeSet<NodeId>) -> Vec<LinkRow> {
+    let link_to = |&sap: &NodeId| {
+        let (id, secret) = world.links.get(&(entity, sap))?;
+        Some(LinkRow { id: *id, peer: sap, secret: secret.clone() })
+    };
+    sorted_links(saps.iter().filter_map(link_to))
+}
+
+fn sap_links(world: &World, sap: NodeId, facts: &NodeFacts) -> Vec<LinkRow> {
+    let is_served = |entity: &NodeId| {
+        world.nodes.get(entity).is_some_and(|entity| {
+            entity.kind == NodeKind::Entity
+                && facts.serves.iter().any(|overlay| entity.addresses.contains_key(overlay))
+        })
+    };
+    let links = world.links.iter().filter(|((entity, to), _)| *to == sap && is_served(entity));
+    sorted_links(links.map(|(&(entity, _), (id, secret))| LinkRow {
+        id: *id,
+        peer: entity,
+        secret: secret.clone(),
+    }))
+}
+
+fn sorted_links(rows: impl Iterator<Item = LinkRow>) -> Vec<LinkRow> {
+    let mut rows: Vec<LinkRow> = rows.collect();
+    rows.sort_by_key(|row| (row.id, row.peer));
+    rows
 }

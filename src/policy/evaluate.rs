@@ -1,8 +1,10 @@
 //! The evaluator: may a flow start, and which rule says so.
 
-use super::{RuleFacts, World};
-use crate::api::table::PathHops;
-use crate::types::{NodeId, OverlayId, RuleId, Service, Timestamp};
+use super::select::{carries, is_in_force, member, selects};
+use super::span::{Span, overlap, resolve, spans, without};
+use super::{NodeFacts, RuleFacts, World};
+use crate::api::table::{Action, PathHops};
+use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 
 /// The verdict on a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,10 @@ pub enum Decision {
 }
 
 /// May `from` start a flow of `service` (a protocol, with exactly one port where it has ports) to `to`?
+///
+/// A service that is more than one flow (a whole protocol with ports, a range) asks whether anything
+/// of it may pass. A named port is the one of `to`; one that `to` has not is `NoRule`. So are nodes
+/// that are no members, and a member with itself.
 #[must_use]
 pub fn evaluate(
     world: &World,
@@ -25,12 +31,117 @@ pub fn evaluate(
     service: &Service,
     now: Timestamp,
 ) -> Decision {
-    let _ = (world, overlay, from, to, service, now);
-    todo!()
+    let Some(target) = member(world, overlay, to) else { return Decision::NoRule };
+    match resolve(std::slice::from_ref(service), &target.ports) {
+        Some(asked) => decide(world, overlay, from, to, Some(&asked[..]), now),
+        None => Decision::NoRule,
+    }
+}
+
+/// As [`evaluate`], for resolved services; none asks whether anything at all may pass.
+pub(super) fn decide(
+    world: &World,
+    overlay: OverlayId,
+    from: NodeId,
+    to: NodeId,
+    asked: Option<&[Service]>,
+    now: Timestamp,
+) -> Decision {
+    let Some(pair) = Pair::new(world, overlay, from, to) else { return Decision::NoRule };
+    let asked = asked.map_or_else(|| vec![Span::ALL], |services| spans(services, pair.is_ipv6));
+    let mut denied = Vec::new();
+    let mut first_deny = None;
+    let mut allowed = Vec::new();
+    for (&id, rule) in &world.rules {
+        if rule.overlay != overlay || !is_in_force(rule, now) {
+            continue;
+        }
+        let said = overlap(&pair.said_by(rule), &asked);
+        if said.is_empty() {
+            continue;
+        }
+        match rule.action {
+            Action::Allow => allowed.push((id, said)),
+            Action::Deny => {
+                first_deny = first_deny.or(Some(id));
+                denied.extend(said);
+            }
+        }
+    }
+    let opens = |(_, said): &(RuleId, Vec<Span>)| !without(said.clone(), &denied).is_empty();
+    match (allowed.iter().find(|allow| opens(allow)), first_deny) {
+        (Some((id, _)), _) => Decision::Allow(*id),
+        (None, Some(id)) => Decision::Deny(id),
+        (None, None) => Decision::NoRule,
+    }
+}
+
+/// Two different members of one overlay, in the direction of a flow's first packet.
+pub(super) struct Pair<'a> {
+    pub(super) from: (NodeId, &'a NodeFacts),
+    pub(super) to: (NodeId, &'a NodeFacts),
+    pub(super) is_ipv6: bool,
+}
+
+impl<'a> Pair<'a> {
+    /// None when one of the two is no member, or both are the same.
+    pub(super) fn new(
+        world: &'a World,
+        overlay: OverlayId,
+        from: NodeId,
+        to: NodeId,
+    ) -> Option<Self> {
+        if from == to {
+            return None;
+        }
+        let source = member(world, overlay, from)?;
+        let target = member(world, overlay, to)?;
+        let is_ipv6 = target.addresses.get(&overlay).is_some_and(std::net::IpAddr::is_ipv6);
+        Some(Self { from: (from, source), to: (to, target), is_ipv6 })
+    }
+
+    /// The other direction.
+    pub(super) fn reversed(&self) -> Self {
+        Self { from: self.to, to: self.from, is_ipv6: self.is_ipv6 }
+    }
+
+    /// Whether the rule, as written, leads from one to the other.
+    pub(super) fn is_along(&self, rule: &RuleFacts) -> bool {
+        selects(&rule.from, self.from.0, self.from.1) && selects(&rule.to, self.to.0, self.to.1)
+    }
+
+    /// Whether the rule speaks of flows in this direction.
+    pub(super) fn is_spoken_of_by(&self, rule: &RuleFacts) -> bool {
+        self.is_along(rule) || (rule.both && self.reversed().is_along(rule))
+    }
+
+    /// Whether flows from this source are the rule's, wherever they lead.
+    pub(super) fn meets_source_of(&self, rule: &RuleFacts) -> bool {
+        selects(&rule.from, self.from.0, self.from.1)
+            || (rule.both && selects(&rule.to, self.from.0, self.from.1))
+    }
+
+    /// Whether flows to this destination are the rule's, wherever they come from.
+    pub(super) fn meets_target_of(&self, rule: &RuleFacts) -> bool {
+        selects(&rule.to, self.to.0, self.to.1)
+            || (rule.both && selects(&rule.from, self.to.0, self.to.1))
+    }
+
+    /// What the rule speaks of in this direction, in force or not.
+    fn said_by(&self, rule: &RuleFacts) -> Vec<Span> {
+        if self.is_spoken_of_by(rule) { self.services_of(rule) } else { Vec::new() }
+    }
+
+    /// What the rule's services are at this destination.
+    pub(super) fn services_of(&self, rule: &RuleFacts) -> Vec<Span> {
+        resolve(&rule.services, &self.to.1.ports)
+            .map_or_else(Vec::new, |services| spans(&services, self.is_ipv6))
+    }
 }
 
 /// The candidates for the hops from `from` to `to`, the preferred one first: several single SaPs for
-/// a pair without a path of its own, else one chain or direct. Empty when no SaP serves the overlay.
+/// a pair without a path of its own, else one chain or direct. Empty when no SaP serves the overlay,
+/// when a SaP of the chain is gone or cannot be reached, and when an end of a direct pair cannot.
 #[must_use]
 pub fn path_between(
     world: &World,
@@ -39,13 +150,97 @@ pub fn path_between(
     to: NodeId,
     now: Timestamp,
 ) -> Vec<PathHops> {
-    let _ = (world, overlay, from, to, now);
-    todo!()
+    let Some(pair) = Pair::new(world, overlay, from, to) else { return Vec::new() };
+    let Some((_, asked)) = asked_path(world, overlay, &pair, now) else {
+        return default_saps(world, overlay)
+            .into_iter()
+            .map(|sap| PathHops::Via(vec![sap]))
+            .collect();
+    };
+    match &asked {
+        PathHops::Direct => {
+            let both_reachable =
+                !pair.from.1.endpoints.is_empty() && !pair.to.1.endpoints.is_empty();
+            if both_reachable { vec![asked] } else { Vec::new() }
+        }
+        PathHops::Via(chain) => {
+            if is_walkable(world, overlay, chain) {
+                vec![asked]
+            } else {
+                Vec::new()
+            }
+        }
+        PathHops::Elsewhere => Vec::new(),
+    }
 }
 
-/// A rule in words: `allow web -> db tcp/5432`.
+/// The path that a rule in force asks for this pair, walked in the pair's direction, whether or not it
+/// can be walked. Rules that disagree are refused when they are written; where a label that came later
+/// makes two disagree, the lowest id wins.
+pub(super) fn asked_path(
+    world: &World,
+    overlay: OverlayId,
+    pair: &Pair<'_>,
+    now: Timestamp,
+) -> Option<(RuleId, PathHops)> {
+    let back = pair.reversed();
+    let (low, high) = if pair.from.0 < pair.to.0 { (pair, &back) } else { (&back, pair) };
+    world.rules.iter().find_map(|(&id, rule)| {
+        let hops = rule.path.as_ref().filter(|_| rule.overlay == overlay)?;
+        if !is_in_force(rule, now) {
+            return None;
+        }
+        // Where the rule leads both ways between the two, the lower id counts as its `from`.
+        let walked_from = if low.is_along(rule) {
+            low.from.0
+        } else if high.is_along(rule) {
+            high.from.0
+        } else {
+            return None;
+        };
+        Some((id, if walked_from == pair.from.0 { hops.clone() } else { backwards(hops) }))
+    })
+}
+
+/// The same hops, walked the other way.
+pub(super) fn backwards(hops: &PathHops) -> PathHops {
+    match hops {
+        PathHops::Direct => PathHops::Direct,
+        PathHops::Via(chain) => PathHops::Via(chain.iter().rev().copied().collect()),
+        PathHops::Elsewhere => PathHops::Elsewhere,
+    }
+}
+
+/// Whether packets can take the chain: every SaP of it carries the overlay, and none comes twice.
+pub(super) fn is_walkable(world: &World, overlay: OverlayId, chain: &[NodeId]) -> bool {
+    let is_sound =
+        |(at, sap): (usize, &NodeId)| carries(world, *sap, overlay) && !chain[..at].contains(sap);
+    !chain.is_empty() && chain.iter().enumerate().all(is_sound)
+}
+
+/// The SaPs of every pair without a path of its own, by id.
+pub(super) fn default_saps(world: &World, overlay: OverlayId) -> Vec<NodeId> {
+    let saps = world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap);
+    saps.map(|(id, _)| *id).filter(|id| carries(world, *id, overlay)).collect()
+}
+
+/// A rule in words: `allow web -> db tcp/5432`, or with `<->` when it holds in both directions.
 #[must_use]
 pub fn rule_text(rule: &RuleFacts) -> String {
-    let _ = rule;
-    todo!()
+    let action = match rule.action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    };
+    format!("{action} {}", ends_text(rule))
+}
+
+/// What a rule speaks of: `web -> db tcp/5432`.
+pub(super) fn ends_text(rule: &RuleFacts) -> String {
+    let arrow = if rule.both { "<->" } else { "->" };
+    let mut text = format!("{} {arrow} {}", rule.from, rule.to);
+    for (at, service) in rule.services.iter().enumerate() {
+        text.push_str(if at == 0 { " " } else { "," });
+        text.push_str(&service.to_string());
+    }
+    text
 }

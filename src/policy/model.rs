@@ -1,6 +1,7 @@
 //! The world as policy sees it: overlays, nodes, rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::api::admin::Semantics;
@@ -90,4 +91,24 @@ pub enum BoundSelector {
     Labels(BTreeSet<Label>),
     /// All members of one namespace.
     Namespace(Name),
+}
+
+impl fmt::Display for BoundSelector {
+    /// As people write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any"),
+            Self::Node(_, name) => name.fmt(f),
+            Self::Namespace(name) => write!(f, "namespace:{name}"),
+            Self::Labels(labels) => {
+                for (at, label) in labels.iter().enumerate() {
+                    if at > 0 {
+                        f.write_str(",")?;
+                    }
+                    label.fmt(f)?;
+                }
+                Ok(())
+            }
+        }
+    }
 }

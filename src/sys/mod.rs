@@ -1,1 +1,33 @@
-//! TODO
+//! The kernel: TUN devices, UDP in batches, addresses and routes, wake-ups, the clock.
+//!
+//! The only room with `unsafe`. It moves bytes and knows nothing of policy; what the kernel refuses
+//! becomes a [`SysError`] with a remedy at start, and an [`std::io::Error`] or a
+//! [`crate::types::DropReason`] afterwards.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`batch`] | the buffers that hallways work on |
+//! | [`tun`] | a TUN device, read in batches |
+//! | [`udp`] | the data socket: `recvmmsg`, `sendmmsg`, TTL and TOS of each packet |
+//! | [`net`] | addresses, MTUs and routes, by netlink |
+//! | [`wake`] | stops or nudges a thread that waits for packets |
+//! | [`clock`] | the only place that reads the time for packets |
+
+#![allow(
+    unsafe_code,
+    reason = "this room owns the kernel's interfaces; each block says why it is sound"
+)]
+
+pub mod batch;
+pub mod clock;
+pub mod net;
+pub mod tun;
+pub mod udp;
+pub mod wake;
+
+mod cmsg;
+mod error;
+mod netlink;
+mod sockaddr;
+
+pub use error::SysError;

@@ -1,0 +1,138 @@
+//! `ovctl`: parses, asks the server or becomes one, and ends with the exit code of the contract.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+
+use crate::api::{Problem, ProblemCode};
+use crate::cli::args::{CompletionArgs, Global, Ovctl, OvctlCommand, ServeArgs};
+use crate::cli::client::Client;
+use crate::cli::output::Output;
+use crate::cli::{Outcome, audit, entity, key, overlay, policy, sap, status, token};
+
+/// Runs `ovctl` with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Ovctl { global, command } = Ovctl::from_command_line();
+    let mut output = Output::standard(global.output);
+    let outcome = dispatch(&global, command, &mut output);
+    conclude(&mut output, outcome)
+}
+
+/// Prints a problem and turns the outcome into an exit code. What was found but could not be
+/// written is a failure too.
+pub(crate) fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
+    let written = output.finish();
+    match outcome.and_then(|outcome| written.map(|()| outcome)) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(problem) => {
+            output.problem(&problem);
+            ExitCode::from(problem.code.exit_code())
+        }
+    }
+}
+
+fn dispatch(
+    global: &Global,
+    command: OvctlCommand,
+    output: &mut Output,
+) -> Result<Outcome, Problem> {
+    match command {
+        OvctlCommand::Serve(args) => serve(global, args),
+        OvctlCommand::Completion(args) => {
+            output.raw(&completion(args));
+            Ok(Outcome::Done)
+        }
+        OvctlCommand::Status => {
+            ask(global, output, async |client, output| status::run(client, output).await)
+        }
+        OvctlCommand::Overlay(verb) => {
+            ask(global, output, async |client, output| overlay::run(client, output, verb).await)
+        }
+        OvctlCommand::Token(verb) => {
+            ask(global, output, async |client, output| token::run(client, output, verb).await)
+        }
+        OvctlCommand::Entity(verb) => {
+            ask(global, output, async |client, output| entity::run(client, output, verb).await)
+        }
+        OvctlCommand::Sap(verb) => {
+            ask(global, output, async |client, output| sap::run(client, output, verb).await)
+        }
+        OvctlCommand::Policy(verb) => {
+            ask(global, output, async |client, output| policy::run(client, output, verb).await)
+        }
+        OvctlCommand::Key(verb) => {
+            ask(global, output, async |client, output| key::run(client, output, verb).await)
+        }
+        OvctlCommand::Audit(verb) => {
+            ask(global, output, async |client, output| audit::run(client, output, verb).await)
+        }
+    }
+}
+
+/// Runs one command against the server, on this thread alone.
+fn ask(
+    global: &Global,
+    output: &mut Output,
+    command: impl AsyncFnOnce(&Client, &mut Output) -> Result<Outcome, Problem>,
+) -> Result<Outcome, Problem> {
+    let runtime = runtime(tokio::runtime::Builder::new_current_thread())?;
+    runtime.block_on(async {
+        let client = Client::to_server(global, output)?;
+        command(&client, output).await
+    })
+}
+
+/// A tokio runtime with everything on.
+fn runtime(mut builder: tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Problem> {
+    builder.enable_all().build().map_err(|error| {
+        Problem::new(ProblemCode::Failed, "cannot start the tokio runtime").why(error.to_string())
+    })
+}
+
+fn serve(global: &Global, args: ServeArgs) -> Result<Outcome, Problem> {
+    let runtime = runtime(tokio::runtime::Builder::new_multi_thread())?;
+    runtime.block_on(super::serve::run(args, global.socket.clone()))?;
+    Ok(Outcome::Done)
+}
+
+/// The completion script of one shell.
+fn completion(args: CompletionArgs) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Ovctl::command(), "ovctl", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::Format;
+
+    #[test]
+    fn every_shell_gets_a_completion_script() {
+        for shell in
+            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
+        {
+            let script = completion(CompletionArgs { shell });
+            assert!(script.contains("ovctl") && script.contains("policy"), "{shell}");
+        }
+    }
+
+    #[test]
+    fn outcomes_and_problems_become_exit_codes() {
+        let exit = |outcome| {
+            let (data, notes) = (Box::new(Vec::new()), Box::new(Vec::new()));
+            let now = crate::types::Timestamp(0);
+            conclude(&mut Output::new(Format::Table, now, data, notes), outcome)
+        };
+
+        // ExitCode has no equality; its debug form shows the number.
+        let is = |code: ExitCode, number: u8| {
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(number)));
+        };
+        is(exit(Ok(Outcome::Done)), 0);
+        is(exit(Ok(Outcome::NotYetEnforced)), 1);
+        is(exit(Ok(Outcome::Denied)), 4);
+        is(exit(Err(Problem::new(ProblemCode::Unreachable, "x"))), 6);
+    }
+}

@@ -1,0 +1,165 @@
+//! The arguments of `ovd` and `ovsap`: two programs, the same verbs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
+use crate::types::Name;
+
+/// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
+#[derive(Parser, Clone, Debug)]
+#[command(name = "ovd", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Ovd {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OvdCommand,
+}
+
+/// The verbs of `ovd`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OvdCommand {
+    /// Run the daemon; with --join on the first start
+    #[command(after_help = "\
+Examples:
+  ovd run --join @/run/secrets/join-token      first start: joins, keeps its state, runs
+  ovd run                                      every later start
+  ovd run --name web --endpoint 192.0.2.7      a fixed name, a fixed underlay address
+
+With state from the same server, --join is ignored, so the same command can start it again.")]
+    Run(RunArgs),
+    /// Join and exit; `ovd run` then needs no token
+    Join(JoinArgs),
+    /// Leave every overlay and delete this machine's state
+    Leave(LeaveArgs),
+    /// Show what the running daemon does: overlays, SaPs, packets, drops, problems
+    #[command(after_help = "\
+Examples:
+  ovd status
+  ovd status -o json
+  ovd status --check ready && systemctl start my-service")]
+    Status(NodeStatusArgs),
+}
+
+/// Runs a policy point (SaP): checks every packet between members and forwards it unchanged
+#[derive(Parser, Clone, Debug)]
+#[command(name = "ovsap", version, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Ovsap {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OvsapCommand,
+}
+
+/// The verbs of `ovsap`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OvsapCommand {
+    /// Run the proxy; with --join on the first start
+    #[command(after_help = "\
+Examples:
+  ovsap run --join @/run/secrets/join-token    first start: joins, keeps its state, runs
+  ovsap run                                    every later start
+
+It needs no privilege. Make the token with `ovctl token create --role sap`.")]
+    Run(RunArgs),
+    /// Join and exit; `ovsap run` then needs no token
+    Join(JoinArgs),
+    /// Leave and delete this SaP's state
+    Leave(LeaveArgs),
+    /// Show what the running proxy does: overlays, members, packets, drops, problems
+    Status(NodeStatusArgs),
+}
+
+/// How to run a node.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunArgs {
+    /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Join with this token: TOKEN, @FILE, or - for stdin
+    #[arg(long, value_name = "TOKEN|@FILE|-")]
+    pub join: Option<JoinSource>,
+    /// Where state is kept (mode 0700) [default: /var/lib/ovmesh/PROGRAM]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The name to join under [default: the token's, else the host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Name>,
+    /// Where others reach this node; repeat for several [default: what the kernel picks]
+    #[arg(long = "endpoint", value_name = "IP[:PORT]")]
+    pub endpoints: Vec<EndpointArg>,
+    /// Where data packets are received [default: port 6080 of every address]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// error, warn, info, debug, trace, or a filter such as ovmesh::agent=debug
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+/// How to join without running.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct JoinArgs {
+    /// The token: TOKEN, @FILE, or - for stdin
+    #[arg(value_name = "TOKEN|@FILE|-")]
+    pub token: JoinSource,
+    /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where state is kept (mode 0700) [default: /var/lib/ovmesh/PROGRAM]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The name to join under [default: the token's, else the host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Name>,
+    /// Where others reach this node; repeat for several [default: what the kernel picks]
+    #[arg(long = "endpoint", value_name = "IP[:PORT]")]
+    pub endpoints: Vec<EndpointArg>,
+    /// Where data packets will be received [default: port 6080 of every address]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// error, warn, info, debug, trace, or a filter such as ovmesh::agent=debug
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+/// How to leave.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaveArgs {
+    /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where state is kept [default: /var/lib/ovmesh/PROGRAM]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The local status socket, to see whether the daemon still runs
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// What to show of a running node.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatusArgs {
+    /// Print nothing on success; exit 1 and say why otherwise
+    #[arg(long, value_name = "WHAT")]
+    pub check: Option<Check>,
+    /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// What `status --check` asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// The daemon answers
+    Live,
+    /// It can carry packets: a table, a TUN device per overlay, a SaP that answers
+    Ready,
+    /// The server is reachable and has confirmed the table in force
+    Synced,
+}

@@ -1,0 +1,119 @@
+//! The arguments of `ovctl policy`.
+
+use clap::{Args, Subcommand};
+
+use super::ChangeArgs;
+use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
+
+/// The verbs of `ovctl policy`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum PolicyCommand {
+    /// Let FROM start flows to TO; replies pass
+    #[command(after_help = "\
+FROM and TO: a name (web, shop/web), labels (role=web,tier=front), namespace:NAME, or any.
+
+Examples:
+  ovctl policy allow web db --port tcp/5432        web may ask db, db may not ask web
+  ovctl policy allow role=web any --port udp/53 --expires 8h
+  ovctl policy allow s1 s2 --both --direct         no SaP between the two
+  ovctl policy allow s1 s3 --via sap-1,sap-2       through two SaPs, in this order")]
+    Allow(RuleArgs),
+    /// Refuse to let FROM start flows to TO, before any allow rule
+    #[command(after_help = "\
+Replies of flows that TO may start still pass.
+
+Example:
+  ovctl policy deny role=ci db --reason 'no tests against production'")]
+    Deny(RuleArgs),
+    /// Remove a rule by id, or every rule written for FROM TO
+    #[command(
+        visible_alias = "remove",
+        after_help = "\
+Examples:
+  ovctl policy revoke r-18
+  ovctl policy revoke web db"
+    )]
+    Revoke(RevokeArgs),
+    /// List rules
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only this overlay
+        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+        overlay: Option<Name>,
+    },
+    /// Show one rule
+    Show {
+        /// The rule, such as r-18
+        rule: RuleId,
+    },
+    /// Ask whether FROM may start a flow to TO (exit 0 allowed, 4 denied)
+    #[command(after_help = "\
+Examples:
+  ovctl policy can web db -p tcp/5432
+  ovctl policy can web db && echo open")]
+    Can(CanArgs),
+}
+
+/// A rule to make.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct RuleArgs {
+    /// Who starts flows
+    pub from: Selector,
+    /// Who is talked to
+    pub to: Selector,
+    /// Protocol and port of TO: tcp/443, udp/53, tcp/8000-8999, tcp/NAME, icmp [default: all]
+    #[arg(short, long = "port", value_name = "SERVICE", value_delimiter = ',')]
+    pub ports: Vec<Service>,
+    /// Hold in both directions; a port is the destination's in each
+    #[arg(long)]
+    pub both: bool,
+    /// Let the two talk without a SaP between them
+    #[arg(long, conflicts_with = "via")]
+    pub direct: bool,
+    /// Go through these SaPs, in this order
+    #[arg(long, value_name = "SAP,SAP", value_delimiter = ',')]
+    pub via: Vec<Name>,
+    /// The overlay [default: the only one that both ends share]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+    /// End by itself after this time, such as 8h or 7d
+    #[arg(long, value_name = "DURATION")]
+    pub expires: Option<HumanDuration>,
+    /// Why the rule is there, for whoever reads it later
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// How to make the change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
+/// Rules to remove.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct RevokeArgs {
+    /// A rule (r-18), or with TO: who starts flows
+    #[arg(value_name = "RULE|FROM")]
+    pub rule_or_from: String,
+    /// Who is talked to
+    pub to: Option<Selector>,
+    /// The overlay, with FROM and TO [default: any]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+    /// How to make the change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
+/// A question.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct CanArgs {
+    /// Who would start the flow
+    pub from: EntityName,
+    /// Who would be talked to
+    pub to: EntityName,
+    /// Protocol and one port of TO, such as tcp/80 [default: anything at all]
+    #[arg(short, long, value_name = "SERVICE")]
+    pub port: Option<Service>,
+    /// The overlay [default: the only one that both share]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+}

@@ -1,0 +1,495 @@
+//! `ovctl policy`: makes, removes, lists and questions rules.
+
+use super::Outcome;
+use super::args::{CanArgs, Format, PolicyCommand, RevokeArgs, RuleArgs};
+use super::client::{Answer, Client};
+use super::enforcement::{headline, show, step};
+use super::output::{Output, Table, counted, relative};
+use super::rule_words::{self, PairFacts};
+use crate::api::admin::{
+    CanAnswer, CanQuestion, Change, Entity, List, PathNames, Rule, RuleCreate, RulePath, RuleRevoke,
+};
+use crate::api::table::Action;
+use crate::api::{Problem, ProblemCode};
+use crate::types::{EntityName, Name, PortRange, Selector, Service, Timestamp};
+
+/// Does what `ovctl policy …` asks.
+///
+/// # Errors
+///
+/// What the server says, or why it could not be asked.
+pub async fn run(
+    client: &Client,
+    output: &mut Output,
+    command: PolicyCommand,
+) -> Result<Outcome, Problem> {
+    match command {
+        PolicyCommand::Allow(rule) => create(client, output, Action::Allow, rule).await,
+        PolicyCommand::Deny(rule) => create(client, output, Action::Deny, rule).await,
+        PolicyCommand::Revoke(args) => revoke(client, output, &args).await,
+        PolicyCommand::List { overlay } => list(client, output, overlay).await,
+        PolicyCommand::Show { rule } => {
+            let answer: Answer<Rule> = client.read(&format!("/v1/rules/{rule}"), &[]).await?;
+            show_rule(output, &answer);
+            Ok(Outcome::Done)
+        }
+        PolicyCommand::Can(args) => can(client, output, args).await,
+    }
+}
+
+async fn create(
+    client: &Client,
+    output: &mut Output,
+    action: Action,
+    args: RuleArgs,
+) -> Result<Outcome, Problem> {
+    let path = match (args.direct, args.via.is_empty()) {
+        (true, _) => Some(RulePath::Direct),
+        (false, false) => Some(RulePath::Via(args.via)),
+        (false, true) => None,
+    };
+    let body = RuleCreate {
+        overlay: args.overlay,
+        action,
+        from: args.from,
+        to: args.to,
+        services: args.ports,
+        both: args.both,
+        path,
+        expires: args.expires,
+        reason: args.reason,
+    };
+    let answer: Answer<Change<Rule>> =
+        client.change("/v1/rules", &body, &args.change.options()).await?;
+    let facts = if output.format() == Format::Table {
+        pair_facts(client, &answer.value).await
+    } else {
+        PairFacts::default()
+    };
+    let now = output.now();
+    let outcome =
+        show(output, &answer, |rule| rule.id.to_string(), |change| created(change, &facts, now));
+    if output.format() == Format::Table && !answer.value.dry_run {
+        output.line(format!("undo: ovctl policy revoke {}", answer.value.result.id));
+    }
+    Ok(outcome)
+}
+
+/// The echo of `allow` and `deny`.
+fn created(change: &Change<Rule>, facts: &PairFacts, now: Timestamp) -> Vec<String> {
+    let rule = &change.result;
+    let first = if change.dry_run {
+        headline(change, "a rule", "added")
+    } else {
+        headline(change, &format!("rule {}", rule.id), "added")
+    };
+    let words = rule_words::lines(rule, facts, now).into_iter();
+    std::iter::once(first).chain(words.map(|line| format!("  {line}"))).collect()
+}
+
+/// What else is true of the pair. It only makes the echo better, so what cannot be learned is
+/// left out. A dry run changed nothing, so verdicts would speak of the policy before it.
+async fn pair_facts(client: &Client, change: &Change<Rule>) -> PairFacts {
+    let rule = &change.result;
+    let (Selector::Name(from), Selector::Name(to)) = (&rule.from, &rule.to) else {
+        return PairFacts::default();
+    };
+    let ask = async |from: &EntityName, to: &EntityName, service: Option<Service>| {
+        let question = CanQuestion {
+            overlay: Some(rule.overlay.clone()),
+            from: from.clone(),
+            to: to.clone(),
+            service,
+        };
+        let answer: Result<Answer<CanAnswer>, _> = client.ask("/v1/policy/can", &question).await;
+        answer.ok().map(|answer| answer.value)
+    };
+    let forward = ask(from, to, rule.services.first().and_then(one_port)).await;
+    let mut facts = PairFacts {
+        from_address: address(client, from, &rule.overlay).await,
+        to_address: address(client, to, &rule.overlay).await,
+        path: forward.as_ref().and_then(|answer| answer.path.clone()),
+        ..PairFacts::default()
+    };
+    if !change.dry_run {
+        facts.reverse = ask(to, from, None).await.map(|answer| answer.allowed);
+        facts.forward = forward.map(|answer| (answer.allowed, answer.why));
+    }
+    facts
+}
+
+/// A service with a single port, as questions take it; none for a named port, which only the
+/// destination can resolve.
+fn one_port(service: &Service) -> Option<Service> {
+    match service {
+        Service::Protocol(_) => Some(service.clone()),
+        Service::Ports(protocol, range) => {
+            Some(Service::Ports(*protocol, PortRange { first: range.first, last: range.first }))
+        }
+        Service::Named(..) => None,
+    }
+}
+
+async fn address(client: &Client, name: &EntityName, overlay: &Name) -> Option<std::net::IpAddr> {
+    let path = format!("/v1/entities/{}/{}", name.namespace, name.name);
+    let entity: Answer<Entity> = client.read(&path, &[]).await.ok()?;
+    let member = entity.value.members.into_iter().find(|member| member.overlay == *overlay)?;
+    Some(member.address)
+}
+
+async fn revoke(
+    client: &Client,
+    output: &mut Output,
+    args: &RevokeArgs,
+) -> Result<Outcome, Problem> {
+    let body = revocation(args)?;
+    let answer: Answer<Change<Vec<Rule>>> =
+        client.change("/v1/rules/revoke", &body, &args.change.options()).await?;
+    Ok(show(
+        output,
+        &answer,
+        |rules| rules.iter().map(|rule| rule.id.to_string()).collect::<Vec<_>>().join(" "),
+        revoked,
+    ))
+}
+
+/// One id, or two selectors.
+fn revocation(args: &RevokeArgs) -> Result<RuleRevoke, Problem> {
+    let usage = |why: String| {
+        Problem::new(ProblemCode::Usage, "cannot tell which rule to revoke").why(why).fix(
+            "ovctl policy revoke r-18, or ovctl policy revoke FROM TO; see `ovctl policy list`",
+        )
+    };
+    match &args.to {
+        None => {
+            let rule = args.rule_or_from.parse().map_err(usage)?;
+            Ok(RuleRevoke { rule: Some(rule), from: None, to: None, overlay: None })
+        }
+        Some(to) => {
+            let from: Selector = args
+                .rule_or_from
+                .parse()
+                .map_err(|error: crate::types::SelectorError| usage(error.to_string()))?;
+            Ok(RuleRevoke {
+                rule: None,
+                from: Some(from),
+                to: Some(to.clone()),
+                overlay: args.overlay.clone(),
+            })
+        }
+    }
+}
+
+/// The echo of `revoke`.
+fn revoked(change: &Change<Vec<Rule>>) -> Vec<String> {
+    let count = counted(change.result.len() as u64, "rule");
+    let first = if change.dry_run {
+        format!("{count} would be revoked (dry run: revision {} stays)", change.revision)
+    } else {
+        format!("{count} revoked ({})", step(change.revision))
+    };
+    std::iter::once(first)
+        .chain(change.result.iter().map(|rule| format!("  {}  {}", rule.id, sentence(rule))))
+        .collect()
+}
+
+/// `allow web → db tcp/443`.
+fn sentence(rule: &Rule) -> String {
+    format!(
+        "{} {} {} {}   {}",
+        action(rule.action),
+        rule.from,
+        rule_words::arrow(rule.both),
+        rule.to,
+        rule_words::services(&rule.services)
+    )
+}
+
+fn action(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Deny => "deny",
+    }
+}
+
+async fn list(
+    client: &Client,
+    output: &mut Output,
+    overlay: Option<Name>,
+) -> Result<Outcome, Problem> {
+    let query: Vec<(&str, String)> =
+        overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
+    let answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
+    let rules = &answer.value.items;
+    match output.format() {
+        Format::Json => output.json(&answer.document),
+        Format::Name => rules.iter().for_each(|rule| output.line(rule.id.to_string())),
+        Format::Table => {
+            let table = rule_table(rules, output.now());
+            output.table(&table);
+            if rules.is_empty() {
+                output.note("no rules: nothing may talk. Next: ovctl policy allow FROM TO");
+            } else if rules.iter().any(|rule| !rule.dangling.is_empty()) {
+                output.note("a rule marked ! names an entity that is gone: it does nothing for it");
+            }
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
+    let mut table = Table::new(&[
+        "RULE", "OVERLAY", "ACTION", "FROM", "", "TO", "SERVICES", "PATH", "ENDS", "PAIRS",
+        "REASON",
+    ]);
+    for rule in rules {
+        let gone = if rule.dangling.is_empty() { "" } else { " !" };
+        table.row([
+            format!("{}{gone}", rule.id),
+            rule.overlay.to_string(),
+            action(rule.action).to_owned(),
+            rule.from.to_string(),
+            rule_words::arrow(rule.both).to_owned(),
+            rule.to.to_string(),
+            rule_words::services(&rule.services),
+            path_words(rule.path.as_ref()),
+            rule.not_after.map(|end| relative(end, now)).unwrap_or_default(),
+            rule.pairs.to_string(),
+            rule.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+fn path_words(path: Option<&RulePath>) -> String {
+    match path {
+        None => String::new(),
+        Some(RulePath::Direct) => "direct".to_owned(),
+        Some(RulePath::Via(saps)) => format!("via {}", super::output::joined(saps)),
+    }
+}
+
+fn show_rule(output: &mut Output, answer: &Answer<Rule>) {
+    let rule = &answer.value;
+    match output.format() {
+        Format::Json => output.json(&answer.document),
+        Format::Name => output.line(rule.id.to_string()),
+        Format::Table => {
+            let now = output.now();
+            output.line(format!(
+                "rule {}   {}   overlay {}",
+                rule.id,
+                action(rule.action),
+                rule.overlay
+            ));
+            for line in rule_words::lines(rule, &PairFacts::default(), now) {
+                output.line(format!("  {line}"));
+            }
+            output.line(format!("  covers {} of members", counted(rule.pairs, "ordered pair")));
+            if let Some(reason) = &rule.reason {
+                output.line(format!("  reason: {reason}"));
+            }
+            for name in &rule.dangling {
+                output.line(format!("  ! {name} is gone: the rule does nothing for it"));
+            }
+            output.line(format!(
+                "  made {} by {} (revision {})",
+                relative(rule.created, now),
+                rule.created_by,
+                rule.revision
+            ));
+        }
+    }
+}
+
+async fn can(client: &Client, output: &mut Output, args: CanArgs) -> Result<Outcome, Problem> {
+    let question = CanQuestion {
+        overlay: args.overlay.clone(),
+        from: args.from.clone(),
+        to: args.to.clone(),
+        service: args.port.clone(),
+    };
+    let answer: Answer<CanAnswer> = client.ask("/v1/policy/can", &question).await?;
+    let verdict = &answer.value;
+    match output.format() {
+        Format::Json => output.json(&answer.document),
+        Format::Name => output.line(if verdict.allowed { "allowed" } else { "denied" }),
+        Format::Table => {
+            for line in verdict_lines(&question, verdict) {
+                output.line(line);
+            }
+        }
+    }
+    Ok(if verdict.allowed { Outcome::Done } else { Outcome::Denied })
+}
+
+/// The answer to `can`, with the command that would change it.
+fn verdict_lines(question: &CanQuestion, answer: &CanAnswer) -> Vec<String> {
+    let CanQuestion { from, to, service, .. } = question;
+    let verdict = if answer.allowed { "ALLOWED" } else { "DENIED" };
+    let what = service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
+    let mut lines = vec![format!(
+        "{verdict}  {from} → {to}{what}   overlay {}, revision {}",
+        answer.overlay, answer.revision
+    )];
+    lines.push(format!("  why      {}", answer.why));
+    for (index, near) in answer.nearest.iter().enumerate() {
+        let lead = if index == 0 { "nearest" } else { "" };
+        lines.push(format!("  {lead:<7}  {} {} ({})", near.rule, near.text, near.differs));
+    }
+    let path = match &answer.path {
+        Some(PathNames::Direct) => format!("{from} → {to}, direct: no SaP between them"),
+        Some(PathNames::Via(saps)) => rule_words::hop_line(from, to, saps, "→"),
+        None => "none: no SaP serves the two".to_owned(),
+    };
+    lines.push(format!("  path     {path}"));
+    if answer.allowed {
+        return lines;
+    }
+    lines.push(match answer.rule {
+        Some(rule) => format!("allow it:  ovctl policy revoke {rule}"),
+        None => {
+            let port =
+                service.as_ref().map(|service| format!(" --port {service}")).unwrap_or_default();
+            let overlay = match &question.overlay {
+                Some(overlay) => format!(" --overlay {overlay}"),
+                None => String::new(),
+            };
+            format!("allow it:  ovctl policy allow {from} {to}{port}{overlay}")
+        }
+    });
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::admin::{Enforcement, NearRule};
+    use crate::cli::args::ChangeArgs;
+    use crate::cli::output::tests::pages;
+    use crate::cli::rule_words::tests::rule;
+    use crate::types::{ApiVersion, Revision, RuleId};
+
+    fn change<T>(result: T, dry_run: bool) -> Change<T> {
+        Change {
+            api_version: ApiVersion::V1,
+            revision: Revision(43),
+            dry_run,
+            result,
+            enforcement: Enforcement::default(),
+        }
+    }
+
+    #[test]
+    fn the_echo_of_allow_starts_with_id_and_revision() {
+        let allow = rule(Action::Allow, "web", "db");
+        let echo =
+            |dry_run| created(&change(allow.clone(), dry_run), &PairFacts::default(), Timestamp(0));
+
+        assert_eq!(echo(false)[0], "rule r-18 added (revision 42 → 43)");
+        assert_eq!(echo(true)[0], "a rule would be added (dry run: revision 43 stays)");
+        assert!(echo(false)[1].starts_with("  web → db   any protocol"));
+    }
+
+    #[test]
+    fn the_echo_of_revoke_lists_what_went() {
+        let gone = vec![rule(Action::Allow, "web", "db"), rule(Action::Deny, "ci", "db")];
+
+        assert_eq!(
+            revoked(&change(gone, false)),
+            [
+                "2 rules revoked (revision 42 → 43)",
+                "  r-18  allow web → db   any protocol",
+                "  r-18  deny ci → db   any protocol",
+            ]
+        );
+    }
+
+    #[test]
+    fn one_word_is_a_rule_and_two_are_its_ends() {
+        let args = |first: &str, to: Option<&str>| RevokeArgs {
+            rule_or_from: first.to_owned(),
+            to: to.map(|to| to.parse().unwrap()),
+            overlay: Some(Name::default()),
+            change: ChangeArgs::default(),
+        };
+
+        let by_id = revocation(&args("r-0018", None)).unwrap();
+        assert_eq!((by_id.rule, by_id.overlay), (Some(RuleId(18)), None));
+        let by_ends = revocation(&args("web", Some("db"))).unwrap();
+        assert!(by_ends.rule.is_none() && by_ends.from.is_some() && by_ends.overlay.is_some());
+        assert_eq!(revocation(&args("web", None)).unwrap_err().code, ProblemCode::Usage);
+        assert_eq!(revocation(&args("a=b,", Some("db"))).unwrap_err().code, ProblemCode::Usage);
+    }
+
+    fn denied() -> (CanQuestion, CanAnswer) {
+        let question = CanQuestion {
+            overlay: None,
+            from: "alice".parse().unwrap(),
+            to: "db".parse().unwrap(),
+            service: Some("tcp/5432".parse().unwrap()),
+        };
+        let answer = CanAnswer {
+            api_version: ApiVersion::V1,
+            allowed: false,
+            overlay: Name::default(),
+            revision: Revision(43),
+            rule: None,
+            why: "no rule matches; default deny".to_owned(),
+            nearest: vec![NearRule {
+                rule: RuleId(18),
+                text: "web → db tcp/5432".to_owned(),
+                differs: "source differs".to_owned(),
+            }],
+            path: Some(PathNames::Via(vec![Name::new("sap-1").unwrap()])),
+        };
+        (question, answer)
+    }
+
+    #[test]
+    fn a_denied_question_names_the_nearest_rule_and_the_command() {
+        let (question, answer) = denied();
+
+        assert_eq!(
+            verdict_lines(&question, &answer),
+            [
+                "DENIED  alice → db tcp/5432   overlay default, revision 43",
+                "  why      no rule matches; default deny",
+                "  nearest  r-18 web → db tcp/5432 (source differs)",
+                "  path     alice → sap-1 → db",
+                "allow it:  ovctl policy allow alice db --port tcp/5432",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_deny_rule_is_what_there_is_to_revoke() {
+        let (question, mut answer) = denied();
+        answer.rule = Some(RuleId(5));
+
+        let lines = verdict_lines(&question, &answer);
+        assert_eq!(lines.last().unwrap(), "allow it:  ovctl policy revoke r-5");
+        answer.allowed = true;
+        let lines = verdict_lines(&question, &answer);
+        assert!(lines[0].starts_with("ALLOWED") && lines.last().unwrap().contains("path"));
+    }
+
+    #[test]
+    fn a_rule_whose_entity_is_gone_is_marked() {
+        let mut dangling = rule(Action::Allow, "web", "db");
+        dangling.dangling = vec!["web".parse().unwrap()];
+        let lines = rule_table(&[dangling], Timestamp(0)).lines();
+
+        assert!(lines[1].starts_with("r-18 !"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_rule_is_shown_with_its_maker() {
+        let value = rule(Action::Allow, "web", "db");
+        let document = serde_json::to_value(&value).unwrap();
+        let (mut output, data, _) = pages(Format::Table);
+        show_rule(&mut output, &Answer { value, document });
+
+        assert!(data.text().contains("made 11d ago by uid 0 (unix socket)"), "{}", data.text());
+    }
+}

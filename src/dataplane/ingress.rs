@@ -1,0 +1,201 @@
+//! Ingress: from the underlay to the host.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::control::Punter;
+use super::counters::{Counters, Tally};
+use super::ecn;
+use super::hallway::{Common, Opened, now, open, receive};
+use super::publish::Reader;
+use crate::forward::Verdict;
+use crate::sys::batch::{BATCH, Meta, PacketBatch};
+use crate::sys::tun::Tun;
+use crate::types::{DropReason, OverlayId};
+use crate::wire::{Facts, Family, gue};
+
+/// The TUN devices by overlay.
+pub(super) type Devices = BTreeMap<OverlayId, Arc<Tun>>;
+
+/// One datagram after the judging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    /// The host gets it.
+    Deliver {
+        /// Index into the snapshot's overlays.
+        overlay: usize,
+        family: Family,
+        /// Length by the packet's own header, in bytes; what follows is not delivered.
+        len: usize,
+        /// The ECN bits to write, when they differ from what is there.
+        mark: Option<u8>,
+    },
+    /// The control task gets it.
+    Punt { is_known: bool },
+    /// Nobody gets it.
+    Drop(DropReason),
+}
+
+/// Runs until the thread is told to stop.
+pub(super) fn run(
+    mut common: Common,
+    mut devices: Reader<Devices>,
+    mut punter: Punter,
+    counters: &Counters,
+) {
+    let mut batch = PacketBatch::new();
+    let mut judged = Vec::with_capacity(BATCH);
+    let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
+    let mut tally = Tally::new();
+    while !common.wake.is_stopped() {
+        let has_packets = receive(&common.udp, &common.wake, &mut batch);
+        // Also without packets: a device that was removed goes away only when nobody holds it.
+        let devices = devices.latest();
+        if !has_packets {
+            continue;
+        }
+        let snapshot = common.snapshot.latest();
+        let now = now();
+        // Sealed hops: `open` goes here, before anything is believed.
+        judged.clear();
+        judged.extend(batch.iter().map(|(meta, datagram)| {
+            let verdict =
+                |from, key, facts: &Facts| snapshot.ingress(from, key, facts, &common.flows, now);
+            judge(|from| snapshot.knows(from), verdict, meta, datagram)
+        }));
+        overlays.clear();
+        overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
+        for ((meta, bytes), one) in batch.iter_mut().zip(&judged) {
+            let result = match *one {
+                Judged::Deliver { overlay, family, len, mark } => {
+                    let tun = overlays
+                        .iter()
+                        .find(|(index, _)| *index == overlay)
+                        .and_then(|(_, id)| devices.get(id));
+                    deliver(tun, family, bytes, len, mark).map(|()| tally.passed(len))
+                }
+                Judged::Punt { is_known } => {
+                    punter.punt(meta.from, is_known, bytes, now.monotonic_millis)
+                }
+                Judged::Drop(reason) => Err(reason),
+            };
+            if let Err(reason) = result {
+                tally.dropped(reason);
+            }
+        }
+        counters.ingress.add(&mut tally);
+    }
+}
+
+/// Judges one datagram: pure, apart from what `verdict` remembers of flows.
+fn judge(
+    knows: impl Fn(SocketAddr) -> bool,
+    verdict: impl Fn(SocketAddr, u32, &Facts) -> Verdict,
+    meta: &Meta,
+    datagram: &[u8],
+) -> Judged {
+    let opened = match open(knows, meta, datagram) {
+        Ok(Opened::Data { key, facts }) => (key, facts),
+        Ok(Opened::Control { is_known }) => return Judged::Punt { is_known },
+        Err(reason) => return Judged::Drop(reason),
+    };
+    let (key, facts) = opened;
+    match verdict(meta.from, key, &facts) {
+        Verdict::Deliver { overlay } => match ecn::leave_tunnel(facts.ecn, meta.tos) {
+            Some(ecn) => Judged::Deliver {
+                overlay,
+                family: facts.family,
+                len: usize::from(facts.len),
+                mark: (ecn != facts.ecn).then_some(ecn),
+            },
+            None => Judged::Drop(DropReason::Ecn),
+        },
+        // An entity hands nothing on: what is not for its host has no next hop here.
+        Verdict::Send { .. } => Judged::Drop(DropReason::NoPath),
+        Verdict::Drop(reason) => Judged::Drop(reason),
+    }
+}
+
+fn deliver(
+    tun: Option<&Arc<Tun>>,
+    family: Family,
+    datagram: &mut [u8],
+    len: usize,
+    mark: Option<u8>,
+) -> Result<(), DropReason> {
+    // The device may have gone while the table that names it is still in force.
+    let tun = tun.ok_or(DropReason::SendFailed)?;
+    let packet = datagram
+        .get_mut(gue::HEADER_LEN..)
+        .and_then(|packet| packet.get_mut(..len))
+        .ok_or(DropReason::InnerLength)?;
+    if let Some(mark) = mark {
+        ecn::mark(family, packet, mark);
+    }
+    tun.write(packet).map_err(|_| DropReason::SendFailed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hallway::tests::{V4_DATA, datagram, meta};
+    use super::*;
+
+    const DELIVER: Verdict = Verdict::Deliver { overlay: 3 };
+
+    fn judge_known(meta: &Meta, datagram: &[u8], verdict: Verdict) -> Judged {
+        judge(|_| true, |_, _, _| verdict, meta, datagram)
+    }
+
+    #[test]
+    fn only_the_length_of_the_inner_header_is_delivered() {
+        let mut bytes = datagram(V4_DATA);
+        let expected = Judged::Deliver { overlay: 3, family: Family::V4, len: 38, mark: None };
+        assert_eq!(judge_known(&meta(0, 64), &bytes, DELIVER), expected);
+
+        bytes.extend(b"smuggled");
+        assert_eq!(judge_known(&meta(0, 64), &bytes, DELIVER), expected);
+    }
+
+    #[test]
+    fn the_verdict_sees_the_outer_source_and_the_key() {
+        let verdict = |from, key, facts: &Facts| {
+            assert_eq!((from, key), (meta(0, 64).from, 0x1a2b_3c4d));
+            assert_eq!(facts.source.to_string(), "10.0.0.2");
+            Verdict::Drop(DropReason::NoRule)
+        };
+        let judged = judge(|_| true, verdict, &meta(0, 64), &datagram(V4_DATA));
+        assert_eq!(judged, Judged::Drop(DropReason::NoRule));
+    }
+
+    #[test]
+    fn congestion_on_the_way_reaches_the_host_or_drops_what_cannot_say_so() {
+        let mut capable = datagram(V4_DATA);
+        ecn::mark(Family::V4, &mut capable[gue::HEADER_LEN..], 0b10);
+
+        assert_eq!(
+            judge_known(&meta(0b1011_1011, 64), &capable, DELIVER),
+            Judged::Deliver { overlay: 3, family: Family::V4, len: 38, mark: Some(0b11) }
+        );
+        assert_eq!(
+            judge_known(&meta(0b11, 64), &datagram(V4_DATA), DELIVER),
+            Judged::Drop(DropReason::Ecn)
+        );
+    }
+
+    #[test]
+    fn an_entity_hands_nothing_on() {
+        let key = crate::types::AuthorizationKey::from_bits(1);
+        let send = Verdict::Send { hop: meta(0, 64).from, key };
+        assert_eq!(
+            judge_known(&meta(0, 64), &datagram(V4_DATA), send),
+            Judged::Drop(DropReason::NoPath)
+        );
+    }
+
+    #[test]
+    fn without_a_device_nothing_is_delivered() {
+        let mut bytes = datagram(V4_DATA);
+        assert_eq!(deliver(None, Family::V4, &mut bytes, 38, None), Err(DropReason::SendFailed));
+    }
+}

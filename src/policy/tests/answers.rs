@@ -1,0 +1,194 @@
+//! What `can` says.
+
+use crate::api::admin::{CanAnswer, CanQuestion, PathNames};
+use crate::api::{Problem, ProblemCode};
+use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, name, service, town};
+use crate::policy::{Decision, World, can, evaluate};
+use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
+
+fn ask(world: &World, from: &str, to: &str, what: &str) -> Result<CanAnswer, Problem> {
+    let service = (!what.is_empty()).then(|| service(what));
+    can(world, &CanQuestion { overlay: None, from: name(from), to: name(to), service }, NOW)
+}
+
+fn why(world: &World, from: &str, to: &str, what: &str) -> String {
+    ask(world, from, to, what).unwrap().why
+}
+
+/// The rules that almost matched, with what differs.
+fn near(world: &World, from: &str, to: &str, what: &str) -> Vec<(u32, String)> {
+    let answer = ask(world, from, to, what).unwrap();
+    assert!(!answer.allowed);
+    answer.nearest.into_iter().map(|near| (near.rule.0, near.differs)).collect()
+}
+
+fn with_rules(rules: &[&str]) -> World {
+    let mut world = town();
+    for (id, text) in (1..).zip(rules) {
+        add_rule(&mut world, id, text);
+    }
+    world
+}
+
+#[test]
+fn an_allowed_flow_names_its_rule_and_its_path() {
+    let answer = ask(&with_rules(&["allow web -> db tcp/5432"]), "web", "db", "tcp/5432").unwrap();
+
+    assert!(answer.allowed && answer.nearest.is_empty());
+    assert_eq!(answer.rule, Some(RuleId(1)));
+    assert_eq!(answer.why, "r-1 allows web -> db tcp/5432");
+    assert_eq!(answer.path, Some(PathNames::Via(vec![Name::new("sap1").unwrap()])));
+}
+
+#[test]
+fn a_flow_without_a_rule_is_denied_by_default() {
+    let answer = ask(&town(), "web", "db", "").unwrap();
+
+    assert!(!answer.allowed);
+    assert_eq!((answer.rule, answer.nearest.len()), (None, 0));
+    assert_eq!(answer.why, "no rule lets web start flows to db; default deny");
+    assert_eq!(
+        why(&town(), "web", "db", "tcp/80"),
+        "no rule lets web start tcp/80 flows to db; default deny"
+    );
+}
+
+#[test]
+fn a_denied_flow_names_the_denial_and_what_it_hides() {
+    let world = with_rules(&["allow web -> db", "deny role=web -> any"]);
+
+    assert_eq!(why(&world, "web", "db", "tcp/80"), "deny rule r-2 refuses role=web -> any");
+    assert_eq!(near(&world, "web", "db", "tcp/80"), [(1, "deny rule r-2 goes first".to_owned())]);
+}
+
+#[test]
+fn anything_at_all_passes_when_something_does() {
+    let world = with_rules(&["allow web -> db tcp/80-81", "deny web -> db tcp/80"]);
+    assert_eq!(ask(&world, "web", "db", "").unwrap().rule, Some(RuleId(1)));
+    assert!(ask(&world, "web", "db", "tcp").unwrap().allowed, "something of tcp passes");
+    assert!(!ask(&world, "web", "db", "tcp/80").unwrap().allowed);
+    assert!(!ask(&world, "web", "db", "udp").unwrap().allowed);
+
+    let world = with_rules(&["allow web -> db tcp/80-81", "deny web -> db tcp"]);
+    assert_eq!(ask(&world, "web", "db", "").unwrap().rule, Some(RuleId(2)));
+}
+
+#[test]
+fn rules_that_almost_matched_say_what_differs() {
+    for (rule, differs) in [
+        ("allow web -> db tcp/443", "port differs"),
+        ("allow cache -> db tcp/80", "source differs"),
+        ("allow web -> cache tcp/80", "destination differs"),
+        ("allow db -> web tcp/80", "direction differs"),
+        ("allow web -> db tcp/80 until 1000", "expired"),
+        ("allow db -> web tcp/443", "direction differs, port differs"),
+        ("allow cache <-> db udp", "source differs, port differs"),
+    ] {
+        let found = near(&with_rules(&[rule]), "web", "db", "tcp/80");
+        assert_eq!(found, [(1, differs.to_owned())], "{rule}");
+    }
+    for far in ["allow cache -> shop/web tcp/80", "deny web -> db tcp/443"] {
+        assert_eq!(near(&with_rules(&[far]), "web", "db", "tcp/80"), [], "{far}");
+    }
+}
+
+#[test]
+fn the_nearest_rules_come_first_and_are_at_most_three() {
+    let world = with_rules(&[
+        "allow db -> web udp",
+        "allow web -> db udp",
+        "allow web -> db tcp/1",
+        "allow web -> db tcp/2",
+        "allow web -> db tcp/3",
+    ]);
+    let ids: Vec<u32> = near(&world, "web", "db", "tcp/80").iter().map(|(id, _)| *id).collect();
+
+    assert_eq!(ids, [2, 3, 4]);
+}
+
+#[test]
+fn unknown_names_are_not_found_and_guessed_at() {
+    let world = town();
+    for (from, to, what, fix) in [
+        ("wbe", "db", "there is no entity wbe", "did you mean web?"),
+        ("web", "zzzzzz", "there is no entity zzzzzz", "see `ovctl entity list`"),
+        ("shop/db", "web", "there is no entity shop/db", "did you mean db?"),
+    ] {
+        let problem = ask(&world, from, to, "").unwrap_err();
+        assert_eq!((problem.code, &problem.what[..]), (ProblemCode::NotFound, what));
+        assert_eq!(problem.fix, fix);
+    }
+    assert_eq!(
+        ask(&world, "web", "sap1", "").unwrap_err().why.split(',').next(),
+        Some("sap1 is a SaP")
+    );
+    assert_eq!(ask(&world, "web", "web", "").unwrap_err().code, ProblemCode::Usage);
+    assert_eq!(ask(&world, "web", "db", "tcp/http").unwrap_err().code, ProblemCode::NotFound);
+}
+
+#[test]
+fn the_overlay_is_the_one_they_share() {
+    let mut world = town();
+    let six = OverlayId(2);
+    add_overlay(&mut world, six, "six", "fd70::/64");
+    add_node(&mut world, NodeKind::Entity, 5, "loner");
+    for (id, address) in [(1, "fd70::1"), (5, "fd70::5")] {
+        let facts = world.nodes.get_mut(&NodeId(id)).unwrap();
+        facts.addresses.insert(six, address.parse().unwrap());
+    }
+    let overlay = |from: &str, to: &str, overlay: Option<&str>| {
+        let overlay = overlay.map(|text| Name::new(text).unwrap());
+        let question = CanQuestion { overlay, from: name(from), to: name(to), service: None };
+        can(&world, &question, NOW).map(|answer| answer.overlay.to_string())
+    };
+    assert_eq!(overlay("web", "db", None), Ok("default".to_owned()));
+    assert_eq!(overlay("web", "loner", None), Ok("six".to_owned()));
+    let problem = overlay("db", "loner", None).unwrap_err();
+    assert_eq!(problem.code, ProblemCode::NotFound);
+    assert_eq!(problem.why, "db is in default; loner is in six");
+    let problem = overlay("web", "loner", Some("sxi")).unwrap_err();
+    assert_eq!(problem.fix, "did you mean six?");
+    let problem = overlay("web", "loner", Some("default")).unwrap_err();
+    assert_eq!(problem.what, "loner is not a member of the overlay default");
+
+    let db = world.nodes.get_mut(&NodeId(2)).unwrap();
+    db.addresses.insert(six, "fd70::2".parse().unwrap());
+    let problem = ask(&world, "web", "db", "").unwrap_err();
+    assert_eq!(problem.code, ProblemCode::Conflict);
+    assert_eq!(problem.why, "they are default, six");
+    assert_eq!(problem.fix, "say which one: --overlay default");
+}
+
+#[test]
+fn an_allowed_pair_without_a_path_is_warned_of() {
+    let mut world = with_rules(&["allow web -> db", "allow web -> cache direct"]);
+    world.nodes.get_mut(&NodeId(3)).unwrap().endpoints.clear();
+    assert!(ask(&world, "web", "db", "").unwrap().path.is_some());
+    assert_eq!(
+        why(&world, "web", "cache", ""),
+        "r-2 allows web -> cache; but nothing passes: r-2 asks for a direct path, and cache has no \
+         underlay endpoint"
+    );
+
+    for sap in [11, 12] {
+        world.nodes.get_mut(&NodeId(sap)).unwrap().serves.clear();
+    }
+    let answer = ask(&world, "web", "db", "").unwrap();
+    assert!(answer.allowed && answer.path.is_none());
+    assert_eq!(
+        answer.why,
+        "r-1 allows web -> db; but nothing passes: no SaP serves the overlay default"
+    );
+}
+
+#[test]
+fn members_alone_are_judged() {
+    let mut world = with_rules(&["allow any -> any"]);
+    add_node(&mut world, NodeKind::Entity, 5, "stranger");
+    let judge = |from, to| evaluate(&world, O, NodeId(from), NodeId(to), &service("tcp/80"), NOW);
+
+    assert_eq!(judge(1, 2), Decision::Allow(RuleId(1)));
+    for (from, to) in [(1, 1), (1, 5), (5, 1), (1, 11), (11, 1), (1, 99)] {
+        assert_eq!(judge(from, to), Decision::NoRule, "{from} -> {to}");
+    }
+}

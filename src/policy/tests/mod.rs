@@ -1,0 +1,7 @@
+//! Tests of the whole room: small towns by hand, and random worlds against a naive model.
+
+mod answers;
+mod paths;
+mod property;
+mod selection;
+mod tables;
