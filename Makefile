@@ -81,6 +81,7 @@ setup:
 	@missing=; \
 	command -v ip > /dev/null || missing="$$missing iproute2"; \
 	command -v ping > /dev/null || missing="$$missing iputils-ping"; \
+	command -v hostname > /dev/null || missing="$$missing hostname"; \
 	command -v nsenter > /dev/null || missing="$$missing util-linux"; \
 	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	[ -z "$$missing" ] && exit 0; \

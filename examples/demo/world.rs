@@ -104,7 +104,7 @@ if [ $# -lt 2 ] || [ ! -e "/run/netns/$1" ]; then
   exit 2
 fi
 exec nsenter --net="/run/netns/$1" -- unshare --mount --uts -- sh -e -c '
-  echo "$1" > /proc/sys/kernel/hostname
+  hostname "$1"
   mount --bind "$0/$1/run" /run/ovmesh
   mount --bind "$0/$1/state" /var/lib/ovmesh
   shift

@@ -62,7 +62,7 @@ fn bytes(hex: &str) -> Result<Vec<u8>> {
         .filter(|digit| !digit.is_whitespace())
         .map(|digit| digit.to_digit(16).with_context(|| format!("`{digit}` is no hex digit")))
         .collect::<Result<_>>()?;
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         bail!("an odd number of hex digits");
     }
     digits.chunks(2).map(|pair| Ok(u8::try_from(pair[0] * 16 + pair[1])?)).collect()

@@ -3,6 +3,8 @@
 //! Tests that need namespaces make a `World`; where that is impossible they fail and say what to
 //! do. They never pretend.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod architecture;
 mod bad_input;
 mod direction;
