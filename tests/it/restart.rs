@@ -29,8 +29,6 @@ fn nodes_restart_from_their_tables_while_the_server_is_away() {
         for name in ["a", "b", "s1"] {
             rig.fleet.node_mut(name)?.kill()?;
             rig.fleet.node_mut(name)?.start()?;
-            // b's address came back with its device; the echo server may stand on the old one.
-            let _echo = (name == "b").then(|| rig.udp_echo("b", 9)).transpose();
             flows(rig, &format!("{name} was killed and started"))?;
             let status = rig.fleet.node(name)?.status()?;
             ensure!(status["table"]["fromDisk"] == true, "{name}: {}", status["table"]);
@@ -41,10 +39,8 @@ fn nodes_restart_from_their_tables_while_the_server_is_away() {
         // When the server is back, so are changes.
         rig.fleet.start_server()?;
         let _other = rig.udp_echo("b", 10)?;
-        poll(SOON, "the nodes to come back to the server", || {
-            let allowed = rig.fleet.ovctl(&["policy", "allow", "a", "b", "--port", "udp/10"])?;
-            Ok((allowed.code == 0).then_some(()))
-        })?;
+        rig.reconnected()?;
+        rig.allow(&["a", "b", "--port", "udp/10"])?;
         ensure!(rig.udp_ping("a", "b", 10, 5)? == 5, "a change arrives again");
         Ok(())
     });
@@ -55,8 +51,8 @@ fn an_expired_rule_stops_with_the_server_away() {
     play(&["s1"], &["a", "b"], |rig| {
         let _echoes = [rig.udp_echo("b", 9)?, rig.udp_echo("b", 10)?];
         rig.allow(&["a", "b", "--port", "udp/10"])?;
-        rig.allow(&["a", "b", "--port", "udp/9", "--expires", "4s"])?;
-        ensure!(rig.udp_ping("a", "b", 9, 3)? == 3, "it holds for four seconds");
+        rig.allow(&["a", "b", "--port", "udp/9", "--expires", "6s"])?;
+        ensure!(rig.udp_ping("a", "b", 9, 3)? == 3, "it holds for some seconds");
         rig.fleet.stop_server()?;
 
         poll(
@@ -64,10 +60,8 @@ fn an_expired_rule_stops_with_the_server_away() {
             "the rule to expire",
             || Ok((rig.udp_ping("a", "b", 9, 1)? == 0).then_some(())),
         )?;
-        let sink = rig.udp_sink("b", 11)?;
         ensure!(rig.udp_ping("a", "b", 9, 2)? == 0, "it stays expired");
         ensure!(rig.udp_ping("a", "b", 10, 5)? == 5, "the other rule goes on");
-        ensure!(sink.received()? == 0);
 
         // Also after a reboot.
         rig.fleet.node_mut("a")?.kill()?;

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use ovmesh::api::table::{NodeTable, OverlayTable};
@@ -28,6 +28,9 @@ pub(crate) const LAB_CIDR: &str = "10.70.0.0/16";
 
 /// How long anything may take to become true.
 pub(crate) const SOON: Duration = Duration::from_secs(8);
+
+/// How long nodes may take to find the server again.
+const READY: Duration = Duration::from_secs(20);
 
 /// How long nothing has to happen to count as stopped.
 pub(crate) const QUIET: Duration = Duration::from_millis(700);
@@ -152,16 +155,31 @@ impl Rig {
     }
 
     fn rule(&self, verb: &str, words: &[&str]) -> Result<String> {
-        let change = self.fleet.ovctl_json(&[&["policy", verb], words].concat())?;
+        let change =
+            self.fleet.ovctl_json(&[&["policy", verb, "--overlay", LAB], words].concat())?;
         ensure!(change["enforcement"]["enforced"] == true, "not enforced: {change:#}");
         self.settle()?;
-        let id = change["result"]["id"].as_u64().context("the new rule has no id")?;
-        Ok(format!("r-{id}"))
+        rule_id(&change)
+    }
+
+    /// As [`Self::allow`], where nobody runs who could enforce it.
+    pub(crate) fn allow_no_wait(&self, words: &[&str]) -> Result<String> {
+        let allow = ["policy", "allow", "--overlay", LAB, "--no-wait"];
+        rule_id(&self.fleet.ovctl_json(&[&allow, words].concat())?)
     }
 
     /// `ovctl policy revoke WORDS`, which must be enforced when it returns.
     pub(crate) fn revoke(&self, words: &[&str]) -> Result<()> {
         self.fleet.ovctl_ok(&[&["policy", "revoke"], words].concat()).map(drop)
+    }
+
+    /// Waits until every node has come back to the server.
+    pub(crate) fn reconnected(&self) -> Result<()> {
+        poll(READY, "every node to come back to the server", || {
+            let status = parse(&self.fleet.ovctl(&["status", "-o", "json"])?.stdout)?;
+            let all = |kind: &str| status[kind]["online"] == status[kind]["total"];
+            Ok((all("entities") && all("saps")).then_some(()))
+        })
     }
 
     /// Waits until every node has the newest table: a change is enforced when the SaP or the destination
@@ -386,6 +404,11 @@ impl Rig {
     }
 }
 
+fn rule_id(change: &Value) -> Result<String> {
+    let id = change["result"]["id"].as_u64();
+    Ok(format!("r-{}", id.with_context(|| format!("no rule in {change:#}"))?))
+}
+
 fn send_key(overlay: &OverlayTable, to: &str) -> Option<u32> {
     let index = overlay.members.iter().position(|member| member.name.to_string() == to)?;
     let index = u32::try_from(index).ok()?;
@@ -425,18 +448,6 @@ impl Counter {
         .with_context(|| format!("{last} arrived"))?;
         ensure!(last == count, "{last} datagrams arrived, not {count}");
         Ok(())
-    }
-
-    /// Waits until a figure has not changed for [`QUIET`], and returns when it changed last.
-    pub(crate) fn last_change(&self, field: &str) -> Result<Instant> {
-        let (mut last, mut changed) = (self.number(field)?, Instant::now());
-        poll(SOON, &format!("`{field}` to stop changing"), || {
-            let now = self.number(field)?;
-            if now != last {
-                (last, changed) = (now, Instant::now());
-            }
-            Ok((changed.elapsed() >= QUIET).then_some(changed))
-        })
     }
 
     /// Waits until a figure has grown by `by` from here on.
