@@ -62,7 +62,7 @@ deny: $(DENY)
 	$(DENY) --locked check licenses bans sources
 
 $(TOOLS)/bin/cargo-deny:
-	cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --root $(TOOLS)
+	env -u CARGO_TARGET_DIR cargo install cargo-deny --version $(DENY_VERSION) --locked --debug --root $(TOOLS)
 
 # The advisory database is fetched from the network, which not every machine may do: say so rather
 # than pass or fail on it.

@@ -25,13 +25,21 @@ The machines of Figure 1, on one LAN, with nothing started:
 From nothing to a policed ping:
   on server ovctl serve &
   on sap-1 ovsap run --join $(ovctl token create --role sap) &
-  for m in s1 s2; do on $m ovd run --join $(ovctl token create) & done
+  for m in s1 s2; do on $m ovd join $(ovctl token create); on $m ovd run & done
   ovctl policy allow s1 s2 --port icmp
   on s1 ping -c 3 $(address s2)
 "#;
 
-/// `ovctl` of the shell: the server's unix socket is on the server's machine.
-const OVCTL: &str = "#!/bin/sh\nexec on server \"$OVMESH_PROGRAMS/ovctl\" \"$@\"\n";
+/// `ovctl` of the shell: the server's unix socket is on the server's machine. It waits for a server
+/// that was started a moment ago, so that commands can be pasted.
+const OVCTL: &str = r#"#!/bin/sh
+tries=0
+until [ -S "$OVMESH_WORLD/server/run/ovctl.sock" ] || [ $tries -ge 50 ]; do
+  tries=$((tries + 1))
+  sleep 0.2
+done
+exec on server "$OVMESH_PROGRAMS/ovctl" "$@"
+"#;
 
 const ADDRESS: &str = r#"#!/bin/sh
 # address MACHINE [DEVICE]: prints a machine's address in an overlay, once it has one.

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-use crate::support::{Rig, binaries, expect_refusal, http_over, play};
+use crate::binaries;
+use crate::support::{Rig, expect_refusal, http_over, play};
 use crate::world::Machine;
 
 /// What a hostile operator types where a text is expected.
@@ -180,7 +181,7 @@ fn rights_end_where_the_token_ends() {
         let laptop = rig.world.machine("laptop")?;
         let url = format!("https://{}:7443", rig.fleet.server.ip4);
         let remote = |token: &Path, words: &[&str]| {
-            let ovctl = binaries()?.ovctl;
+            let ovctl = binaries().ovctl;
             let (ovctl, token) = (ovctl.to_string_lossy(), token.to_string_lossy());
             let target = [&*ovctl, "--server", &url, "--token-file", &token];
             laptop.run(&[&target[..], words].concat())
@@ -211,7 +212,7 @@ fn rights_end_where_the_token_ends() {
         ensure!(remote(&admin, &allow)?.code == 0, "an admin may change things");
 
         // Nobody there: over the network, and on a socket.
-        let ovctl = binaries()?.ovctl;
+        let ovctl = binaries().ovctl;
         let ovctl = ovctl.to_string_lossy();
         let (gone, admin) = ("https://10.99.0.99:7443", admin.to_string_lossy());
         let unreachable =
@@ -253,7 +254,7 @@ fn state_directories_that_others_can_read_are_refused() {
         rig.fleet.node_mut("a")?.stop()?;
         rig.fleet.node_mut("s1")?.stop()?;
         rig.fleet.stop_server()?;
-        let programs = binaries()?;
+        let programs = binaries();
         for (machine, program, state) in [
             (rig.fleet.machine("a")?, &programs.ovd, "ovd"),
             (rig.fleet.machine("s1")?, &programs.ovsap, "ovsap"),
@@ -280,7 +281,7 @@ fn state_directories_that_others_can_read_are_refused() {
 /// Two entities that joined and do not run: names for rules.
 fn members(rig: &Rig) -> Result<()> {
     let machine = rig.world.machine("m")?;
-    let ovd = binaries()?.ovd;
+    let ovd = binaries().ovd;
     for name in ["alpha", "beta"] {
         let token = rig.fleet.token(&["--overlay", "lab", "--name", name])?;
         let state = format!("/var/lib/ovmesh/{name}");
@@ -335,7 +336,7 @@ fn pin_of(token: &str) -> Result<String> {
 
 /// Runs the server, which must end by itself.
 fn serve(machine: &Machine) -> Result<crate::world::Output> {
-    machine.run(&[&*binaries()?.ovctl.to_string_lossy(), "serve"])
+    machine.run(&[&*binaries().ovctl.to_string_lossy(), "serve"])
 }
 
 /// The one SQLite database in a directory.

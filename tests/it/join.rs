@@ -9,8 +9,9 @@ use ovmesh::api::node::JoinToken;
 use ovmesh::types::Secret;
 use serde_json::{Value, json};
 
+use crate::binaries;
 use crate::fleet::{Fleet, Kind};
-use crate::support::{Rig, SOON, Turn, binaries, expect_refusal, http_over, play};
+use crate::support::{Rig, SOON, Turn, expect_refusal, http_over, play};
 use crate::world::{Machine, Output, World, poll};
 
 #[test]
@@ -52,7 +53,7 @@ fn tokens_that_do_not_admit_are_refused_and_leave_nothing() {
 fn an_impostor_is_refused_before_it_sees_the_secret() {
     let _turn = Turn::take();
     let world = World::new().unwrap();
-    let (binaries, outcome) = (binaries().unwrap(), Fleet::start(&world, &binaries().unwrap()));
+    let (binaries, outcome) = (binaries(), Fleet::start(&world, &binaries()));
     let fleet = outcome.unwrap();
     let other = world.machine("other").unwrap();
     let ovctl = binaries.ovctl.to_string_lossy().into_owned();
@@ -217,7 +218,7 @@ struct Joiner {
 
 impl Joiner {
     fn new(rig: &Rig, name: &str) -> Result<Self> {
-        let program = binaries()?.ovd.to_string_lossy().into_owned();
+        let program = binaries().ovd.to_string_lossy().into_owned();
         Ok(Self { machine: rig.world.machine(name)?, program })
     }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::binaries;
 use crate::packet::{gue, udp};
-use crate::support::{Rig, binaries, number, play};
+use crate::support::{Rig, number, play};
 use crate::world::poll;
 
 /// How long one rotation may take with a grace time of 1 s.
@@ -24,7 +25,7 @@ fn keys_rotate_without_losing_a_packet() {
         let sink = rig.udp_sink("b", 9)?;
         let first_key = rig.send_key("a", "b")?;
 
-        let netkit = binaries()?.netkit;
+        let netkit = binaries().netkit;
         let target = rig.at("b", 9)?.to_string();
         let count = SENT.to_string();
         let words =

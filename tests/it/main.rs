@@ -8,6 +8,7 @@
 mod architecture;
 mod bad_input;
 mod direction;
+mod doors;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
@@ -33,5 +34,18 @@ use fleet::Binaries;
 /// The programs that cargo built for this test run.
 fn binaries() -> Binaries {
     let dir = Path::new(env!("CARGO_BIN_EXE_ovd")).parent().unwrap();
+    for example in ["demo", "netkit"] {
+        assert!(is_fresh(dir, example), "{example} is stale\n  do:  cargo build --examples");
+    }
     Binaries::in_dir(dir).unwrap()
+}
+
+/// Whether an example is newer than its sources. `cargo test` builds examples; `cargo test --test it`
+/// does not, and would quietly test yesterday's.
+fn is_fresh(dir: &Path, example: &str) -> bool {
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    let built = modified(&dir.join("examples").join(example));
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example);
+    let sources = std::fs::read_dir(sources).unwrap().map(|entry| entry.unwrap().path());
+    built.is_some() && sources.into_iter().all(|source| modified(&source) <= built)
 }

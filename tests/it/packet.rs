@@ -128,3 +128,29 @@ fn of_64_flag_bytes_40_make_sense() {
     assert_eq!((0..64).filter(|&flags| !is_nonsense(flags)).count(), 40);
     assert_eq!((0..64).filter(|&flags| !is_nonsense(flags) && is_opening(flags)).count(), 4);
 }
+
+#[test]
+fn what_is_captured_is_what_was_sent() {
+    let _turn = crate::support::Turn::take();
+    let world = crate::world::World::new().unwrap();
+    let (a, b) = (world.machine("a").unwrap(), world.machine("b").unwrap());
+    let netkit = crate::binaries().netkit.to_string_lossy().into_owned();
+    let file = world.dir().join("capture.json");
+    let (from, to) = (format!("{}:6080", a.ip4), format!("{}:6080", b.ip4));
+    let capture = [&netkit, "udp-capture", &to, &file.to_string_lossy()];
+    let capture = b.spawn("capture", &capture).unwrap();
+    let soon = crate::support::SOON;
+    let ready = || Ok(capture.log_text().contains("ready").then_some(()));
+    crate::world::poll(soon, "the capture", ready).unwrap();
+
+    let sent = gue(7, &tcp("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap(), 0x3f));
+    a.run(&[&netkit, "gue-send", &from, &to, &sent, "3"]).unwrap().success("gue-send").unwrap();
+
+    let mut wanted = serde_json::json!({ "received": 3, "byPayload": {} });
+    wanted["byPayload"][&sent] = 3.into();
+    crate::world::poll(soon, "three datagrams", || {
+        let seen = crate::fleet::parse(&std::fs::read_to_string(&file)?)?;
+        Ok((seen == wanted).then_some(()))
+    })
+    .unwrap();
+}

@@ -87,7 +87,7 @@ fn stream(rig: &Rig, from: &str, to: &str) -> Result<Counter> {
 
 /// A datagram every 5 ms, until the world ends.
 fn datagrams(rig: &Rig, from: &str, to: &str) -> Result<crate::world::Process> {
-    let netkit = crate::support::binaries()?.netkit;
+    let netkit = crate::binaries().netkit;
     let words = [
         &netkit.to_string_lossy(),
         "udp-send",

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ovmesh::api::table::{NodeTable, OverlayTable};
 use serde_json::Value;
 
+use crate::binaries;
 use crate::fleet::{Binaries, Fleet, Kind, parse};
 use crate::world::{Machine, Output, Process, World, poll};
 
@@ -66,12 +67,6 @@ impl Drop for Turn {
     }
 }
 
-/// The programs under test, beside this test's own binary.
-pub(crate) fn binaries() -> Result<Binaries> {
-    let ovctl = Path::new(env!("CARGO_BIN_EXE_ovctl"));
-    Binaries::in_dir(ovctl.parent().context("ovctl is in no directory")?)
-}
-
 /// A server, SaPs and entities, with what tests do to them.
 pub(crate) struct Rig {
     /// The programs.
@@ -113,7 +108,7 @@ pub(crate) fn play_in(
 
 impl Rig {
     fn new(turn: Turn) -> Result<Self> {
-        let binaries = binaries()?;
+        let binaries = binaries();
         let world = World::new()?;
         let fleet = Fleet::start(&world, &binaries)?;
         Ok(Self {
