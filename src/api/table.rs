@@ -92,7 +92,7 @@ pub struct OverlayTable {
     /// Its address range.
     pub cidr: Prefix,
     /// This node's own address in it; none at a SaP that only forwards.
-    pub address: Option<std::net::IpAddr>,
+    pub address: Option<IpAddr>,
     /// Whether refusals stay unanswered (`overlay create --silent`).
     pub silent: bool,
     /// The members that this table speaks of, this node included, sorted by id. Rows below name

@@ -1,1 +1,15 @@
-//! TODO
+//! Builds each program from rooms, owns every task and thread, and shuts down in order. The only room
+//! that knows them all.
+
+#![forbid(unsafe_code)]
+
+mod control_loop;
+mod daemon;
+mod devices;
+mod endpoints;
+pub mod node;
+pub mod ovctl;
+pub mod ovd;
+pub mod ovsap;
+pub mod serve;
+mod shutdown;

@@ -1,1 +1,30 @@
-//! TODO
+//! The coordination server: who is who, who may talk to whom, and the table of each node. It never
+//! sees a packet, and nodes go on without it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `server` | one change at a time: gate, transaction, publication, enforcement |
+//! | `store` | the database, and all of the SQL |
+//! | `live` | what is in memory: the world, tables, how far each node is |
+//! | `publish` | compile, compare, count up, wake; sources last |
+//! | `enforce` | whether a change has come to those who must enforce it |
+//! | `rotation`, `driver` | keys and their steps; the clockwork |
+//! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
+
+mod auth;
+mod driver;
+mod enforce;
+pub mod files;
+pub mod listen;
+mod live;
+mod publish;
+mod rotation;
+mod routes;
+mod selection;
+mod server;
+mod store;
+mod suggest;
+pub mod tls;
+
+pub use routes::router;
+pub use server::{Server, Settings};

@@ -10,16 +10,28 @@
 //! | ingress | [`Snapshot::ingress`] | `ovd`, from UDP to TUN |
 //! | transit | [`Snapshot::transit`] | `ovsap`, from UDP to UDP |
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
+
+mod builder;
 mod flows;
+mod judge;
+mod keyring;
 mod matcher;
+mod paths;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 
+pub use builder::{DestinationKeySpec, MemberSpec, OverlaySpec, PairSpec, SnapshotBuilder};
 pub use flows::FlowTable;
-pub use snapshot::{Snapshot, SnapshotBuilder};
+pub use matcher::RuleSpec;
+pub use paths::{Hops, PathSpec};
+pub use snapshot::{OverlayInfo, SapInfo, Snapshot};
 
 use crate::types::{AuthorizationKey, DropReason, Timestamp};
+use crate::wire::Facts;
 
 /// The time, read once per batch by the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,30 +1,129 @@
 //! An immutable picture of one table, ready for lookups.
 
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::flows::HopMark;
+use super::judge::{Crossing, Judge, Passed, Place};
+use super::keyring::{KeyCache, Keyring};
+use super::matcher::Matcher;
+use super::paths::{Paths, Route};
 use super::{FlowTable, Now, Verdict};
-use crate::types::{NodeId, OverlayId};
+use crate::types::{AuthorizationKey, DropReason, Name, NodeId, NodeKind, OverlayId, Prefix};
 use crate::wire::Facts;
+
+/// The next policy token. A token is never used for two policies of one process (until 2^32 of
+/// them), so that flow entries can say by which one they were judged.
+static NEXT_TOKEN: AtomicU32 = AtomicU32::new(1);
+
+/// An overlay, as whoever configures devices or answers hosts needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayInfo {
+    /// Its id.
+    pub id: OverlayId,
+    /// Its name.
+    pub name: Name,
+    /// Its range.
+    pub cidr: Prefix,
+    /// This node's own address; none at a SaP that only forwards.
+    pub address: Option<IpAddr>,
+    /// Whether refusals stay unanswered.
+    pub is_silent: bool,
+}
+
+/// A SaP that the node exchanges packets with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SapInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// Where it listens, best first.
+    pub endpoints: Vec<SocketAddr>,
+}
 
 /// Everything that verdicts are made from.
 #[derive(Debug)]
-pub struct Snapshot {}
+pub struct Snapshot {
+    pub(super) owner: Option<(NodeId, NodeKind)>,
+    pub(super) overlays: Vec<Overlay>,
+    pub(super) saps: Vec<Sap>,
+    pub(super) sap_infos: Vec<SapInfo>,
+    /// Index into `saps` by id.
+    pub(super) sap_index: HashMap<u32, usize>,
+    /// Overlay and member by address; ranges of overlays do not overlap.
+    pub(super) members: HashMap<IpAddr, (u32, u32)>,
+    /// Every endpoint that packets may come from.
+    pub(super) known: HashSet<SocketAddr>,
+    pub(super) keys: KeyCache,
+    /// When rules end, sorted.
+    pub(super) expiries: Vec<u64>,
+    /// The token before the first rule ended.
+    first_token: u32,
+}
 
-/// Builds a [`Snapshot`]; `agent::snapshot` drives it from a table.
-#[derive(Debug, Default)]
-pub struct SnapshotBuilder {}
+#[derive(Debug)]
+pub(super) struct Overlay {
+    pub(super) info: OverlayInfo,
+    /// The node's own number among the members.
+    pub(super) own: Option<u32>,
+    pub(super) members: Box<[Member]>,
+    /// How many members the overlays before this one have.
+    pub(super) first_member: u32,
+    pub(super) matcher: Matcher,
+    pub(super) paths: Paths,
+    pub(super) default_saps: Box<[NodeId]>,
+    pub(super) keyring: Keyring,
+    pub(super) send_keys: Box<[Option<AuthorizationKey>]>,
+}
+
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) id: NodeId,
+    pub(super) endpoints: Box<[SocketAddr]>,
+}
+
+#[derive(Debug)]
+pub(super) struct Sap {
+    pub(super) info: SapInfo,
+    pub(super) is_alive: AtomicBool,
+}
+
+impl Overlay {
+    fn member(&self, number: u32) -> Option<&Member> {
+        self.members.get(number as usize)
+    }
+
+    fn route(&self, from: u32, to: u32) -> Route<'_> {
+        match (self.member(from), self.member(to)) {
+            (Some(a), Some(b)) => self.paths.route((from, a.id), (to, b.id)),
+            _ => Route::Elsewhere,
+        }
+    }
+}
 
 impl Snapshot {
     /// A snapshot that drops everything: what a node has before its first table.
     #[must_use]
     pub fn empty() -> Self {
-        todo!()
+        Self {
+            owner: None,
+            overlays: Vec::new(),
+            saps: Vec::new(),
+            sap_infos: Vec::new(),
+            sap_index: HashMap::new(),
+            members: HashMap::new(),
+            known: HashSet::new(),
+            keys: KeyCache::none(),
+            expiries: Vec::new(),
+            first_token: 0,
+        }
     }
 
     /// `ovd`, a packet from the TUN of overlay number `overlay`: where it goes, under which key.
     pub fn egress(&self, overlay: usize, facts: &Facts, flows: &FlowTable, now: Now) -> Verdict {
-        let _ = (overlay, facts, flows, now);
-        todo!()
+        self.try_egress(overlay, facts, flows, now).unwrap_or_else(Verdict::Drop)
     }
 
     /// `ovd`, a packet from `outer` carrying `key`: whether the host gets it, on which overlay.
@@ -36,8 +135,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Verdict {
-        let _ = (outer, key, facts, flows, now);
-        todo!()
+        self.try_ingress(outer, key, facts, flows, now).unwrap_or_else(Verdict::Drop)
     }
 
     /// `ovsap`, a packet from `outer` carrying `key`: its next hop. Also when it comes from itself.
@@ -49,28 +147,291 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Verdict {
-        let _ = (outer, key, facts, flows, now);
-        todo!()
+        self.try_transit(outer, key, facts, flows, now).unwrap_or_else(Verdict::Drop)
     }
 
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.
     #[must_use]
     pub fn knows(&self, outer: SocketAddr) -> bool {
-        let _ = outer;
-        todo!()
-    }
-
-    /// Where the overlay stands among the snapshot's overlays.
-    #[must_use]
-    pub fn overlay_index(&self, overlay: OverlayId) -> Option<usize> {
-        let _ = overlay;
-        todo!()
+        self.known.contains(&canonical(outer))
     }
 
     /// Marks a SaP as answering or not; flows that start later take the first live one. Callable from
     /// any thread.
     pub fn set_alive(&self, sap: NodeId, alive: bool) {
-        let _ = (sap, alive);
-        todo!()
+        if let Some(sap) = self.sap(sap) {
+            sap.is_alive.store(alive, Ordering::Relaxed);
+        }
     }
+
+    /// Whether a SaP answers, as far as anybody said; one that is not in the snapshot does not.
+    #[must_use]
+    pub fn is_alive(&self, sap: NodeId) -> bool {
+        self.sap(sap).is_some_and(|sap| sap.is_alive.load(Ordering::Relaxed))
+    }
+
+    /// Takes over what `older` knows of the SaPs that both have. Call it before publishing, so that
+    /// a new table does not bring a dead SaP back.
+    pub fn adopt_liveness(&self, older: &Self) {
+        for sap in &older.saps {
+            self.set_alive(sap.info.id, sap.is_alive.load(Ordering::Relaxed));
+        }
+    }
+
+    /// The overlays, by the number that verdicts use.
+    pub fn overlays(&self) -> impl ExactSizeIterator<Item = &OverlayInfo> {
+        self.overlays.iter().map(|overlay| &overlay.info)
+    }
+
+    /// Where the overlay stands among the snapshot's overlays.
+    #[must_use]
+    pub fn overlay_index(&self, overlay: OverlayId) -> Option<usize> {
+        self.overlays.iter().position(|known| known.info.id == overlay)
+    }
+
+    /// The SaPs that the node exchanges packets with.
+    #[must_use]
+    pub fn saps(&self) -> &[SapInfo] {
+        &self.sap_infos
+    }
+
+    /// Whose snapshot it is; nobody's before the first table.
+    #[must_use]
+    pub fn owner(&self) -> Option<(NodeId, NodeKind)> {
+        self.owner
+    }
+
+    /// A number of this process that changes with every snapshot and whenever a rule ends.
+    #[must_use]
+    pub fn version(&self, now: Now) -> u64 {
+        u64::from(self.token(now))
+    }
+
+    /// Takes a number for this snapshot and one more for each rule that will end.
+    pub(super) fn number_tokens(&mut self) {
+        self.expiries.sort_unstable();
+        self.expiries.dedup();
+        let count = u32::try_from(self.expiries.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.first_token = NEXT_TOKEN.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn token(&self, now: Now) -> u32 {
+        let ended = self.expiries.partition_point(|&end| end <= now.wall.0);
+        self.first_token.wrapping_add(ended as u32)
+    }
+
+    fn try_egress(
+        &self,
+        number: usize,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Result<Verdict, DropReason> {
+        let overlay = self.overlays.get(number).ok_or(DropReason::NoRow)?;
+        let own = overlay.own.ok_or(DropReason::NoRow)?;
+        if Some(facts.source) != overlay.info.address {
+            return Err(match self.members.get(&facts.source) {
+                Some(_) => DropReason::SourceBinding,
+                None => DropReason::InnerAddress,
+            });
+        }
+        let &(_, to) = self
+            .members
+            .get(&facts.destination)
+            .filter(|(found, _)| *found as usize == number)
+            .ok_or(DropReason::NoRow)?;
+        let key = overlay.send_keys.get(to as usize).copied().flatten().ok_or(DropReason::NoRow)?;
+        let passed =
+            self.judge(overlay, flows, now, Place::End).pass(Crossing { from: own, to, facts })?;
+        let hop = self.hop(overlay, own, to, &passed).ok_or(DropReason::NoPath)?;
+        Ok(Verdict::Send { hop, key })
+    }
+
+    fn try_ingress(
+        &self,
+        outer: SocketAddr,
+        key: u32,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Result<Verdict, DropReason> {
+        let outer = canonical(outer);
+        if !self.known.contains(&outer) {
+            return Err(DropReason::OuterSource);
+        }
+        let &(number, from) = self.members.get(&facts.source).ok_or(DropReason::SourceBinding)?;
+        let overlay = self.overlays.get(number as usize).ok_or(DropReason::SourceBinding)?;
+        let own = overlay.own.ok_or(DropReason::SourceBinding)?;
+        if from == own {
+            return Err(DropReason::SourceBinding);
+        }
+        let hop = self.came_from(overlay, from, own, outer).ok_or(DropReason::SourceBinding)?;
+        // The keys that may be on a packet for this host are its own; one for any other address
+        // fails here, before its address is looked at.
+        if !self.accepts(overlay, from, own, key) {
+            return Err(DropReason::Key);
+        }
+        if Some(facts.destination) != overlay.info.address {
+            return Err(DropReason::InnerAddress);
+        }
+        let crossing = Crossing { from, to: own, facts };
+        let passed = self.judge(overlay, flows, now, Place::End).pass(crossing)?;
+        if let Some(flow) = passed.flow {
+            flow.set_hop(hop);
+        }
+        Ok(Verdict::Deliver { overlay: number as usize })
+    }
+
+    fn try_transit(
+        &self,
+        outer: SocketAddr,
+        key: u32,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Result<Verdict, DropReason> {
+        let outer = canonical(outer);
+        if !self.known.contains(&outer) {
+            return Err(DropReason::OuterSource);
+        }
+        let (self_id, _) = self.owner.ok_or(DropReason::OuterSource)?;
+        let &(number, from) = self.members.get(&facts.source).ok_or(DropReason::SourceBinding)?;
+        let overlay = self.overlays.get(number as usize).ok_or(DropReason::SourceBinding)?;
+        let source = overlay.member(from).ok_or(DropReason::SourceBinding)?;
+        let is_owner = source.endpoints.contains(&outer);
+        let is_sap = || self.saps.iter().any(|sap| sap.info.endpoints.contains(&outer));
+        let destination = self.members.get(&facts.destination).filter(|(at, _)| *at == number);
+        let Some(&(_, to)) = destination else {
+            let is_bound = is_owner || is_sap();
+            return Err(if is_bound {
+                DropReason::InnerAddress
+            } else {
+                DropReason::SourceBinding
+            });
+        };
+        // Off the pair's path there is no hop before this one; its owner, and SaPs, may err.
+        let off_path =
+            || if is_owner || is_sap() { DropReason::Path } else { DropReason::SourceBinding };
+        let target = overlay.member(to).ok_or(DropReason::InnerAddress)?;
+        let (is_bound, next) = match overlay.route(from, to) {
+            Route::Direct | Route::Elsewhere => return Err(off_path()),
+            Route::Default if !overlay.default_saps.contains(&self_id) => return Err(off_path()),
+            Route::Default => (is_owner, target.endpoints.first().copied()),
+            Route::Via(chain) => {
+                let position = chain.position(self_id).ok_or_else(off_path)?;
+                let is_bound = match position.checked_sub(1).and_then(|before| chain.at(before)) {
+                    Some(before) => self.endpoint_of(before, outer).is_some(),
+                    None => is_owner,
+                };
+                let next = match chain.at(position + 1) {
+                    Some(next) => {
+                        self.sap(next).and_then(|sap| sap.info.endpoints.first().copied())
+                    }
+                    None => target.endpoints.first().copied(),
+                };
+                (is_bound, next)
+            }
+        };
+        if !is_bound {
+            return Err(DropReason::SourceBinding);
+        }
+        if !self.accepts(overlay, from, to, key) {
+            return Err(DropReason::Key);
+        }
+        let crossing = Crossing { from, to, facts };
+        self.judge(overlay, flows, now, Place::Sap).pass(crossing)?;
+        let hop = next.ok_or(DropReason::NoPath)?;
+        Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
+    }
+
+    fn judge<'a>(
+        &self,
+        overlay: &'a Overlay,
+        flows: &'a FlowTable,
+        now: Now,
+        place: Place,
+    ) -> Judge<'a> {
+        let token = self.token(now);
+        Judge { matcher: &overlay.matcher, overlay: overlay.info.id.0, flows, token, now, place }
+    }
+
+    fn accepts(&self, overlay: &Overlay, from: u32, to: u32, key: u32) -> bool {
+        overlay.member(from).is_some_and(|source| {
+            overlay.keyring.accepts(&self.keys, overlay.first_member, (from, source.id), to, key)
+        })
+    }
+
+    /// The hop by which `outer` may bring packets of `from` to this end; nothing where it may not.
+    fn came_from(
+        &self,
+        overlay: &Overlay,
+        from: u32,
+        own: u32,
+        outer: SocketAddr,
+    ) -> Option<HopMark> {
+        let by_sap = |sap: NodeId| {
+            self.endpoint_of(sap, outer).map(|endpoint| HopMark { sap: sap.0, endpoint })
+        };
+        match overlay.route(from, own) {
+            Route::Direct => {
+                let endpoint = position(&overlay.member(from)?.endpoints, outer)?;
+                Some(HopMark { sap: 0, endpoint })
+            }
+            Route::Via(chain) => by_sap(chain.last()?),
+            Route::Default => overlay.default_saps.iter().find_map(|&sap| by_sap(sap)),
+            Route::Elsewhere => None,
+        }
+    }
+
+    /// The first hop from this end to `to`: for a reply the one that its flow's last packet came
+    /// from, as long as it is on the pair's list and lives.
+    fn hop(&self, overlay: &Overlay, own: u32, to: u32, passed: &Passed<'_>) -> Option<SocketAddr> {
+        let mark = passed.flow.as_ref().filter(|_| passed.is_reply).and_then(|flow| flow.hop());
+        let marked = |sap: NodeId| {
+            let mark = mark.filter(|mark| mark.sap == sap.0)?;
+            self.sap(sap)?.info.endpoints.get(usize::from(mark.endpoint)).copied()
+        };
+        let preferred =
+            |sap: NodeId| self.sap(sap).and_then(|sap| sap.info.endpoints.first().copied());
+        match overlay.route(own, to) {
+            Route::Direct => {
+                let endpoints = &overlay.member(to)?.endpoints;
+                let mark = mark.filter(|mark| mark.sap == 0);
+                mark.and_then(|mark| endpoints.get(usize::from(mark.endpoint)))
+                    .or_else(|| endpoints.first())
+                    .copied()
+            }
+            Route::Via(chain) => {
+                let first = chain.first()?;
+                marked(first).or_else(|| preferred(first))
+            }
+            Route::Default => {
+                let saps = &overlay.default_saps;
+                let live = || saps.iter().copied().filter(|&sap| self.is_alive(sap));
+                live()
+                    .find_map(marked)
+                    .or_else(|| live().find_map(preferred))
+                    .or_else(|| saps.iter().find_map(|&sap| preferred(sap)))
+            }
+            Route::Elsewhere => None,
+        }
+    }
+
+    fn sap(&self, id: NodeId) -> Option<&Sap> {
+        self.saps.get(*self.sap_index.get(&id.0)?)
+    }
+
+    fn endpoint_of(&self, sap: NodeId, outer: SocketAddr) -> Option<u8> {
+        position(&self.sap(sap)?.info.endpoints, outer)
+    }
+}
+
+fn position(endpoints: &[SocketAddr], wanted: SocketAddr) -> Option<u8> {
+    endpoints.iter().position(|&endpoint| endpoint == wanted).and_then(|at| u8::try_from(at).ok())
+}
+
+/// Address and port alone: IPv4 in disguise undone (a socket of both families shows it), scope and
+/// flow label left out.
+pub(super) fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port())
 }

@@ -1,1 +1,190 @@
-//! TODO
+//! The unix-socket API of `ovd` and `ovsap`: HTTP, mode 0600, so root and the daemon's own user only.
+//!
+//! It reads and never changes anything.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::routing::get;
+use tokio::net::UnixListener;
+
+use crate::api::local::NodeStatus;
+use crate::api::{Problem, ProblemCode};
+
+/// A socket that is listened on; its file goes when this goes.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+}
+
+impl Socket {
+    /// Listens on `path`. A socket that nobody listens on is replaced. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` when a live process listens there; `Failed` when it cannot be made.
+    pub fn bind(path: &Path) -> Result<Self, Problem> {
+        let failed = |error: &io::Error| {
+            Problem::new(
+                ProblemCode::Failed,
+                format!("cannot listen on the socket {}", path.display()),
+            )
+            .why(error.to_string())
+            .fix("give another place with --socket")
+        };
+        clear(path)?;
+        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(directory).map_err(|error| failed(&error))?;
+        }
+        // Bound under another name and renamed when its mode is right: nobody can connect before.
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        let beside = PathBuf::from(beside);
+        let _ = fs::remove_file(&beside);
+        let listener = UnixListener::bind(&beside).map_err(|error| failed(&error))?;
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))
+            .and_then(|()| fs::rename(&beside, path))
+            .map_err(|error| {
+                let _ = fs::remove_file(&beside);
+                failed(&error)
+            })?;
+        Ok(Self { path: path.to_owned(), listener: Some(listener) })
+    }
+
+    /// Answers `GET /v1/status` with what `status` makes, for ever; stops when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// When the socket breaks.
+    pub async fn serve(
+        &mut self,
+        status: impl Fn() -> NodeStatus + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        let status = Arc::new(status);
+        let answer = move || {
+            let status = Arc::clone(&status);
+            async move { Json(status()) }
+        };
+        let router = Router::new().route("/v1/status", get(answer)).fallback(unknown);
+        let Some(listener) = self.listener.take() else { return Ok(()) };
+        axum::serve(listener, router).await
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn unknown() -> (axum::http::StatusCode, Json<Problem>) {
+    let problem = Problem::new(ProblemCode::NotFound, "this program does not answer that")
+        .fix("use ovd and ovctl of the same version");
+    (axum::http::StatusCode::NOT_FOUND, Json(problem))
+}
+
+/// Removes a socket that nobody listens on.
+fn clear(path: &Path) -> Result<(), Problem> {
+    let refuse = |code, why: String, fix: String| {
+        let what = format!("cannot listen on the socket {}", path.display());
+        Err(Problem::new(code, what).why(why).fix(fix))
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let fix = "give another place with --socket".to_owned();
+            return refuse(ProblemCode::Failed, error.to_string(), fix);
+        }
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            let why = "something that is not a socket is in its place".to_owned();
+            let fix = format!("remove {}, or give another --socket", path.display());
+            return refuse(ProblemCode::Conflict, why, fix);
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .or_else(|error| {
+                let fix = "give another place with --socket".to_owned();
+                refuse(ProblemCode::Failed, error.to_string(), fix)
+            }),
+        Ok(_) | Err(_) => refuse(
+            ProblemCode::Conflict,
+            "another process listens on it".to_owned(),
+            "stop that process, or give another --socket".to_owned(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn status() -> NodeStatus {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "ovmesh/v1", "version": "0", "id": 3, "kind": "entity", "name": "web",
+            "started": "2026-11-23T12:00:00Z",
+            "server": {"url": "u", "reachable": true, "since": "2026-11-23T12:00:00Z", "error": null},
+            "table": null, "endpoints": [], "overlays": [], "saps": [], "packets": {}, "drops": {},
+            "flows": 0, "problems": []
+        }))
+        .unwrap()
+    }
+
+    async fn ask(path: &Path, target: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
+        let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn status_is_answered_on_a_private_socket() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run").join("ovd.sock");
+        let mut socket = Socket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let serving = tokio::spawn(async move { socket.serve(status).await });
+
+        let answer = ask(&path, "/v1/status").await;
+        let unknown = ask(&path, "/v1/other").await;
+
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"web\""), "{answer}");
+        assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+        serving.abort();
+        let _ = serving.await;
+        assert!(!path.exists(), "the file goes with the socket");
+    }
+
+    #[tokio::test]
+    async fn stale_sockets_are_replaced_and_live_ones_and_files_are_not() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("ovd.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+
+        let live = Socket::bind(&path).unwrap();
+        assert_eq!(Socket::bind(&path).unwrap_err().code, ProblemCode::Conflict);
+        assert!(path.exists());
+        drop(live);
+
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(Socket::bind(&path).unwrap_err().code, ProblemCode::Conflict);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+}

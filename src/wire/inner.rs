@@ -1,5 +1,11 @@
 //! What the verdict needs to know of an inner packet: a few facts, no bytes.
 
+mod ipv4;
+mod ipv6;
+#[cfg(test)]
+mod tests;
+mod upper;
+
 use std::net::IpAddr;
 
 use crate::types::DropReason;
@@ -108,11 +114,14 @@ pub enum Fragment {
 ///
 /// Checks version, lengths, options (threats T20, T22, T23) and that nothing of neighbour discovery
 /// or of a nested tunnel crosses (T24, T25); addresses against an overlay are the verdict's business.
+/// What follows the packet by its own length is allowed, and not counted in [`Facts::len`].
 ///
 /// # Errors
 ///
 /// The reason to drop it.
 pub fn parse(family: Family, bytes: &[u8]) -> Result<Facts, DropReason> {
-    let _ = (family, bytes);
-    todo!()
+    match family {
+        Family::V4 => ipv4::parse(bytes),
+        Family::V6 => ipv6::parse(bytes),
+    }
 }

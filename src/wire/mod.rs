@@ -5,7 +5,11 @@
 //!
 //! [`DropReason`]: crate::types::DropReason
 
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
+
 pub mod control;
+#[cfg(test)]
+mod corpus_tests;
 pub mod gue;
 pub mod inner;
 

@@ -17,6 +17,14 @@ pub struct Ovd {
     pub command: OvdCommand,
 }
 
+impl Ovd {
+    /// What this process was called with; prints help or the mistake and exits where that is due.
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        Self::parse()
+    }
+}
+
 /// The verbs of `ovd`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum OvdCommand {
@@ -49,6 +57,14 @@ pub struct Ovsap {
     /// What to do.
     #[command(subcommand)]
     pub command: OvsapCommand,
+}
+
+impl Ovsap {
+    /// What this process was called with; prints help or the mistake and exits where that is due.
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        Self::parse()
+    }
 }
 
 /// The verbs of `ovsap`.

@@ -1,0 +1,16 @@
+//! Any datagram: decoded without a panic, and the inner packet is exactly what follows the header.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ovmesh::wire::gue::{self, Frame};
+
+fuzz_target!(|datagram: &[u8]| {
+    match gue::decode(datagram) {
+        Ok(Frame::Data { family, key, inner }) => {
+            assert_eq!(datagram.get(..gue::HEADER_LEN), Some(&gue::data_header(family, key)[..]));
+            assert_eq!(datagram.get(gue::HEADER_LEN..), Some(inner));
+        }
+        Ok(Frame::Control { datagram: whole, .. }) => assert_eq!(whole, datagram),
+        Err(_) => {}
+    }
+});

@@ -1,0 +1,279 @@
+//! Requests to the coordination server. Never follows redirects, never uses a proxy, trusts the
+//! pinned key only, and reads answers up to a bound.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::pin;
+use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
+use crate::api::table::NodeTable;
+use crate::api::{Problem, ProblemCode};
+use crate::types::{Incarnation, Secret, Serial};
+
+/// For TCP and TLS together, for each address.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// For a whole short request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A long-poll lasts [`POLL_SECS`]; what the server and the way there may add.
+const POLL_WITHIN: Duration = Duration::from_secs(POLL_SECS + 15);
+
+/// The longest answer that is read: a table of some hundred thousand members.
+const BODY_MAX_BYTES: usize = 128 << 20;
+
+/// The longest error that is read.
+const PROBLEM_MAX_BYTES: usize = 64 << 10;
+
+/// Talks to one server, which may have several addresses.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    urls: Vec<String>,
+    /// Index of the address that answered last: tried first.
+    preferred: AtomicUsize,
+}
+
+impl Client {
+    /// A client for the server that holds the key `pin` and listens at one of `urls`.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` when TLS cannot be set up.
+    pub fn new(urls: Vec<String>, pin: &Secret) -> Result<Self, Problem> {
+        let broken = |why: String| {
+            Problem::new(ProblemCode::Failed, "cannot set up TLS towards the server").why(why)
+        };
+        if urls.is_empty() {
+            return Err(broken("no address of the server is known".to_owned()));
+        }
+        let tls = pin::client_config(pin).map_err(|error| broken(error.to_string()))?;
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .https_only(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_keepalive(Duration::from_secs(15))
+            .user_agent(concat!("ovmesh/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| broken(reasons(&error)))?;
+        Ok(Self { http, urls, preferred: AtomicUsize::new(0) })
+    }
+
+    /// The address that answered last, or the first one.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        self.urls.get(preferred).map_or("", String::as_str)
+    }
+
+    /// Asks what a token is good for.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be asked.
+    pub async fn check(&self, check: &JoinCheck) -> Result<JoinPreview, Problem> {
+        let response = self.send(Method::POST, "/v1/join/check", None, |r| r.json(check)).await?;
+        self.read(response).await
+    }
+
+    /// Joins. Repeating it with the same credential is harmless.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be asked.
+    pub async fn join(&self, request: &JoinRequest) -> Result<JoinAnswer, Problem> {
+        let response = self.send(Method::POST, "/v1/join", None, |r| r.json(request)).await?;
+        self.read(response).await
+    }
+
+    /// Waits for a table newer than `after`, and so acknowledges `after`. None when there is none
+    /// within [`POLL_SECS`].
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be asked.
+    pub async fn table(
+        &self,
+        credential: &Secret,
+        after: Serial,
+        incarnation: Option<&Incarnation>,
+    ) -> Result<Option<NodeTable>, Problem> {
+        let query = TableQuery { after, incarnation };
+        let response = self
+            .send(Method::GET, "/v1/node/table", Some(credential), |request| {
+                request.query(&query).timeout(POLL_WITHIN)
+            })
+            .await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        self.read(response).await.map(Some)
+    }
+
+    /// Tells the server how this node is.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be told.
+    pub async fn report(&self, credential: &Secret, report: &NodeReport) -> Result<(), Problem> {
+        self.send(Method::POST, "/v1/node/report", Some(credential), |r| r.json(report)).await?;
+        Ok(())
+    }
+
+    /// Leaves: the server forgets this node.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be told.
+    pub async fn leave(&self, credential: &Secret) -> Result<(), Problem> {
+        self.send(Method::POST, "/v1/node/leave", Some(credential), |request| request).await?;
+        Ok(())
+    }
+
+    /// Sends a request to the first address that takes it; an answer that is an error is a problem.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        credential: Option<&Secret>,
+        finish: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, Problem> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failure = None;
+        for offset in 0..self.urls.len() {
+            let index = (first + offset) % self.urls.len();
+            let url = &self.urls[index];
+            let full = format!("{}{path}", url.trim_end_matches('/'));
+            let mut request = self.http.request(method.clone(), full).timeout(ANSWER_WITHIN);
+            if let Some(credential) = credential {
+                request = request.bearer_auth(String::from(credential.clone()));
+            }
+            match finish(request).send().await {
+                Ok(response) if is_success(response.status()) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(response);
+                }
+                Ok(response) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Err(refusal(url, response).await);
+                }
+                Err(error) => {
+                    let problem = self.unreachable(url, &error);
+                    // A wrong key says more than that another address is silent.
+                    if failure.as_ref().is_none_or(|f: &Problem| f.code == ProblemCode::Unreachable)
+                    {
+                        failure = Some(problem);
+                    }
+                }
+            }
+        }
+        Err(failure.expect("INVARIANT: new() refuses an empty list of addresses"))
+    }
+
+    fn unreachable(&self, url: &str, error: &reqwest::Error) -> Problem {
+        if pin::is_wrong_pin(error) {
+            return Problem::new(
+                ProblemCode::Unauthorized,
+                format!("the server at {url} is not the one that made this token"),
+            )
+            .why("its key is not the pinned one: another server, one that was set up anew, or somebody in between")
+            .fix("make a new token on the right server: ovctl token create");
+        }
+        let mut why = format!("{url}: {}", reasons(error));
+        if self.urls.len() > 1 {
+            let _ = write!(why, " (tried {} addresses)", self.urls.len());
+        }
+        Problem::new(
+            ProblemCode::Unreachable,
+            format!("cannot reach the coordination server at {url}"),
+        )
+        .why(why)
+        .fix("check that `ovctl serve` runs there and that a firewall lets its TCP port through")
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Problem> {
+        let body = bounded(response, BODY_MAX_BYTES).await.map_err(|why| {
+            Problem::new(
+                ProblemCode::Unreachable,
+                format!("the answer of the server at {} broke off", self.url()),
+            )
+            .why(why)
+            .fix("try again")
+        })?;
+        serde_json::from_slice(&body).map_err(|error| {
+            Problem::new(
+                ProblemCode::Failed,
+                format!("cannot read the answer of the server at {}", self.url()),
+            )
+            .why(error.to_string())
+            .fix("use the same ovmesh version on the server and on the nodes")
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct TableQuery<'a> {
+    after: Serial,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incarnation: Option<&'a Incarnation>,
+}
+
+fn is_success(status: StatusCode) -> bool {
+    status.is_success()
+}
+
+/// The problem that an error answer carries; a made-up one when it carries none.
+async fn refusal(url: &str, response: Response) -> Problem {
+    let status = response.status();
+    let body = bounded(response, PROBLEM_MAX_BYTES).await.unwrap_or_default();
+    serde_json::from_slice(&body).unwrap_or_else(|_| {
+        let code = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ProblemCode::Unauthorized,
+            StatusCode::NOT_FOUND => ProblemCode::NotFound,
+            StatusCode::CONFLICT => ProblemCode::Conflict,
+            other if other.is_client_error() => ProblemCode::Usage,
+            _ => ProblemCode::Failed,
+        };
+        Problem::new(code, format!("the server at {url} answered {status}"))
+            .why("the answer carries no explanation: perhaps this is not an ovmesh server")
+    })
+}
+
+/// Reads a body of at most `max` bytes.
+async fn bounded(mut response: Response, max: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| reasons(&error))? {
+        if body.len() + chunk.len() > max {
+            return Err(format!("it is longer than {max} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The last two reasons in the chain of `error`: the outer ones only say that a request failed.
+fn reasons(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut texts: Vec<String> = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+        next = error.source();
+    }
+    texts.split_off(texts.len().saturating_sub(2)).join(": ")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,296 @@
+//! Drives the probers and the responder of one node: owns link secrets and counters, turns control
+//! datagrams into calls of `probe` and back. The caller owns socket, clock and loop:
+//!
+//! 1. sleep until [`Probes::next_deadline`] or a datagram arrives;
+//! 2. call [`Probes::handle_datagram`] or [`Probes::handle_timeout`];
+//! 3. send everything that [`Probes::poll_transmit`] returns;
+//! 4. tell the snapshot what [`Probes::liveness_changes`] returns.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::api::table::NodeTable;
+use crate::probe::{Liveness, Prober, Responder, Source};
+use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
+use crate::wire::control::{self, Message};
+use crate::wire::gue::{self, Frame};
+
+/// Longest queue of answers; the caller empties it after each datagram.
+const OUTBOX_MAX: usize = 64;
+
+/// A SaP calls an entity alive that it has heard of within three of its longest intervals.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+
+/// A control datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What is known of the peer of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerState {
+    /// The node at the other end.
+    pub peer: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether it is there.
+    pub is_alive: bool,
+    /// The smoothed round trip, where this end measures it.
+    pub round_trip: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Link {
+    peer: NodeId,
+    name: String,
+    secret: Secret,
+    /// From the table, best first. The first is probed, because data goes there.
+    endpoints: Vec<SocketAddr>,
+    /// At an entity.
+    prober: Option<Prober>,
+    /// When and from where the peer's last authentic message came.
+    heard: Option<(Duration, SocketAddr)>,
+    /// What the caller was told last.
+    told: Option<bool>,
+}
+
+/// The links of one node.
+#[derive(Debug)]
+pub struct Probes {
+    links: BTreeMap<LinkId, Link>,
+    responder: Responder,
+    /// Of the message sent last; over all links, so that it grows on each.
+    counter: u64,
+    outbox: VecDeque<Transmit>,
+}
+
+impl Probes {
+    /// Starts without links. `wall` is the time since 1970: counters start there, in nanoseconds, and
+    /// so grow over restarts.
+    #[must_use]
+    pub fn start(now: Duration, wall: Duration) -> Self {
+        Self {
+            links: BTreeMap::new(),
+            responder: Responder::start(now),
+            counter: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX / 2),
+            outbox: VecDeque::new(),
+        }
+    }
+
+    /// Takes the links of `table`; what is known of links that stay is kept. What was told of liveness
+    /// is told again, because a new table means a new snapshot.
+    pub fn replace_links(&mut self, table: &NodeTable, now: Duration) {
+        let mut before = std::mem::take(&mut self.links);
+        let names = Names::of(table);
+        for row in &table.body.links {
+            let (name, endpoints) = names.find(row.peer);
+            let probes = table.body.node.kind == NodeKind::Entity;
+            let mut link = match before.remove(&row.id) {
+                Some(link) if link.secret == row.secret && link.peer == row.peer => link,
+                Some(_) | None => Link {
+                    peer: row.peer,
+                    name: String::new(),
+                    secret: row.secret.clone(),
+                    endpoints: Vec::new(),
+                    prober: probes.then(|| Prober::start(now)),
+                    heard: None,
+                    told: None,
+                },
+            };
+            link.endpoints = endpoints;
+            link.name = name;
+            link.told = None;
+            self.links.insert(row.id, link);
+        }
+        let links = &self.links;
+        self.responder.retain(|id| links.contains_key(&id));
+    }
+
+    /// A control datagram came from `from`. `Ok` when it was authentic and new.
+    ///
+    /// # Errors
+    ///
+    /// Why it is dropped: to be counted.
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Duration,
+    ) -> Result<(), DropReason> {
+        let id = match gue::decode(datagram)? {
+            Frame::Control { link, .. } => link,
+            Frame::Data { .. } => return Err(DropReason::ControlType),
+        };
+        let from = canonical(from);
+        let is_known = self.links.get(&id).is_some_and(|link| link.knows(from));
+        let source = if is_known { Source::Known } else { Source::Unknown };
+        self.responder.admit(source, now)?;
+        let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
+        let (counter, message) = control::decode(datagram, &link.secret)?;
+        match (message, &mut link.prober) {
+            // A SaP answers and asks nothing; an entity asks and answers nothing: so neither's own
+            // messages, sent back to it, mean anything.
+            (Message::EchoRequest(echo), None) => {
+                self.responder.handle_request(id, counter)?;
+                link.heard = Some((now, from));
+                self.counter += 1;
+                let reply = Message::EchoReply(echo);
+                let (bytes, len) = control::encode(id, &link.secret, self.counter, &reply);
+                // Never longer than the question, whatever the encoder does.
+                if len <= datagram.len() && self.outbox.len() < OUTBOX_MAX {
+                    self.outbox.push_back(Transmit { to: from, bytes: bytes[..len].to_vec() });
+                }
+                Ok(())
+            }
+            (Message::EchoReply(echo), Some(prober)) => {
+                self.responder.handle_request(id, counter)?;
+                if prober.handle_reply(&echo, now) {
+                    link.heard = Some((now, from));
+                }
+                Ok(())
+            }
+            (Message::EchoRequest(_), Some(_)) | (Message::EchoReply(_), None) => {
+                Err(DropReason::ControlType)
+            }
+        }
+    }
+
+    /// Data was sent. Extra calls are harmless.
+    pub fn handle_activity(&mut self, now: Duration) {
+        for prober in self.links.values_mut().filter_map(|link| link.prober.as_mut()) {
+            prober.handle_activity(now);
+        }
+    }
+
+    /// Time passed. Extra calls are harmless.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        for link in self.links.values_mut() {
+            if let Some(prober) = &mut link.prober {
+                prober.handle_timeout(now);
+            }
+        }
+    }
+
+    /// A datagram that is due, if any.
+    pub fn poll_transmit(&mut self, now: Duration) -> Option<Transmit> {
+        if let Some(answer) = self.outbox.pop_front() {
+            return Some(answer);
+        }
+        for (&id, link) in &mut self.links {
+            let Some(&to) = link.endpoints.first() else { continue };
+            let Some(echo) = link.prober.as_mut().and_then(|prober| prober.poll_transmit(now))
+            else {
+                continue;
+            };
+            self.counter += 1;
+            let request = Message::EchoRequest(echo);
+            let (bytes, len) = control::encode(id, &link.secret, self.counter, &request);
+            return Some(Transmit { to, bytes: bytes[..len].to_vec() });
+        }
+        None
+    }
+
+    /// When to call [`Self::handle_timeout`] again; none when nothing is probed.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.links
+            .values()
+            .filter(|link| !link.endpoints.is_empty())
+            .filter_map(|link| link.prober.as_ref().map(Prober::next_deadline))
+            .min()
+    }
+
+    /// The SaPs that came or went since the last call, and all that are known after a new table.
+    pub fn liveness_changes(&mut self) -> Vec<(NodeId, bool)> {
+        let mut changes = Vec::new();
+        for link in self.links.values_mut() {
+            let is_alive = match link.prober.as_ref().map(Prober::liveness) {
+                Some(Liveness::Alive) => true,
+                Some(Liveness::Dead) => false,
+                Some(Liveness::Unknown) | None => continue,
+            };
+            if link.told != Some(is_alive) {
+                link.told = Some(is_alive);
+                changes.push((link.peer, is_alive));
+            }
+        }
+        changes
+    }
+
+    /// What is known of each peer, for status and reports.
+    #[must_use]
+    pub fn peers(&self, now: Duration) -> Vec<PeerState> {
+        self.links
+            .values()
+            .map(|link| {
+                let heard = link.heard.filter(|&(at, _)| now.saturating_sub(at) < HEARD_WITHIN);
+                let is_alive = match &link.prober {
+                    Some(prober) => prober.liveness() == Liveness::Alive,
+                    None => heard.is_some(),
+                };
+                PeerState {
+                    peer: link.peer,
+                    name: link.name.clone(),
+                    endpoint: match &link.prober {
+                        Some(_) => link.endpoints.first().copied(),
+                        None => heard.map(|(_, from)| from).or(link.endpoints.first().copied()),
+                    },
+                    is_alive,
+                    round_trip: link.prober.as_ref().and_then(Prober::round_trip),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Link {
+    fn knows(&self, from: SocketAddr) -> bool {
+        self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
+            || self.heard.is_some_and(|(_, heard)| heard == from)
+    }
+}
+
+/// An IPv4 address that came through an IPv6 socket is an IPv4 address.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Names and endpoints of the peers in a table.
+struct Names(BTreeMap<NodeId, (String, BTreeSet<SocketAddr>, Vec<SocketAddr>)>);
+
+impl Names {
+    fn of(table: &NodeTable) -> Self {
+        let mut names: BTreeMap<NodeId, (String, BTreeSet<SocketAddr>, Vec<SocketAddr>)> =
+            BTreeMap::new();
+        let saps = table.body.saps.iter().map(|sap| (sap.id, sap.name.to_string(), &sap.endpoints));
+        let members = table.body.overlays.iter().flat_map(|overlay| {
+            overlay
+                .members
+                .iter()
+                .map(|member| (member.id, member.name.to_string(), &member.endpoints))
+        });
+        for (id, name, endpoints) in saps.chain(members) {
+            let (_, seen, list) =
+                names.entry(id).or_insert_with(|| (name, BTreeSet::new(), Vec::new()));
+            list.extend(endpoints.iter().copied().filter(|&endpoint| seen.insert(endpoint)));
+        }
+        Self(names)
+    }
+
+    fn find(&self, id: NodeId) -> (String, Vec<SocketAddr>) {
+        self.0.get(&id).map_or_else(
+            || (id.to_string(), Vec::new()),
+            |(name, _, endpoints)| (name.clone(), endpoints.clone()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

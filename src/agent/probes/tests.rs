@@ -1,0 +1,143 @@
+use super::*;
+use crate::api::table::{LinkRow, MemberRow, OverlayTable, SapRow, TableBody, TableNode};
+use crate::types::{ApiVersion, EntityName, Incarnation, Name, OverlayId, Revision, Serial};
+
+const LINK: LinkId = LinkId(7);
+const ENTITY: NodeId = NodeId(3);
+const SAP: NodeId = NodeId(1);
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn entity_address() -> SocketAddr {
+    "10.0.0.3:6080".parse().unwrap()
+}
+
+fn sap_address() -> SocketAddr {
+    "10.0.0.1:6080".parse().unwrap()
+}
+
+fn entity_name(name: &str) -> EntityName {
+    EntityName { namespace: Name::default(), name: Name::new(name).unwrap() }
+}
+
+fn table(kind: NodeKind, secret: u8) -> NodeTable {
+    let (id, peer) = match kind {
+        NodeKind::Entity => (ENTITY, SAP),
+        NodeKind::Sap => (SAP, ENTITY),
+    };
+    NodeTable {
+        api_version: ApiVersion::V1,
+        incarnation: Incarnation("aa".to_owned()),
+        serial: Serial(1),
+        revision: Revision(1),
+        body: TableBody {
+            node: TableNode { id, kind, name: entity_name("me") },
+            saps: vec![SapRow {
+                id: SAP,
+                name: Name::new("sap-1").unwrap(),
+                endpoints: vec![sap_address()],
+            }],
+            links: vec![LinkRow { id: LINK, peer, secret: Secret::new([secret; 32]) }],
+            overlays: vec![OverlayTable {
+                id: OverlayId(1),
+                name: Name::default(),
+                cidr: "100.71.0.0/16".parse().unwrap(),
+                address: None,
+                silent: false,
+                members: vec![MemberRow {
+                    id: ENTITY,
+                    name: entity_name("web"),
+                    address: "100.71.0.5".parse().unwrap(),
+                    endpoints: vec![entity_address()],
+                }],
+                sets: Vec::new(),
+                rules: Vec::new(),
+                paths: Vec::new(),
+                default_saps: vec![SAP],
+                destination_keys: Vec::new(),
+                pair_generations: Vec::new(),
+                send_keys: Vec::new(),
+            }],
+        },
+    }
+}
+
+fn node(kind: NodeKind, secret: u8) -> Probes {
+    let mut probes = Probes::start(ms(0), Duration::from_secs(1_700_000_000));
+    probes.replace_links(&table(kind, secret), ms(0));
+    probes
+}
+
+#[test]
+fn an_entity_and_its_sap_find_each_other() {
+    let mut entity = node(NodeKind::Entity, 5);
+    let mut sap = node(NodeKind::Sap, 5);
+
+    let request = entity.poll_transmit(ms(0)).unwrap();
+    assert_eq!(request.to, sap_address());
+    sap.handle_datagram(entity_address(), &request.bytes, ms(1)).unwrap();
+    let reply = sap.poll_transmit(ms(1)).unwrap();
+    assert_eq!(reply.to, entity_address());
+    assert!(reply.bytes.len() <= request.bytes.len());
+    entity.handle_datagram(sap_address(), &reply.bytes, ms(2)).unwrap();
+
+    assert_eq!(entity.liveness_changes(), [(SAP, true)]);
+    assert_eq!(entity.liveness_changes(), []);
+    assert_eq!(entity.peers(ms(2))[0].round_trip, Some(ms(2)));
+    let seen = &sap.peers(ms(2))[0];
+    assert!(seen.is_alive && seen.name == "web", "{seen:?}");
+    assert!(!sap.peers(ms(60_000))[0].is_alive);
+}
+
+#[test]
+fn replays_wrong_macs_unknown_links_and_reflections_are_dropped() {
+    let mut entity = node(NodeKind::Entity, 5);
+    let mut sap = node(NodeKind::Sap, 5);
+    let request = entity.poll_transmit(ms(0)).unwrap().bytes;
+
+    let mut stranger = node(NodeKind::Sap, 6);
+    let wrong = stranger.handle_datagram(entity_address(), &request, ms(0));
+    assert_eq!(wrong, Err(DropReason::ControlMac));
+    let mut nobody = Probes::start(ms(0), ms(0));
+    let unknown = nobody.handle_datagram(entity_address(), &request, ms(0));
+    assert_eq!(unknown, Err(DropReason::ControlMac));
+    let reflected = entity.handle_datagram(sap_address(), &request, ms(0));
+    assert_eq!(reflected, Err(DropReason::ControlType));
+
+    assert_eq!(sap.handle_datagram(entity_address(), &request, ms(0)), Ok(()));
+    let replayed = sap.handle_datagram(entity_address(), &request, ms(0));
+    assert_eq!(replayed, Err(DropReason::ControlReplay));
+    assert!(sap.poll_transmit(ms(0)).is_some());
+    assert!(sap.poll_transmit(ms(0)).is_none(), "one answer for one request");
+}
+
+#[test]
+fn a_silent_sap_is_dead_and_a_new_table_tells_it_again() {
+    let mut entity = node(NodeKind::Entity, 5);
+    for _ in 0..3 {
+        let now = entity.next_deadline().unwrap();
+        entity.poll_transmit(now).unwrap();
+        let now = entity.next_deadline().unwrap();
+        entity.handle_timeout(now);
+    }
+
+    assert_eq!(entity.liveness_changes(), [(SAP, false)]);
+    entity.replace_links(&table(NodeKind::Entity, 5), ms(9_000));
+    assert_eq!(entity.liveness_changes(), [(SAP, false)]);
+}
+
+#[test]
+fn strangers_cost_at_most_their_budget() {
+    let mut sap = node(NodeKind::Sap, 5);
+    let mut entity = node(NodeKind::Entity, 6);
+    let forged = entity.poll_transmit(ms(0)).unwrap().bytes;
+    let stranger: SocketAddr = "10.9.9.9:999".parse().unwrap();
+
+    let outcomes: Vec<_> =
+        (0..60).map(|_| sap.handle_datagram(stranger, &forged, ms(0)).unwrap_err()).collect();
+
+    assert_eq!(outcomes.iter().filter(|o| **o == DropReason::ControlMac).count(), 50);
+    assert_eq!(outcomes.iter().filter(|o| **o == DropReason::ControlBudget).count(), 10);
+}

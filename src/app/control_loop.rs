@@ -1,0 +1,57 @@
+//! Moves control messages between the data socket and the agent's probes.
+
+use std::time::Duration;
+
+use super::daemon::Shared;
+use crate::dataplane::ControlPort;
+
+/// How often the egress counter is looked at: the first packet after idle time probes soon after.
+const ACTIVITY_EVERY: Duration = Duration::from_millis(100);
+
+/// Runs until the plane stops.
+pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
+    let mut sent_before = shared.counters.egress.packets();
+    loop {
+        let now = shared.now();
+        let deadline = shared.probes().next_deadline();
+        let wait = deadline.map_or(ACTIVITY_EVERY, |at| at.saturating_sub(now)).min(ACTIVITY_EVERY);
+        let punted = tokio::select! {
+            punted = port.receive.recv() => match punted {
+                Some(punted) => Some(punted),
+                None => return,
+            },
+            () = tokio::time::sleep(wait) => None,
+            () = shared.links_changed.notified() => None,
+        };
+
+        let now = shared.now();
+        let sent = shared.counters.egress.packets();
+        let mut probes = shared.probes();
+        if let Some(punted) = punted
+            && let Err(reason) = probes.handle_datagram(punted.from, punted.bytes(), now)
+        {
+            shared.counters.control.count_drop(reason);
+        }
+        if sent != sent_before {
+            sent_before = sent;
+            probes.handle_activity(now);
+        }
+        probes.handle_timeout(now);
+        while let Some(transmit) = probes.poll_transmit(now) {
+            // The next echo makes up for one that the kernel refused.
+            if let Err(error) = port.send(transmit.to, &transmit.bytes) {
+                tracing::debug!(to = %transmit.to, %error, "control message not sent");
+            }
+        }
+        let changes = probes.liveness_changes();
+        drop(probes);
+        for (sap, is_alive) in changes {
+            shared.publisher.current().set_alive(sap, is_alive);
+            if is_alive {
+                tracing::info!(%sap, "the SaP answers");
+            } else {
+                tracing::warn!(%sap, "the SaP does not answer");
+            }
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! A node that runs: tables come in, snapshots, devices and links follow; status and reports go out.
+//! One task on one thread, beside the hallways' threads.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::devices::Devices;
+use super::endpoints::{Wanted, prefer_reachable, server_address};
+use super::{control_loop, node, shutdown};
+use crate::agent::client::Client;
+use crate::agent::health::{Health, Topic};
+use crate::agent::probes::{PeerState, Probes};
+use crate::agent::state::{Identity, StateDir};
+use crate::agent::sync::Puller;
+use crate::agent::{report, snapshot, underlay};
+use crate::api::local::{HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus};
+use crate::api::node::{NodeReport, RoundTrip};
+use crate::api::table::NodeTable;
+use crate::api::{Problem, ProblemCode};
+use crate::dataplane::publish::Publisher;
+use crate::dataplane::{ControlPort, Counters, EntityPlane, SapPlane};
+use crate::forward::{FlowTable, Snapshot};
+use crate::local::Socket;
+use crate::sys::clock;
+use crate::types::{ApiVersion, NodeKind, Timestamp};
+
+/// How often endpoints are looked at again and failed devices are tried again.
+const TICK: Duration = Duration::from_secs(5);
+
+/// This program's version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What runs on OS threads.
+pub(crate) enum Plane {
+    /// `ovd`.
+    Entity(EntityPlane, Devices),
+    /// `ovsap`.
+    Sap(SapPlane),
+}
+
+impl Plane {
+    pub(crate) fn counters(&self) -> Arc<Counters> {
+        match self {
+            Self::Entity(plane, _) => plane.counters(),
+            Self::Sap(plane) => plane.counters(),
+        }
+    }
+
+    fn stop(self) {
+        match self {
+            Self::Entity(plane, _) => plane.stop(),
+            Self::Sap(plane) => plane.stop(),
+        }
+    }
+}
+
+/// What the tasks of a node share.
+pub(crate) struct Shared {
+    pub(crate) publisher: Arc<Publisher<Snapshot>>,
+    pub(crate) counters: Arc<Counters>,
+    /// The links of the table in force changed.
+    pub(crate) links_changed: Notify,
+    flows: Arc<FlowTable>,
+    probes: Mutex<Probes>,
+    health: Arc<Health>,
+    facts: Mutex<Facts>,
+    identity: Identity,
+    started: Timestamp,
+    start: Instant,
+}
+
+/// What status shows of the table in force.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    table: Option<TableStatus>,
+    endpoints: Vec<std::net::SocketAddr>,
+    overlays: Vec<OverlayStatus>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        identity: Identity,
+        publisher: Arc<Publisher<Snapshot>>,
+        flows: Arc<FlowTable>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started = clock::wall();
+        let url = identity.urls.first().map_or("", String::as_str);
+        Self {
+            publisher,
+            counters,
+            links_changed: Notify::new(),
+            flows,
+            probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
+            health: Arc::new(Health::new(url, started)),
+            facts: Mutex::default(),
+            identity,
+            started,
+            start: Instant::now(),
+        }
+    }
+
+    /// The time since the daemon started.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub(crate) fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn peers(&self) -> Vec<PeerState> {
+        self.probes().peers(self.now())
+    }
+
+    fn status(&self) -> NodeStatus {
+        let facts = self.facts().clone();
+        let saps = self.peers().into_iter().map(|peer| SapStatus {
+            id: peer.peer,
+            name: peer.name,
+            endpoint: peer.endpoint,
+            alive: peer.is_alive,
+            round_trip_micros: peer.round_trip.map(micros),
+        });
+        let own_hallways: &[&str] = match self.identity.kind {
+            NodeKind::Entity => &["egress", "ingress"],
+            NodeKind::Sap => &["transit"],
+        };
+        let hallways = self.counters.hallways();
+        let packets = hallways.into_iter().filter(|(name, _)| own_hallways.contains(name));
+        NodeStatus {
+            api_version: ApiVersion::V1,
+            version: VERSION.to_owned(),
+            id: self.identity.id,
+            kind: self.identity.kind,
+            name: self.identity.name.clone(),
+            started: self.started,
+            server: self.health.server(),
+            table: facts.table,
+            endpoints: facts.endpoints,
+            overlays: facts.overlays,
+            saps: saps.collect(),
+            packets: packets
+                .map(|(name, hallway)| {
+                    let status =
+                        HallwayStatus { packets: hallway.packets(), bytes: hallway.bytes() };
+                    (name.to_owned(), status)
+                })
+                .collect(),
+            drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
+            problems: self.health.problems(),
+        }
+    }
+
+    fn report(&self) -> NodeReport {
+        let measures = self.identity.kind == NodeKind::Entity;
+        let peers = if measures { self.peers() } else { Vec::new() };
+        NodeReport {
+            version: VERSION.to_owned(),
+            endpoints: self.facts().endpoints.clone(),
+            problems: self.health.problems(),
+            round_trips: peers
+                .into_iter()
+                .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
+                .collect(),
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A table on its way from the puller, and where to say whether it could be applied.
+struct Delivery {
+    table: NodeTable,
+    from_disk: bool,
+    outcome: oneshot::Sender<Result<(), String>>,
+}
+
+/// Runs until SIGTERM or SIGINT; then stops the threads and lets the devices go. Nothing is deleted.
+pub(crate) async fn run(
+    shared: Shared,
+    state: StateDir,
+    mut plane: Plane,
+    port: ControlPort,
+    mut socket: Socket,
+    wanted: Wanted,
+) -> Result<(), Problem> {
+    let shared = Arc::new(shared);
+    let state = Arc::new(state);
+    let identity = shared.identity.clone();
+    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    let puller = Puller::new(
+        Arc::clone(&client),
+        Arc::clone(&state),
+        identity.clone(),
+        Arc::clone(&shared.health),
+        clock::wall,
+    );
+    // One at a time: the puller waits for the outcome.
+    let (send, receive) = mpsc::channel(1);
+    let status = {
+        let shared = Arc::clone(&shared);
+        move || shared.status()
+    };
+    let broken = |what: &str, why: String| Problem::new(ProblemCode::Failed, what).why(why);
+    let mut applier = Applier {
+        shared: &shared,
+        state: &state,
+        client: &client,
+        plane: &mut plane,
+        wanted,
+        in_force: None,
+    };
+    applier.find_endpoints().await;
+
+    let reporting =
+        report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
+    let result = tokio::select! {
+        signal = shutdown::requested() => match signal {
+            Ok(signal) => {
+                tracing::info!(signal, "stopping");
+                Ok(())
+            }
+            Err(error) => Err(broken("cannot listen to signals", error.to_string())),
+        },
+        result = socket.serve(status) => match result {
+            Ok(()) => Err(broken("the local socket ended", String::new())),
+            Err(error) => Err(broken("the local socket broke", error.to_string())),
+        },
+        () = control_loop::run(&shared, port) => {
+            Err(broken("the packet threads ended", "see the log above".to_owned()))
+        }
+        () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
+        () = applier.run(receive) => Err(broken("the table loop ended", String::new())),
+        () = reporting => {
+            Err(broken("the report loop ended", String::new()))
+        }
+    };
+    plane.stop();
+    result
+}
+
+/// Hands over the table on disk, then whatever the server has.
+async fn pull(mut puller: Puller, send: mpsc::Sender<Delivery>) {
+    // The one before serves when the newest can be read and cannot be applied.
+    for table in [puller.stored(), puller.stored_before()].into_iter().flatten() {
+        match deliver(&send, &table, true).await {
+            Some(Ok(())) => {
+                puller.resume(&table);
+                break;
+            }
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
+        }
+    }
+    loop {
+        let table = puller.next().await;
+        match deliver(&send, &table, false).await {
+            Some(Ok(())) => puller.accept(&table),
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
+        }
+    }
+}
+
+/// Has `table` applied; none when everything ends.
+async fn deliver(
+    send: &mpsc::Sender<Delivery>,
+    table: &NodeTable,
+    from_disk: bool,
+) -> Option<Result<(), String>> {
+    let (outcome, answer) = oneshot::channel();
+    send.send(Delivery { table: table.clone(), from_disk, outcome }).await.ok()?;
+    answer.await.ok()
+}
+
+/// Makes this host do what tables say.
+struct Applier<'a> {
+    shared: &'a Shared,
+    state: &'a StateDir,
+    client: &'a Client,
+    plane: &'a mut Plane,
+    wanted: Wanted,
+    in_force: Option<NodeTable>,
+}
+
+impl Applier<'_> {
+    async fn run(&mut self, mut deliveries: mpsc::Receiver<Delivery>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                delivery = deliveries.recv() => {
+                    let Some(Delivery { table, from_disk, outcome }) = delivery else { return };
+                    let result = self.apply(table, from_disk).await;
+                    // The receiver is gone only when everything ends.
+                    let _ = outcome.send(result);
+                }
+                _ = tick.tick() => self.tick().await,
+            }
+        }
+    }
+
+    /// Applies `table` whole, or refuses it whole.
+    async fn apply(&mut self, mut table: NodeTable, from_disk: bool) -> Result<(), String> {
+        let shared = self.shared;
+        let beyond = if shared.identity.clear_underlay {
+            Vec::new()
+        } else {
+            underlay::keep_managed(&mut table)
+        };
+        prefer_reachable(&mut table);
+        let next = snapshot::build(&table)?;
+        shared.health.set(Topic::Underlay, beyond);
+        {
+            let mut probes = shared.probes();
+            probes.replace_links(&table, shared.now());
+            // What is known of the SaPs is in the snapshot before anybody sees it.
+            for (sap, is_alive) in probes.liveness_changes() {
+                next.set_alive(sap, is_alive);
+            }
+        }
+        shared.publisher.publish(next);
+        shared.links_changed.notify_one();
+        shared.facts().table = Some(TableStatus {
+            serial: table.serial,
+            revision: table.revision,
+            applied: clock::wall(),
+            from_disk,
+        });
+        tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
+        let is_first = self.in_force.is_none();
+        self.in_force = Some(table);
+        self.follow_devices().await;
+        self.find_endpoints().await;
+        if is_first {
+            self.introduce();
+        }
+        Ok(())
+    }
+
+    async fn tick(&mut self) {
+        let must_follow = match &*self.plane {
+            Plane::Entity(plane, devices) => {
+                devices.is_incomplete() || !plane.problems().is_empty()
+            }
+            Plane::Sap(_) => false,
+        };
+        if must_follow {
+            if let Plane::Entity(plane, _) = &mut *self.plane {
+                for problem in plane.problems() {
+                    tracing::warn!("{problem}");
+                }
+                self.drop_broken();
+            }
+            self.follow_devices().await;
+        }
+        self.find_endpoints().await;
+        let mut facts = self.shared.facts();
+        if let Some(table) = &mut facts.table
+            && table.from_disk
+            && self.shared.health.server().reachable
+        {
+            // The server was asked for what comes after this table and had nothing against it.
+            table.from_disk = false;
+        }
+    }
+
+    async fn follow_devices(&mut self) {
+        let Some(table) = &self.in_force else { return };
+        if let Plane::Entity(plane, devices) = &mut *self.plane {
+            devices.follow(table, plane, self.state, &self.shared.health).await;
+        }
+        let overlays = table.body.overlays.iter().map(|overlay| {
+            let device = match &*self.plane {
+                Plane::Entity(_, devices) => devices.find(overlay.id),
+                Plane::Sap(_) => None,
+            };
+            let is_other = |id| id != table.body.node.id;
+            let peers = overlay.members.iter().filter(|member| is_other(member.id)).count();
+            OverlayStatus {
+                name: overlay.name.clone(),
+                cidr: overlay.cidr,
+                address: overlay.address,
+                device: device.map(|device| device.name.clone()),
+                mtu: device.map(|device| device.mtu),
+                peers: u64::try_from(peers).unwrap_or(u64::MAX),
+                rules: u64::try_from(overlay.rules.len()).unwrap_or(u64::MAX),
+            }
+        });
+        let overlays = overlays.collect();
+        self.shared.facts().overlays = overlays;
+    }
+
+    /// An overlay whose device died gets a new one.
+    fn drop_broken(&mut self) {
+        if let Plane::Entity(plane, devices) = &mut *self.plane {
+            devices.forget_broken(plane);
+        }
+    }
+
+    async fn find_endpoints(&mut self) {
+        let server = server_address(self.client.url()).await;
+        let found = self.wanted.pick(self.in_force.as_ref(), server);
+        let lines = if found.is_empty() {
+            vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
+        } else {
+            Vec::new()
+        };
+        self.shared.health.set(Topic::Endpoint, lines);
+        let mut facts = self.shared.facts();
+        // Without a network the last ones are the best guess.
+        if !found.is_empty() && facts.endpoints != found {
+            tracing::info!(?found, "packets are received at");
+            facts.endpoints = found;
+            self.shared.health.poke();
+        }
+    }
+
+    /// One line for people, once the first table is in force.
+    fn introduce(&self) {
+        let Some(table) = &self.in_force else { return };
+        let identity = &self.shared.identity;
+        let mut line = format!(
+            "{}: joined as {} ({})",
+            node::program(identity.kind),
+            identity.name,
+            identity.id
+        );
+        for overlay in &self.shared.facts().overlays {
+            use std::fmt::Write as _;
+            let _ = match (overlay.address, &overlay.device) {
+                (Some(address), Some(device)) => {
+                    write!(line, ", {} {address} on {device}", overlay.name)
+                }
+                (Some(address), None) => write!(line, ", {} {address} not up", overlay.name),
+                (None, _) => write!(line, ", serves {} {}", overlay.name, overlay.cidr),
+            };
+        }
+        if identity.kind == NodeKind::Entity {
+            let names: Vec<&str> = table.body.saps.iter().map(|sap| sap.name.as_str()).collect();
+            match names.as_slice() {
+                [] => line.push_str(", no SaP yet"),
+                names => line.push_str(&format!(", SaP {}", names.join(", "))),
+            }
+        }
+        node::note(&line);
+    }
+}

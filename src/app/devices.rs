@@ -1,0 +1,232 @@
+//! The TUN devices of `ovd`: one per overlay, made and unmade as tables say.
+//!
+//! The `unreachable` route of an overlay comes before its device and stays when the device goes: no
+//! packet for the overlay leaves in clear.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::agent::health::{Health, Topic};
+use crate::agent::state::StateDir;
+use crate::api::table::{NodeTable, OverlayTable};
+use crate::dataplane::EntityPlane;
+use crate::sys::SysError;
+use crate::sys::batch::OVERLAY_MTU_MAX;
+use crate::sys::net::Network;
+use crate::sys::tun::Tun;
+use crate::types::{OverlayId, Prefix};
+
+/// What GUE over UDP adds: outer IPv4 or IPv6 header, UDP, GUE with the key.
+const OVERHEAD_V4: u32 = 36;
+const OVERHEAD_V6: u32 = 56;
+
+/// What IPv6 asks of every link.
+const IPV6_MTU_MIN: u32 = 1280;
+
+/// An underlay whose MTU nobody knows.
+const UNDERLAY_MTU_USUAL: u32 = 1500;
+
+/// How many endpoints are asked for the path's MTU.
+const MTU_ASKED_MAX: usize = 16;
+
+/// A device in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    address: IpAddr,
+    cidr: Prefix,
+    overlay: String,
+}
+
+/// The devices of this process.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    network: Network,
+    in_use: BTreeMap<OverlayId, Device>,
+    /// Whether something could not be set up and is to be tried again.
+    is_incomplete: bool,
+}
+
+impl Devices {
+    pub(crate) fn new(network: Network) -> Self {
+        Self { network, in_use: BTreeMap::new(), is_incomplete: false }
+    }
+
+    /// The device of an overlay.
+    pub(crate) fn find(&self, overlay: OverlayId) -> Option<&Device> {
+        self.in_use.get(&overlay)
+    }
+
+    /// Whether [`Self::follow`] should be called again without a new table.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
+    }
+
+    /// Lets go of devices whose thread reported that they are gone, so that [`Self::follow`] makes them
+    /// again. One that works is made again with them, which costs a moment.
+    pub(crate) fn forget_broken(&mut self, plane: &mut EntityPlane) {
+        if !plane.problems().is_empty() {
+            for &id in self.in_use.keys() {
+                plane.remove_overlay(id);
+            }
+            self.in_use.clear();
+        }
+    }
+
+    /// Makes the devices as `table` says. What cannot be made becomes a problem of its overlay.
+    pub(crate) async fn follow(
+        &mut self,
+        table: &NodeTable,
+        plane: &mut EntityPlane,
+        state: &StateDir,
+        health: &Health,
+    ) {
+        self.is_incomplete = false;
+        let wanted: BTreeSet<OverlayId> =
+            table.body.overlays.iter().map(|overlay| overlay.id).collect();
+        let gone: Vec<OverlayId> =
+            self.in_use.keys().copied().filter(|id| !wanted.contains(id)).collect();
+        for id in gone {
+            plane.remove_overlay(id);
+            if let Some(device) = self.in_use.remove(&id) {
+                tracing::info!(overlay = device.overlay, device = device.name, "left the overlay");
+                health.set(Topic::Overlay(device.overlay), Vec::new());
+                // The overlay is no business of this host any more.
+                if let Err(error) = self.network.remove_unreachable(device.cidr).await {
+                    tracing::warn!(%error, "an unreachable route stays");
+                }
+            }
+        }
+        let names = name_devices(state, &wanted);
+        let mtu = self.overlay_mtu(table).await;
+        for overlay in &table.body.overlays {
+            let Some(address) = overlay.address else { continue };
+            let Some(name) = names.get(&overlay.id) else { continue };
+            let topic = Topic::Overlay(overlay.name.to_string());
+            match self.set_up(overlay, address, name, mtu, plane).await {
+                Ok(()) => health.set(topic, Vec::new()),
+                Err(error) => {
+                    self.is_incomplete = true;
+                    plane.remove_overlay(overlay.id);
+                    self.in_use.remove(&overlay.id);
+                    health.set(topic, vec![format!("overlay {}: {error}", overlay.name)]);
+                }
+            }
+        }
+    }
+
+    async fn set_up(
+        &mut self,
+        overlay: &OverlayTable,
+        address: IpAddr,
+        name: &str,
+        mtu: u32,
+        plane: &mut EntityPlane,
+    ) -> Result<(), SysError> {
+        let mtu = if overlay.cidr.addr().is_ipv6() { mtu.max(IPV6_MTU_MIN) } else { mtu };
+        let wanted = Device {
+            name: name.to_owned(),
+            mtu,
+            address,
+            cidr: overlay.cidr,
+            overlay: overlay.name.to_string(),
+        };
+        let is_running = plane.overlays().any(|id| id == overlay.id);
+        if let Some(device) = self.in_use.get_mut(&overlay.id).filter(|_| is_running) {
+            if *device == wanted {
+                return Ok(());
+            }
+            if (Device { mtu, ..device.clone() }) == wanted {
+                self.network.set_mtu(name, mtu).await?;
+                *device = wanted;
+                return Ok(());
+            }
+        }
+        // Another address or a dead thread: a new device. The old one must be gone first.
+        plane.remove_overlay(overlay.id);
+        self.network.add_unreachable(overlay.cidr).await?;
+        let tun = Tun::open(name)?;
+        self.network.configure(name, address, overlay.cidr, mtu).await?;
+        plane.add_overlay(overlay.id, tun)?;
+        tracing::info!(overlay = %overlay.name, device = name, %address, mtu, "in the overlay");
+        self.in_use.insert(overlay.id, wanted);
+        Ok(())
+    }
+
+    /// What a wrapped packet may carry: the smallest path to any SaP or direct peer, less the
+    /// overhead.
+    async fn overlay_mtu(&self, table: &NodeTable) -> u32 {
+        let saps = table.body.saps.iter().filter_map(|sap| sap.endpoints.first());
+        let peers = table
+            .body
+            .overlays
+            .iter()
+            .flat_map(|overlay| &overlay.members)
+            .filter(|member| member.id != table.body.node.id)
+            .filter_map(|member| member.endpoints.first());
+        let mut smallest: Option<u32> = None;
+        for endpoint in saps.chain(peers).take(MTU_ASKED_MAX) {
+            let to = endpoint.ip().to_canonical();
+            let overhead = if to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
+            if let Ok(mtu) = self.network.mtu_towards(to).await {
+                let inner = mtu.saturating_sub(overhead);
+                smallest = Some(smallest.map_or(inner, |smallest| smallest.min(inner)));
+            }
+        }
+        let max = u32::try_from(OVERLAY_MTU_MAX).unwrap_or(u32::MAX);
+        smallest.unwrap_or(UNDERLAY_MTU_USUAL - OVERHEAD_V4).clamp(576, max)
+    }
+}
+
+/// Gives each overlay a device name that it keeps for as long as this node is in it: `ov0`, `ov1`, …
+/// in order of joining.
+fn name_devices(state: &StateDir, wanted: &BTreeSet<OverlayId>) -> BTreeMap<OverlayId, String> {
+    let kept = state.devices();
+    let names = assign(&kept, wanted);
+    if names != kept
+        && let Err(problem) = state.save_devices(&names)
+    {
+        tracing::warn!(why = %problem.why, "cannot keep the names of devices");
+    }
+    names
+}
+
+fn assign(
+    kept: &BTreeMap<OverlayId, String>,
+    wanted: &BTreeSet<OverlayId>,
+) -> BTreeMap<OverlayId, String> {
+    let mut names: BTreeMap<OverlayId, String> = kept
+        .iter()
+        .filter(|(id, _)| wanted.contains(id))
+        .map(|(&id, name)| (id, name.clone()))
+        .collect();
+    for &id in wanted {
+        if !names.contains_key(&id) {
+            let is_free = |name: &String| !names.values().any(|used| used == name);
+            let free = (0_u32..).map(|n| format!("ov{n}")).find(is_free);
+            names.extend(free.map(|name| (id, name)));
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlays_keep_their_device_and_new_ones_take_the_first_free() {
+        let ids = |ids: &[u32]| ids.iter().copied().map(OverlayId).collect::<BTreeSet<_>>();
+        let show = |names: &BTreeMap<OverlayId, String>| {
+            names.iter().map(|(id, name)| format!("{id}={name}")).collect::<Vec<_>>().join(" ")
+        };
+
+        let first = assign(&BTreeMap::new(), &ids(&[4, 7]));
+        assert_eq!(show(&first), "o-4=ov0 o-7=ov1");
+        let grown = assign(&first, &ids(&[2, 4, 7]));
+        assert_eq!(show(&grown), "o-2=ov2 o-4=ov0 o-7=ov1");
+        let shrunk = assign(&grown, &ids(&[2, 7, 9]));
+        assert_eq!(show(&shrunk), "o-2=ov2 o-7=ov1 o-9=ov0");
+    }
+}

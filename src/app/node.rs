@@ -1,0 +1,303 @@
+//! What `ovd` and `ovsap` have in common before they run: settings, state, joining, leaving.
+
+use std::fs;
+use std::io::IsTerminal as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::endpoints::{self, Wanted};
+use crate::agent::client::Client;
+use crate::agent::join::{self, Joined, Joiner, Start};
+use crate::agent::state::{Identity, StateDir};
+use crate::agent::underlay::HostRange;
+use crate::api::node::JoinToken;
+use crate::api::{Problem, ProblemCode};
+use crate::cli::args::{Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs};
+use crate::cli::output::Output;
+use crate::cli::{Outcome, node_status};
+use crate::config::node as file;
+use crate::sys::SysError;
+use crate::telemetry::{self, LogOptions};
+use crate::types::{Name, NodeKind};
+
+/// What the command line says about a node; the configuration file fills the gaps.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// Where a join token comes from.
+    pub join: Option<JoinSource>,
+    /// Where state is kept.
+    pub state_dir: Option<PathBuf>,
+    /// The local status socket.
+    pub socket: Option<PathBuf>,
+    /// The name to join under.
+    pub name: Option<Name>,
+    /// Where others reach this node; a port of none is that of `listen`.
+    pub endpoints: Vec<(IpAddr, Option<u16>)>,
+    /// Where data packets are received.
+    pub listen: Option<SocketAddr>,
+    /// The log filter.
+    pub log: Option<String>,
+}
+
+impl From<RunArgs> for RunOptions {
+    fn from(args: RunArgs) -> Self {
+        Self {
+            config: args.config,
+            join: args.join,
+            state_dir: args.state_dir,
+            socket: args.socket,
+            name: args.name,
+            endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
+            listen: args.listen,
+            log: args.log,
+        }
+    }
+}
+
+impl From<JoinArgs> for RunOptions {
+    fn from(args: JoinArgs) -> Self {
+        Self {
+            config: args.config,
+            join: Some(args.token),
+            state_dir: args.state_dir,
+            socket: None,
+            name: args.name,
+            endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
+            listen: args.listen,
+            log: args.log,
+        }
+    }
+}
+
+impl From<LeaveArgs> for RunOptions {
+    fn from(args: LeaveArgs) -> Self {
+        Self {
+            config: args.config,
+            state_dir: args.state_dir,
+            socket: args.socket,
+            ..Self::default()
+        }
+    }
+}
+
+/// Everything decided: flags, file and defaults.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) kind: NodeKind,
+    pub(crate) join: Option<JoinSource>,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) name: Option<Name>,
+    pub(crate) endpoints: Vec<(IpAddr, Option<u16>)>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) uid: u32,
+}
+
+/// `ovd` or `ovsap`.
+pub(crate) fn program(kind: NodeKind) -> &'static str {
+    match kind {
+        NodeKind::Entity => "ovd",
+        NodeKind::Sap => "ovsap",
+    }
+}
+
+impl Settings {
+    /// Decides, and starts logging.
+    pub(crate) fn new(kind: NodeKind, options: RunOptions) -> Result<Self, Problem> {
+        let usage = |what: String| Problem::new(ProblemCode::Usage, what);
+        let file = file::load(program(kind), options.config.as_deref())
+            .map_err(|error| usage(error.to_string()))?;
+        let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let log = LogOptions {
+            filter: options.log.or_else(|| std::env::var("OVMESH_LOG").ok()).or(file.log),
+            verbosity: 0,
+            is_json: file.is_log_json,
+            is_colored: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        };
+        telemetry::init(&log).map_err(usage)?;
+        let uid = effective_uid()?;
+        let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
+        let endpoints =
+            if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
+        Ok(Self {
+            kind,
+            join: options.join,
+            state_dir: absolute(options.state_dir.or(file.state_dir).unwrap_or(state_dir)),
+            socket: options.socket.or(file.socket).unwrap_or(socket),
+            name: options.name.or(file.name),
+            endpoints,
+            listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
+            uid,
+        })
+    }
+
+    /// What this start means, and the token that it needs.
+    pub(crate) fn start(&self, state: &StateDir) -> Result<Start, Problem> {
+        let identity = state.identity()?;
+        let token = self.token(identity.is_some())?;
+        let start = join::decide(identity, token, self.kind, &self.state_dir)?;
+        if let Start::Resume { identity, ignored: true } = &start {
+            tracing::info!(name = %identity.name, "already joined to this server; --join is ignored");
+        }
+        Ok(start)
+    }
+
+    fn token(&self, has_identity: bool) -> Result<Option<JoinToken>, Problem> {
+        match self.join.as_ref().map(JoinSource::read) {
+            None => Ok(None),
+            Some(Ok(token)) => Ok(Some(token)),
+            // A pod restarts with the same arguments; the file with the token may be gone by then.
+            Some(Err(problem)) if has_identity => {
+                tracing::info!(why = %problem.what, "already joined; --join is ignored");
+                Ok(None)
+            }
+            Some(Err(problem)) => Err(problem),
+        }
+    }
+
+    /// Joins with `token`; `bound` is what the data socket is bound to.
+    pub(crate) async fn join(
+        &self,
+        token: JoinToken,
+        bound: SocketAddr,
+        host_ranges: Vec<HostRange>,
+        state: &StateDir,
+    ) -> Result<Joined, Problem> {
+        let host_name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let joiner = Joiner {
+            kind: self.kind,
+            token,
+            name: self.name.clone(),
+            host_name: join::valid_name(&host_name),
+            host_ranges,
+        };
+        let wanted = self.wanted(bound);
+        join::join(&joiner, state, async |url: &str| {
+            let server = endpoints::server_address(url).await;
+            let found = wanted.pick(None, server);
+            if found.is_empty() {
+                return Err(Problem::new(
+                    ProblemCode::Failed,
+                    "cannot tell where this node receives packets",
+                )
+                .why("the host has no address that fits --listen towards the server")
+                .fix("name it: --endpoint IP"));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Where endpoints come from.
+    pub(crate) fn wanted(&self, bound: SocketAddr) -> Wanted {
+        Wanted { given: self.endpoints.clone(), bound }
+    }
+}
+
+/// Tells the server goodbye and returns the state, for the caller to erase. A server that has
+/// forgotten this node already is no obstacle.
+pub(crate) async fn say_goodbye(settings: &Settings) -> Result<(StateDir, Identity), Problem> {
+    if StateDir::peek_identity(&settings.state_dir, settings.uid)?.is_none() {
+        return Err(Problem::new(ProblemCode::NotFound, "this node has not joined")
+            .why(format!("there is no identity in {}", settings.state_dir.display())));
+    }
+    let state = StateDir::open(&settings.state_dir, settings.uid)?;
+    let start = join::decide(state.identity()?, None, settings.kind, &settings.state_dir)?;
+    let Start::Resume { identity, .. } = start else {
+        return Err(Problem::new(ProblemCode::NotFound, "this node has not joined"));
+    };
+    let client = Client::new(identity.urls.clone(), &identity.pin)?;
+    match client.leave(&identity.credential).await {
+        Ok(()) => {}
+        Err(problem) if is_forgotten(&problem) => {
+            note(&format!("the server did not know {} any more", identity.name));
+        }
+        Err(problem) => return Err(problem),
+    }
+    Ok((state, *identity))
+}
+
+fn is_forgotten(problem: &Problem) -> bool {
+    let is_wrong_server = problem.what.contains("is not the one that made this token");
+    problem.code == ProblemCode::Unauthorized && !is_wrong_server
+}
+
+/// A runtime on this thread: agent, probes and the local socket stay off the packet threads.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        Problem::new(ProblemCode::Failed, "cannot start the runtime").why(error.to_string())
+    })
+}
+
+/// The end of a program: exit 0, or the problem on stderr and its exit code.
+pub(crate) fn finish(result: Result<(), Problem>) -> ExitCode {
+    conclude(&mut Output::standard(Format::Table), result.map(|()| Outcome::Done))
+}
+
+/// `ovd status`, `ovsap status`.
+pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
+    let mut output = Output::standard(args.output);
+    let outcome = runtime()
+        .and_then(|runtime| runtime.block_on(node_status::run(program, &mut output, args)));
+    conclude(&mut output, outcome)
+}
+
+/// Prints a problem and turns the outcome into an exit code.
+fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
+    let written = output.finish();
+    match outcome.and_then(|outcome| written.map(|()| outcome)) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(problem) => {
+            output.problem(&problem);
+            ExitCode::from(problem.code.exit_code())
+        }
+    }
+}
+
+/// One line for people, on stderr.
+pub(crate) fn note(text: &str) {
+    Output::standard(Format::Table).note(text);
+}
+
+/// What the kernel refused, as a problem.
+pub(crate) fn failed(error: SysError) -> Problem {
+    Problem::new(ProblemCode::Failed, error.what).why(error.why).fix(error.fix)
+}
+
+/// Relative paths are of the directory that the program started in.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// The effective user of this process. `/proc/self` itself belongs to root in a process with file
+/// capabilities; its `status` tells the truth.
+fn effective_uid() -> Result<u32, Problem> {
+    let path = Path::new("/proc/self/status");
+    let status = fs::read_to_string(path).unwrap_or_default();
+    parse_uid(&status).ok_or_else(|| {
+        Problem::new(ProblemCode::Failed, "cannot tell which user this process runs as")
+            .why(format!("{} does not say", path.display()))
+            .fix("mount /proc")
+    })
+}
+
+/// The second number of the line `Uid:` (real, effective, saved, file system).
+fn parse_uid(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_user_is_read() {
+        assert_eq!(parse_uid("Name:\tovd\nUid:\t1000\t65534\t1000\t1000\n"), Some(65534));
+        assert_eq!(parse_uid("Name:\tovd\n"), None);
+        assert!(effective_uid().is_ok());
+    }
+}

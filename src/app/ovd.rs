@@ -1,0 +1,167 @@
+//! `ovd`: an entity. One TUN device per overlay, egress and ingress hallways.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::daemon::{self, Plane, Shared};
+use super::devices::Devices;
+use super::node::{self, RunOptions, Settings};
+use crate::agent::join::{Joined, Start};
+use crate::agent::state::{Identity, StateDir};
+use crate::agent::underlay::HostRange;
+use crate::api::{Problem, ProblemCode};
+use crate::cli::args::{Ovd, OvdCommand};
+use crate::dataplane::EntityPlane;
+use crate::dataplane::publish::Publisher;
+use crate::forward::{FlowTable, Snapshot};
+use crate::local::Socket;
+use crate::sys::net::Network;
+use crate::sys::tun::Tun;
+use crate::sys::udp::UdpSocket;
+use crate::types::NodeKind;
+
+/// Flows of one entity.
+const FLOWS: usize = 1 << 16;
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Ovd::from_command_line().command {
+        OvdCommand::Run(args) => node::finish(run(args.into())),
+        OvdCommand::Join(args) => node::finish(join(args.into())),
+        OvdCommand::Leave(args) => node::finish(leave(args.into())),
+        OvdCommand::Status(args) => node::status("ovd", &args),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; joins first where that is needed.
+///
+/// # Errors
+///
+/// What keeps it from starting.
+pub fn run(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Entity, options)?;
+    let state = StateDir::open(&settings.state_dir, settings.uid)?;
+    node::runtime()?.block_on(async {
+        let (state, ready) = prepare(&settings, state).await?;
+        start(&settings, state, ready).await
+    })
+}
+
+/// Joins and does not run.
+///
+/// # Errors
+///
+/// What stands in the way of joining.
+pub fn join(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Entity, options)?;
+    let state = StateDir::open(&settings.state_dir, settings.uid)?;
+    node::runtime()?.block_on(async {
+        let (_, ready) = prepare(&settings, state).await?;
+        node::note(&format!("ovd: joined as {} ({})", ready.identity.name, ready.identity.id));
+        Ok(())
+    })
+}
+
+/// Leaves all overlays and forgets everything.
+///
+/// # Errors
+///
+/// When `ovd` runs, the server cannot be told, or something cannot be removed.
+pub fn leave(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Entity, options)?;
+    node::runtime()?.block_on(async {
+        let (state, identity) = node::say_goodbye(&settings).await?;
+        if let (Some(table), _) = state.table() {
+            let network = Network::open().map_err(node::failed)?;
+            for overlay in &table.body.overlays {
+                if let Err(error) = network.remove_unreachable(overlay.cidr).await {
+                    node::note(&format!("ovd: {error}"));
+                }
+            }
+        }
+        state.erase()?;
+        node::note(&format!("ovd: {} ({}) has left", identity.name, identity.id));
+        Ok(())
+    })
+}
+
+/// What is needed to run, got before a token is used up.
+struct Ready {
+    identity: Identity,
+    udp: UdpSocket,
+    socket: Socket,
+    network: Network,
+}
+
+/// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
+/// behind.
+async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
+    match get_ready(settings, &state).await {
+        Ok(ready) => Ok((state, ready)),
+        Err(problem) => {
+            if matches!(state.identity(), Ok(None)) {
+                state.abandon();
+            }
+            Err(problem)
+        }
+    }
+}
+
+async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
+    let start = settings.start(state)?;
+    check_tun()?;
+    let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
+    let socket = Socket::bind(&settings.socket)?;
+    let network = Network::open().map_err(node::failed)?;
+    let identity = match start {
+        Start::Resume { identity, .. } => *identity,
+        Start::Join(token) => {
+            let ranges = host_ranges(&network).await?;
+            let joined = settings.join(token, udp.local_addr(), ranges, state).await?;
+            let Joined { identity, memberships } = joined;
+            for membership in memberships {
+                tracing::info!(overlay = %membership.overlay, address = %membership.address, "joined");
+            }
+            identity
+        }
+    };
+    Ok(Ready { identity, udp, socket, network })
+}
+
+async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
+    let Ready { identity, udp, socket, network } = ready;
+    let wanted = settings.wanted(udp.local_addr());
+    let publisher = Arc::new(Publisher::new(Snapshot::empty()));
+    let flows = Arc::new(FlowTable::new(FLOWS));
+    let (plane, port) =
+        EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
+            .map_err(node::failed)?;
+    let plane = Plane::Entity(plane, Devices::new(network));
+    let shared = Shared::new(identity, publisher, flows, plane.counters());
+    daemon::run(shared, state, plane, port, socket, wanted).await
+}
+
+/// Makes a device for a moment: better to miss the right now than after the token is used up.
+fn check_tun() -> Result<(), Problem> {
+    let name = format!("ovtry{}", std::process::id() % 1_000_000);
+    Tun::open(&name).map(drop).map_err(node::failed)
+}
+
+/// What this host uses already, by name.
+async fn host_ranges(network: &Network) -> Result<Vec<HostRange>, Problem> {
+    let occupied = network.occupied().await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, error.what).why(error.why).fix(error.fix)
+    })?;
+    let mut ranges: Vec<HostRange> = occupied
+        .iter()
+        .map(|(prefix, user)| HostRange { what: format!("{prefix} on {user}"), prefix: *prefix })
+        .collect();
+    // Tailscale hands out addresses of this whole range to others, also without a route for each.
+    if occupied.iter().any(|(_, user)| user.starts_with("tailscale"))
+        && let Ok(prefix) = "100.64.0.0/10".parse()
+    {
+        ranges.push(HostRange { what: "Tailscale's 100.64.0.0/10".to_owned(), prefix });
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,121 @@
+//! `ovsap`: a stand-alone proxy (SaP). Transit only: no TUN, no privilege.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::daemon::{self, Plane, Shared};
+use super::node::{self, RunOptions, Settings};
+use crate::agent::join::Start;
+use crate::agent::state::{Identity, StateDir};
+use crate::api::Problem;
+use crate::cli::args::{Ovsap, OvsapCommand};
+use crate::dataplane::SapPlane;
+use crate::dataplane::publish::Publisher;
+use crate::forward::{FlowTable, Snapshot};
+use crate::local::Socket;
+use crate::sys::udp::UdpSocket;
+use crate::types::NodeKind;
+
+/// Flows of all entities that a SaP serves.
+const FLOWS: usize = 1 << 17;
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Ovsap::from_command_line().command {
+        OvsapCommand::Run(args) => node::finish(run(args.into())),
+        OvsapCommand::Join(args) => node::finish(join(args.into())),
+        OvsapCommand::Leave(args) => node::finish(leave(args.into())),
+        OvsapCommand::Status(args) => node::status("ovsap", &args),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; joins first where that is needed.
+///
+/// # Errors
+///
+/// What keeps it from starting.
+pub fn run(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Sap, options)?;
+    let state = StateDir::open(&settings.state_dir, settings.uid)?;
+    node::runtime()?.block_on(async {
+        let (state, ready) = prepare(&settings, state).await?;
+        start(&settings, state, ready).await
+    })
+}
+
+/// Joins and does not run.
+///
+/// # Errors
+///
+/// What stands in the way of joining.
+pub fn join(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Sap, options)?;
+    let state = StateDir::open(&settings.state_dir, settings.uid)?;
+    node::runtime()?.block_on(async {
+        let (_, ready) = prepare(&settings, state).await?;
+        node::note(&format!("ovsap: joined as {} ({})", ready.identity.name, ready.identity.id));
+        Ok(())
+    })
+}
+
+/// Leaves and forgets everything.
+///
+/// # Errors
+///
+/// When `ovsap` runs, the server cannot be told, or something cannot be removed.
+pub fn leave(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Sap, options)?;
+    node::runtime()?.block_on(async {
+        let (state, identity) = node::say_goodbye(&settings).await?;
+        state.erase()?;
+        node::note(&format!("ovsap: {} ({}) has left", identity.name, identity.id));
+        Ok(())
+    })
+}
+
+/// What is needed to run, got before a token is used up.
+struct Ready {
+    identity: Identity,
+    udp: UdpSocket,
+    socket: Socket,
+}
+
+/// Gets port and socket, and joins where that is needed. A join that fails leaves nothing behind.
+async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
+    match get_ready(settings, &state).await {
+        Ok(ready) => Ok((state, ready)),
+        Err(problem) => {
+            if matches!(state.identity(), Ok(None)) {
+                state.abandon();
+            }
+            Err(problem)
+        }
+    }
+}
+
+async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
+    let start = settings.start(state)?;
+    let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
+    let socket = Socket::bind(&settings.socket)?;
+    let identity = match start {
+        Start::Resume { identity, .. } => *identity,
+        Start::Join(token) => {
+            // A SaP has no route into an overlay, so nothing of its host can collide.
+            settings.join(token, udp.local_addr(), Vec::new(), state).await?.identity
+        }
+    };
+    Ok(Ready { identity, udp, socket })
+}
+
+async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
+    let Ready { identity, udp, socket } = ready;
+    let wanted = settings.wanted(udp.local_addr());
+    let publisher = Arc::new(Publisher::new(Snapshot::empty()));
+    let flows = Arc::new(FlowTable::new(FLOWS));
+    let (plane, port) = SapPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
+        .map_err(node::failed)?;
+    let plane = Plane::Sap(plane);
+    let shared = Shared::new(identity, publisher, flows, plane.counters());
+    daemon::run(shared, state, plane, port, socket, wanted).await
+}

@@ -1,0 +1,178 @@
+//! The server's clockwork: rotations go on, rules end, acknowledgements are written down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::live::{Live, NodeState};
+use super::publish::Hold;
+use super::rotation::{self, RingId};
+use super::server::{Server, now, now_millis};
+use super::store::{self, Done, keys::RingRow};
+use crate::api::Problem;
+use crate::keys::rotation::{HURRY_MILLIS, Step};
+use crate::types::Timestamp;
+
+/// Least time between two looks: many acknowledgements make one.
+const REST: Duration = Duration::from_millis(100);
+
+/// Longest time between two looks; also how long an acknowledgement may stay unwritten.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Server {
+    /// Runs until the server stops. Failures are logged and tried again.
+    pub async fn drive(self: Arc<Self>) {
+        let mut ticks = self.ticks.subscribe();
+        let mut expired_before = now();
+        while !*self.stopping.borrow() {
+            let _ = tokio::time::timeout(LOOK, ticks.changed()).await;
+            tokio::time::sleep(REST).await;
+            if let Err(problem) = self.step(&mut expired_before).await {
+                tracing::error!(%problem, "the server's clockwork stumbled and tries again");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    async fn step(self: &Arc<Self>, expired_before: &mut Timestamp) -> Result<(), Problem> {
+        self.save_acknowledgements().await?;
+        let at = now();
+        let expired = self
+            .live()
+            .world
+            .rules
+            .values()
+            .any(|rule| rule.not_after.is_some_and(|end| *expired_before < end && end <= at));
+        if expired {
+            let gate = Arc::clone(&self.gate).lock_owned().await;
+            self.publish(Hold::Nobody).await?;
+            drop(gate);
+        }
+        *expired_before = at;
+        self.rotate().await
+    }
+
+    /// Takes each rotation as far as it can go at the moment.
+    pub(crate) async fn rotate(self: &Arc<Self>) -> Result<(), Problem> {
+        let interval = millis(self.settings.key_interval);
+        let is_idle = {
+            let live = self.live();
+            live.keys.rings.values().all(|row| row.ring.step == Step::Steady)
+                && live.keys.due(interval, now_millis()).is_empty()
+        };
+        if is_idle {
+            return Ok(());
+        }
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        let at = now_millis();
+        let (mut moved, due, keys) = {
+            let live = self.live();
+            (self.moved(&live, at), live.keys.due(interval, at), Arc::clone(&live.keys))
+        };
+        if moved.is_empty() && due.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.store.write().await?;
+        for row in moved.values() {
+            store::keys::put_ring(&mut transaction, row).await?;
+        }
+        for overlay in due {
+            let changed =
+                rotation::start_overlay(&mut transaction, &keys, overlay, None, at).await?;
+            let done = Done {
+                result: (),
+                action: format!("key rotate {overlay} (scheduled)"),
+                before: serde_json::Value::Null,
+                after: serde_json::Value::Null,
+            };
+            let revision = store::revision(&mut transaction).await?;
+            store::audit::record(
+                &mut transaction,
+                revision,
+                Timestamp(at / 1000),
+                "schedule",
+                &done,
+            )
+            .await?;
+            moved.extend(changed.into_iter().map(|row| (id_of(&row), row)));
+        }
+        for row in moved.values().filter(|row| row.ring.step == Step::Steady) {
+            store::keys::forget_epochs(&mut transaction, row.overlay).await?;
+        }
+        transaction.commit().await?;
+        self.publish(Hold::Nobody).await?;
+        self.note_asked(moved.values());
+        drop(gate);
+        self.tick();
+        Ok(())
+    }
+
+    /// The rings that go a step on.
+    fn moved(&self, live: &Live, at: u64) -> BTreeMap<RingId, RingRow> {
+        let grace = millis(self.settings.key_grace);
+        let mut moved = BTreeMap::new();
+        for (id, row) in &live.keys.rings {
+            if row.ring.step == Step::Steady {
+                continue;
+            }
+            let laggards = rotation::laggards(live, row, live.asked.get(id));
+            let mut row = row.clone();
+            let acked = laggards.is_empty();
+            let Some(change) = row.ring.handle_timeout(at, acked, acked, grace) else { continue };
+            if change.cut_off {
+                let names: Vec<String> = laggards
+                    .iter()
+                    .map(|id| rotation::name_of(&live.world, *id).to_string())
+                    .collect();
+                tracing::warn!(
+                    to = %rotation::name_of(&live.world, row.destination),
+                    laggards = %names.join(" "),
+                    "a hurried key rotation cut off who had not acknowledged"
+                );
+            }
+            if change.to == Step::Steady {
+                row.rotated = Timestamp(at / 1000);
+            }
+            moved.insert(*id, row);
+        }
+        moved
+    }
+
+    /// Remembers which serials carry the step that these rings are in. The caller holds the gate, and
+    /// has published.
+    pub(crate) fn note_asked<'a>(&self, rows: impl Iterator<Item = &'a RingRow>) {
+        let mut live = self.live();
+        let serials = Arc::new(live.serials());
+        for row in rows {
+            if row.ring.step == Step::Steady {
+                live.asked.remove(&id_of(row));
+            } else {
+                live.asked.insert(id_of(row), Arc::clone(&serials));
+            }
+        }
+        let Live { asked, keys, .. } = &mut *live;
+        asked.retain(|id, _| keys.rings.contains_key(id));
+    }
+
+    /// Who has not acknowledged its newest table, for the status.
+    pub(crate) fn behind(live: &Live) -> Vec<crate::api::admin::Pending> {
+        let is_behind = |node: &NodeState| node.acknowledged < node.newest_serial();
+        live.nodes
+            .iter()
+            .filter(|(_, node)| is_behind(node))
+            .map(|(id, _)| live.pending(*id))
+            .collect()
+    }
+}
+
+/// Names a row.
+fn id_of(row: &RingRow) -> RingId {
+    (row.overlay, row.source, row.destination)
+}
+
+/// In whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+const _: () = assert!(HURRY_MILLIS > 1_000, "a hurried step is longer than a look");

@@ -1,0 +1,231 @@
+//! One accept loop for TLS and for the unix socket: handshake and header timeouts, limits, an end.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tower::ServiceExt as _;
+
+use super::files::own_uid;
+use super::tls::Identity;
+use crate::api::{Problem, ProblemCode};
+
+/// A client that has not finished its handshake by then is gone or hostile.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// The same for the head of a request; idle connections end by it too.
+const HEADER: Duration = Duration::from_secs(10);
+
+/// How long running requests may take to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Connections that are not polls of nodes: in all, and from one address.
+const CONNECTIONS_MAX: usize = 512;
+const PER_ADDRESS_MAX: usize = 64;
+
+/// Connections of nodes that wait for a table. They are counted apart, so that a thousand nodes do not
+/// keep an admin out.
+const POLLS_MAX: usize = 16_384;
+
+/// Where a request comes from.
+#[derive(Clone, Debug)]
+pub(crate) enum Origin {
+    /// The unix socket, by a user that may.
+    Unix {
+        /// The user.
+        uid: u32,
+    },
+    /// TLS.
+    Tls {
+        /// Its place among the connections.
+        slot: Arc<Slot>,
+    },
+}
+
+/// Counts connections.
+#[derive(Debug, Default)]
+struct Counts {
+    quick: usize,
+    polls: usize,
+    by_address: BTreeMap<IpAddr, usize>,
+}
+
+/// One connection's place; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    counts: Arc<Mutex<Counts>>,
+    address: IpAddr,
+    is_poll: Mutex<bool>,
+}
+
+impl Slot {
+    /// A place for a connection from `address`; none when there are too many.
+    fn take(counts: &Arc<Mutex<Counts>>, address: IpAddr) -> Option<Arc<Self>> {
+        let mut held = counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let from_there = held.by_address.get(&address).copied().unwrap_or(0);
+        if held.quick >= CONNECTIONS_MAX || from_there >= PER_ADDRESS_MAX {
+            return None;
+        }
+        held.quick += 1;
+        held.by_address.insert(address, from_there + 1);
+        let counts = Arc::clone(counts);
+        Some(Arc::new(Self { counts, address, is_poll: Mutex::new(false) }))
+    }
+
+    /// Counts this connection as a node's poll from here on.
+    pub(crate) fn becomes_poll(&self) {
+        let mut is_poll = self.is_poll.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_poll && counts.polls < POLLS_MAX {
+            counts.forget(self.address);
+            counts.polls += 1;
+            *is_poll = true;
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let is_poll = *self.is_poll.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_poll {
+            counts.polls -= 1;
+        } else {
+            counts.forget(self.address);
+        }
+    }
+}
+
+impl Counts {
+    fn forget(&mut self, address: IpAddr) {
+        self.quick -= 1;
+        if let Some(count) = self.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// Binds the TCP port.
+///
+/// # Errors
+///
+/// With the address and what keeps it.
+pub async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, Problem> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, format!("cannot listen on {address}"))
+            .why(error.to_string())
+            .fix("is another ovctl serve running? Else choose another port: --listen ADDR:PORT")
+    })
+}
+
+/// Binds the unix socket (0600); takes the place of one that nobody listens on.
+///
+/// # Errors
+///
+/// With the path and what keeps it.
+pub async fn bind_unix(path: &Path) -> Result<UnixListener, Problem> {
+    let failed = |error: std::io::Error| {
+        Problem::new(ProblemCode::Failed, format!("cannot listen on {}", path.display()))
+            .why(error.to_string())
+            .fix("is another ovctl serve running? Else choose another place: --socket PATH")
+    };
+    if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+        super::files::ensure_private_dir(dir)?;
+    }
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::AddrInUse)));
+    }
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves both until `stop` ends, then lets running requests end.
+pub async fn serve(
+    tcp: TcpListener,
+    unix: UnixListener,
+    identity: Identity,
+    admins: Vec<u32>,
+    router: axum::Router,
+    stop: impl Future<Output = ()>,
+) {
+    let counts: Arc<Mutex<Counts>> = Arc::default();
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            accepted = tcp.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    // A node that polls waits long; noticing that it is gone must not.
+                    let _ = stream.set_nodelay(true);
+                    let Some(slot) = Slot::take(&counts, peer.ip().to_canonical()) else { continue };
+                    let (acceptor, router) = (identity.acceptor.clone(), router.clone());
+                    let watcher = graceful.watcher();
+                    tokio::spawn(async move {
+                        let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+                        if let Ok(Ok(stream)) = handshake.await {
+                            connection(stream, Origin::Tls { slot }, router, watcher).await;
+                        }
+                    });
+                }
+                Err(error) => pause(&error).await,
+            },
+            accepted = unix.accept() => match accepted {
+                Ok((stream, _)) => {
+                    // Whoever may read the database may be admin: root and the server's own user.
+                    let uid = stream.peer_cred().map(|peer| peer.uid());
+                    let Some(uid) = uid.ok().filter(|uid| {
+                        *uid == 0 || *uid == own_uid() || admins.contains(uid)
+                    }) else { continue };
+                    let (router, watcher) = (router.clone(), graceful.watcher());
+                    tokio::spawn(connection(stream, Origin::Unix { uid }, router, watcher));
+                }
+                Err(error) => pause(&error).await,
+            },
+        }
+    }
+    let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+/// Out of file descriptors, mostly: accepting at once again would spin.
+async fn pause(error: &std::io::Error) {
+    tracing::warn!(%error, "cannot accept a connection");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// Serves the requests of one connection.
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    origin: Origin,
+    router: axum::Router,
+    watcher: hyper_util::server::graceful::Watcher,
+) {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(origin.clone());
+        router.clone().oneshot(request)
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(served).await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}

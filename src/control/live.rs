@@ -1,0 +1,149 @@
+//! What the server holds in memory: the world, the tables, and how far each node is. One lock, held
+//! for moments and never across an await.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::rotation::{Keys, RingId, Serials};
+use crate::api::admin::{NodeHealth, Pending};
+use crate::api::node::RoundTrip;
+use crate::policy::World;
+use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
+
+/// How long a node counts as online between two polls: it applies and persists a table meanwhile.
+const BETWEEN_POLLS: Duration = Duration::from_secs(3);
+
+/// A compiled table.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub(crate) serial: Serial,
+    /// SHA-256 of `body`.
+    pub(crate) hash: Secret,
+    /// The body as JSON.
+    pub(crate) body: Arc<str>,
+    pub(crate) revision: Revision,
+}
+
+/// One node at the moment.
+#[derive(Debug)]
+pub(crate) struct NodeState {
+    /// The table that it may have.
+    pub(crate) shown: Option<Table>,
+    /// A newer one that waits until SaPs and destinations have theirs.
+    pub(crate) held: Option<Table>,
+    /// From the database: continues the count after a restart.
+    pub(crate) stored: Option<(Serial, Secret)>,
+    pub(crate) acknowledged: Serial,
+    /// Acknowledged since the database was last told.
+    pub(crate) is_unsaved: bool,
+    /// Open polls.
+    pub(crate) polls: u32,
+    /// Numbers polls; an older one gives way to a newer.
+    pub(crate) poll_number: u64,
+    pub(crate) polled: Option<Instant>,
+    pub(crate) seen: Option<Timestamp>,
+    pub(crate) version: String,
+    pub(crate) problems: Vec<String>,
+    pub(crate) round_trips: Vec<RoundTrip>,
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// Wakes its poll.
+    pub(crate) wake: watch::Sender<u64>,
+}
+
+impl NodeState {
+    /// A node of which nothing was heard since the start.
+    pub(crate) fn new() -> Self {
+        Self {
+            shown: None,
+            held: None,
+            stored: None,
+            acknowledged: Serial(0),
+            is_unsaved: false,
+            polls: 0,
+            poll_number: 0,
+            polled: None,
+            seen: None,
+            version: String::new(),
+            problems: Vec::new(),
+            round_trips: Vec::new(),
+            endpoints: Vec::new(),
+            wake: watch::Sender::new(0),
+        }
+    }
+
+    /// The newest table, shown or not.
+    pub(crate) fn newest(&self) -> Option<&Table> {
+        self.held.as_ref().or(self.shown.as_ref())
+    }
+
+    /// Its serial.
+    pub(crate) fn newest_serial(&self) -> Serial {
+        self.newest()
+            .map(|table| table.serial)
+            .or(self.stored.as_ref().map(|(serial, _)| *serial))
+            .unwrap_or(Serial(0))
+    }
+
+    /// Whether it holds a connection for its next table, or did a moment ago.
+    pub(crate) fn is_online(&self) -> bool {
+        self.polls > 0 || self.polled.is_some_and(|at| at.elapsed() < BETWEEN_POLLS)
+    }
+
+    /// For lists.
+    pub(crate) fn health(&self) -> NodeHealth {
+        NodeHealth {
+            online: self.is_online(),
+            seen: self.seen,
+            serial: self.newest_serial(),
+            acknowledged: self.acknowledged,
+            version: self.version.clone(),
+            problems: self.problems.clone(),
+        }
+    }
+
+    /// Why it has not acknowledged, in words.
+    pub(crate) fn why_behind(&self) -> String {
+        match (self.is_online(), self.seen) {
+            (true, _) => "has not answered".to_owned(),
+            (false, Some(seen)) => format!("offline since {seen}"),
+            (false, None) => "offline since the server started".to_owned(),
+        }
+    }
+}
+
+/// Everything at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Live {
+    pub(crate) world: Arc<World>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) nodes: BTreeMap<NodeId, NodeState>,
+    /// Who stamps keys of a destination, by the tables in force.
+    pub(crate) senders: BTreeMap<(OverlayId, NodeId), Vec<NodeId>>,
+    /// For rings under way: the serials that carry the step.
+    pub(crate) asked: BTreeMap<RingId, Serials>,
+}
+
+impl Live {
+    /// The newest serials of all nodes.
+    pub(crate) fn serials(&self) -> BTreeMap<NodeId, Serial> {
+        self.nodes.iter().map(|(id, node)| (*id, node.newest_serial())).collect()
+    }
+
+    /// Whether the node acknowledged `serial`; a node that is gone counts as having done so.
+    pub(crate) fn has_acknowledged(&self, id: NodeId, serial: Serial) -> bool {
+        self.nodes.get(&id).is_none_or(|node| node.acknowledged >= serial)
+    }
+
+    /// A node that is behind, for people.
+    pub(crate) fn pending(&self, id: NodeId) -> Pending {
+        Pending {
+            node: super::rotation::name_of(&self.world, id).to_string(),
+            why: self.nodes.get(&id).map_or_else(|| "is gone".to_owned(), NodeState::why_behind),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! From the world to each node's table: compile, compare, count up, wake.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::live::{Live, NodeState, Table};
+use super::rotation::Keys;
+use super::server::{Server, now};
+use super::store::{self, tables};
+use crate::api::Problem;
+use crate::api::table::TableBody;
+use crate::policy;
+use crate::types::{NodeId, NodeKind, OverlayId, Secret, Serial};
+
+/// How long a source waits for SaPs and destinations. A source that comes too early loses a few
+/// packets; one that comes too late waits.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// Whose new tables wait until SaPs and destinations have theirs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Nobody's: a removal goes to all at once.
+    Nobody,
+    /// Those of all entities: SaPs go first.
+    Entities,
+    /// Those of these entities, which start flows.
+    Sources(BTreeSet<NodeId>),
+}
+
+/// The serials of the tables that a publication changed.
+pub(crate) type Published = BTreeMap<NodeId, Serial>;
+
+/// A compiled body with its hash.
+type Compiled = BTreeMap<NodeId, (Arc<str>, Secret)>;
+
+/// Who stamps keys of which destination.
+type Senders = BTreeMap<(OverlayId, NodeId), Vec<NodeId>>;
+
+impl Server {
+    /// Takes over the serials that the database knows.
+    pub(crate) async fn restore_serials(&self) -> Result<(), Problem> {
+        let mut conn = self.store.read().await?;
+        let rows = tables::all(&mut conn).await?;
+        let records = store::nodes::all(&mut conn).await?;
+        let mut live = self.live();
+        for (id, record) in records {
+            let state = live.nodes.entry(id).or_insert_with(NodeState::new);
+            state.version = record.version;
+        }
+        for (id, row) in rows {
+            if let Some(state) = live.nodes.get_mut(&id) {
+                state.stored = Some((row.serial, row.hash));
+                state.acknowledged = row.acknowledged;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compiles everything and publishes what changed. The caller holds the gate.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read or written; then nothing is published.
+    pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
+        let mut transaction = self.store.write().await?;
+        let world = Arc::new(store::world::load(&mut transaction).await?);
+        let keys = Arc::new(Keys::load(&mut transaction).await?);
+        let at = now();
+        let (compiled, senders) = {
+            let (world, keys) = (Arc::clone(&world), Arc::clone(&keys));
+            let work = move || render(policy::compile(&world, &*keys, at));
+            tokio::task::spawn_blocking(work).await.map_err(|error| {
+                Problem::new(crate::api::ProblemCode::Failed, "the tables were not compiled")
+                    .why(error.to_string())
+                    .fix("this is a bug: please report it with the server's log")
+            })?
+        };
+        let changed: BTreeMap<NodeId, (Serial, Secret)> = {
+            let live = self.live();
+            compiled
+                .iter()
+                .filter_map(|(id, (_, hash))| {
+                    let node = live.nodes.get(id);
+                    let (serial, old) = match node.and_then(NodeState::newest) {
+                        Some(table) => (table.serial, Some(table.hash.clone())),
+                        None => node
+                            .and_then(|node| node.stored.clone())
+                            .map_or((Serial(0), None), |(serial, hash)| (serial, Some(hash))),
+                    };
+                    (old.as_ref() != Some(hash))
+                        .then(|| (*id, (Serial(serial.0 + 1), hash.clone())))
+                })
+                .collect()
+        };
+        tables::publish(&mut transaction, &changed).await?;
+        transaction.commit().await?;
+        let published: Published = changed.iter().map(|(id, (serial, _))| (*id, *serial)).collect();
+        let held: BTreeSet<NodeId> = published
+            .keys()
+            .copied()
+            .filter(|id| match &hold {
+                Hold::Nobody => false,
+                Hold::Entities => {
+                    world.nodes.get(id).is_some_and(|node| node.kind == NodeKind::Entity)
+                }
+                Hold::Sources(sources) => sources.contains(id),
+            })
+            .collect();
+        let first: Published = {
+            let mut live = self.live();
+            live.world = world;
+            live.keys = keys;
+            live.senders = senders;
+            assign(&mut live, &compiled, &published, &held);
+            published
+                .iter()
+                .filter(|(id, _)| !held.contains(id))
+                .filter(|(id, _)| live.nodes.get(id).is_some_and(NodeState::is_online))
+                .map(|(id, serial)| (*id, *serial))
+                .collect()
+        };
+        let later: Published =
+            published.iter().filter(|(id, _)| held.contains(id)).map(|(a, b)| (*a, *b)).collect();
+        if !later.is_empty() {
+            if first.is_empty() {
+                self.release(&later);
+            } else {
+                let server = Arc::clone(self);
+                tokio::spawn(async move {
+                    server.acknowledged_within(&first, HOLD).await;
+                    server.release(&later);
+                });
+            }
+        }
+        self.tick();
+        Ok(published)
+    }
+
+    /// Shows held tables, unless newer ones came meanwhile.
+    fn release(&self, held: &Published) {
+        let mut live = self.live();
+        for (id, serial) in held {
+            if let Some(node) = live.nodes.get_mut(id)
+                && node.held.as_ref().is_some_and(|table| table.serial == *serial)
+            {
+                node.shown = node.held.take();
+                node.wake.send_modify(|count| *count = count.wrapping_add(1));
+            }
+        }
+    }
+
+    /// Waits until all of `wanted` are acknowledged; false when that took longer than `limit`.
+    pub(crate) async fn acknowledged_within(&self, wanted: &Published, limit: Duration) -> bool {
+        let mut ticks = self.ticks.subscribe();
+        let all = async {
+            loop {
+                let done = {
+                    let live = self.live();
+                    wanted.iter().all(|(id, serial)| live.has_acknowledged(*id, *serial))
+                };
+                if done || ticks.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, all).await.is_ok()
+    }
+
+    /// Writes acknowledgements down; they are no reason for a write each.
+    pub(crate) async fn save_acknowledgements(&self) -> Result<(), Problem> {
+        let unsaved: BTreeMap<NodeId, Serial> = {
+            let mut live = self.live();
+            live.nodes
+                .iter_mut()
+                .filter_map(|(id, node)| {
+                    std::mem::take(&mut node.is_unsaved).then_some((*id, node.acknowledged))
+                })
+                .collect()
+        };
+        if unsaved.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.store.write().await?;
+        tables::acknowledge(&mut transaction, &unsaved).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+/// Turns bodies into bytes, and notes who stamps what.
+fn render(bodies: BTreeMap<NodeId, TableBody>) -> (Compiled, Senders) {
+    let mut compiled = BTreeMap::new();
+    let mut senders = Senders::new();
+    for (id, body) in bodies {
+        for overlay in &body.overlays {
+            for row in &overlay.send_keys {
+                let to = usize::try_from(row.to).ok().and_then(|index| overlay.members.get(index));
+                if let Some(to) = to {
+                    senders.entry((overlay.id, to.id)).or_default().push(id);
+                }
+            }
+        }
+        let text = store::to_json(&body);
+        let mut hash = [0; 32];
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        hash.copy_from_slice(digest.as_ref());
+        compiled.insert(id, (Arc::from(text), Secret::new(hash)));
+    }
+    (compiled, senders)
+}
+
+/// Puts the compiled tables in place; nodes that are gone go.
+fn assign(live: &mut Live, compiled: &Compiled, changed: &Published, held: &BTreeSet<NodeId>) {
+    let revision = live.world.revision;
+    live.nodes.retain(|id, _| compiled.contains_key(id));
+    for (id, (body, hash)) in compiled {
+        let node = live.nodes.entry(*id).or_insert_with(NodeState::new);
+        let serial = match changed.get(id) {
+            Some(serial) => *serial,
+            // The bytes are those of before the restart.
+            None if node.newest().is_none() => node.newest_serial(),
+            None => continue,
+        };
+        let table = Table { serial, hash: hash.clone(), body: Arc::clone(body), revision };
+        if held.contains(id) {
+            node.held = Some(table);
+        } else {
+            node.held = None;
+            node.shown = Some(table);
+            node.wake.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Changes that operators make: each one draft, one operation, one answer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+
+use super::views::{entity_view, sap_view};
+use super::{Answer, Body, Params, Words};
+use crate::api::admin::{
+    Change, ChangeOptions, CreatedToken, Entity, KeyRotate, KeyStatus, LabelChange, Overlay,
+    OverlayCreate, Rule, RuleCreate, RuleRevoke, Sap, Token, TokenCreate,
+};
+use crate::api::node::JoinToken;
+use crate::api::table::Action;
+use crate::control::auth::Admin;
+use crate::control::enforce::Touched;
+use crate::control::publish::Hold;
+use crate::control::rotation::{self, Keys};
+use crate::control::selection;
+use crate::control::server::{Server, now, now_millis};
+use crate::control::store::{self, Done, nodes, overlays, rules, tokens, world};
+use crate::policy::World;
+use crate::types::{EntityName, Name, NodeId, NodeKind, RuleId};
+
+type Shared = State<Arc<Server>>;
+type Options = Params<ChangeOptions>;
+
+pub(super) async fn create_overlay(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Body(request): Body<OverlayCreate>,
+) -> Answer<Change<Overlay>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let host = &server.settings.host_addresses;
+    let done = overlays::create(draft.conn(), &request, host, now()).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn delete_overlay(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words(name): Words<Name>,
+) -> Answer<Change<Overlay>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let done = overlays::delete(draft.conn(), &name).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn create_token(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Body(request): Body<TokenCreate>,
+) -> Answer<Change<CreatedToken>> {
+    admin.everywhere()?;
+    let secret = store::random_secret()?;
+    let text = if request.role.joins_as().is_some() {
+        let token = JoinToken {
+            urls: server.settings.urls.clone(),
+            pin: server.settings.pin.clone(),
+            secret: secret.clone(),
+        };
+        token.to_string()
+    } else {
+        format!("ova1.{}", String::from(secret.clone()))
+    };
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let done = tokens::create(draft.conn(), &request, &secret, now()).await?;
+    let done = map(done, |token| CreatedToken { text, token });
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn revoke_token(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words(id): Words<String>,
+) -> Answer<Change<Token>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let done = tokens::revoke(draft.conn(), &id).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn delete_entity(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words((namespace, name)): Words<(Name, Name)>,
+) -> Answer<Change<Entity>> {
+    admin.everywhere()?;
+    let full = EntityName { namespace, name };
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let before = world::load(draft.conn()).await?;
+    let done = nodes::delete_named(draft.conn(), NodeKind::Entity, &full, now()).await?;
+    let touched = around(&before, done.result.id);
+    let done = map(done, |record| entity_view(&server.live(), &record));
+    Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
+}
+
+pub(super) async fn change_labels(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words((namespace, name)): Words<(Name, Name)>,
+    Body(change): Body<LabelChange>,
+) -> Answer<Change<Entity>> {
+    admin.everywhere()?;
+    let full = EntityName { namespace, name };
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let done = nodes::change_labels(draft.conn(), &full, &change).await?;
+    let after = world::load(draft.conn()).await?;
+    let touched = around(&after, done.result.id);
+    let done = map(done, |record| entity_view(&server.live(), &record));
+    // It may take rights away as well as give some: nobody waits.
+    Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
+}
+
+pub(super) async fn delete_sap(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words(name): Words<Name>,
+) -> Answer<Change<Sap>> {
+    admin.everywhere()?;
+    let full = EntityName { namespace: Name::default(), name };
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let done = nodes::delete_named(draft.conn(), NodeKind::Sap, &full, now()).await?;
+    let done = map(done, |record| sap_view(&server.live(), &record));
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn create_rule(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Body(request): Body<RuleCreate>,
+) -> Answer<Change<Rule>> {
+    admin.may_create(&request)?;
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let (actor, revision) = (draft.actor.clone(), draft.revision);
+    let done = rules::create(draft.conn(), &request, &actor, revision, now()).await?;
+    let after = world::load(draft.conn()).await?;
+    let touched = covered(&after, [done.result.id].into_iter());
+    let hold = match request.action {
+        Action::Deny => Hold::Nobody,
+        Action::Allow => Hold::Sources(sources(&touched)),
+    };
+    Ok(Json(draft.finish(done, hold, touched).await?))
+}
+
+pub(super) async fn revoke_rules(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Body(request): Body<RuleRevoke>,
+) -> Answer<Change<Vec<Rule>>> {
+    let mut draft = server.begin(admin.actor.clone(), &options).await?;
+    let meant = rules::meant(draft.conn(), &request).await?;
+    for rule in &meant {
+        admin.may_change(&rule.from, &rule.to)?;
+    }
+    let before = world::load(draft.conn()).await?;
+    let touched = covered(&before, meant.iter().map(|rule| rule.id));
+    let done = rules::revoke(draft.conn(), meant).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
+}
+
+pub(super) async fn rotate_keys(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Body(request): Body<KeyRotate>,
+) -> Answer<Change<Vec<KeyStatus>>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(admin.actor, &options).await?;
+    let world = world::load(draft.conn()).await?;
+    let keys = Keys::load(draft.conn()).await?;
+    let changed = rotation::start(draft.conn(), &world, &keys, &request, now_millis()).await?;
+    let statuses = {
+        let live = server.live();
+        let id = |row: &store::keys::RingRow| (row.overlay, row.source, row.destination);
+        changed.iter().map(|row| rotation::status(&live, id(row), row)).collect()
+    };
+    let done = Done {
+        result: statuses,
+        action: "key rotate".to_owned(),
+        before: serde_json::Value::Null,
+        after: store::to_value(&request),
+    };
+    let is_dry = options.dry_run == Some(true);
+    let change = draft.finish(done, Hold::Nobody, Vec::new()).await?;
+    if !is_dry {
+        server.note_asked(changed.iter());
+        server.tick();
+    }
+    Ok(Json(change))
+}
+
+/// The same operation with another result.
+fn map<T, U>(done: Done<T>, change: impl FnOnce(T) -> U) -> Done<U> {
+    Done {
+        result: change(done.result),
+        action: done.action,
+        before: done.before,
+        after: done.after,
+    }
+}
+
+/// The pairs that rules cover.
+fn covered(world: &World, rules: impl Iterator<Item = RuleId>) -> Vec<Touched> {
+    rules
+        .filter_map(|id| world.rules.get(&id))
+        .map(|rule| Touched {
+            overlay: rule.overlay,
+            from: selection::selected(world, rule.overlay, &rule.from),
+            to: selection::selected(world, rule.overlay, &rule.to),
+            both: rule.both,
+        })
+        .collect()
+}
+
+/// All pairs of an entity.
+fn around(world: &World, id: NodeId) -> Vec<Touched> {
+    let overlays = world.nodes.get(&id).map(|node| node.addresses.keys().copied());
+    overlays
+        .into_iter()
+        .flatten()
+        .map(|overlay| {
+            let mut others =
+                selection::selected(world, overlay, &crate::policy::BoundSelector::Any);
+            others.remove(&id);
+            Touched { overlay, from: BTreeSet::from([id]), to: others, both: true }
+        })
+        .collect()
+}
+
+/// Who starts flows by a new rule, and should have its table last.
+fn sources(touched: &[Touched]) -> BTreeSet<NodeId> {
+    let mut sources = BTreeSet::new();
+    for pairs in touched {
+        if pairs.both {
+            sources.extend(pairs.from.union(&pairs.to));
+        } else {
+            // An entity that is also talked to goes first: others wait for it.
+            sources.extend(pairs.from.difference(&pairs.to));
+        }
+    }
+    sources
+}

@@ -1,0 +1,205 @@
+//! What nodes ask: joining, tables, reports, leaving.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{Extensions, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{Answer, Body, Params, Refusal};
+use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
+use crate::api::{Problem, ProblemCode};
+use crate::control::auth::Node;
+use crate::control::listen::Origin;
+use crate::control::live::Table;
+use crate::control::publish::Hold;
+use crate::control::server::{Server, now};
+use crate::control::store::{self, audit, join as joining, nodes};
+use crate::types::{Incarnation, NodeId, Serial};
+
+type Shared = State<Arc<Server>>;
+
+/// Most lines and letters of what a node complains of, and most round trips, that are kept.
+const PROBLEMS_MAX: usize = 16;
+const PROBLEM_LEN_MAX: usize = 200;
+const ROUND_TRIPS_MAX: usize = 1024;
+
+pub(super) async fn check(
+    State(server): Shared,
+    Body(request): Body<JoinCheck>,
+) -> Answer<JoinPreview> {
+    let mut conn = server.store.read().await?;
+    Ok(Json(joining::check(&mut conn, &request, now()).await?))
+}
+
+pub(super) async fn join(
+    State(server): Shared,
+    Body(request): Body<JoinRequest>,
+) -> Answer<JoinAnswer> {
+    // The gate comes before the transaction, as everywhere, so that nobody waits for each other.
+    let gate = Arc::clone(&server.gate).lock_owned().await;
+    let mut transaction = server.store.write().await?;
+    let (answer, done) = joining::join(&mut transaction, &request, now()).await?;
+    if let Some(done) = done {
+        let revision = store::revision(&mut transaction).await?;
+        let actor = format!("node {}", answer.id);
+        audit::record(&mut transaction, revision, now(), &actor, &done).await?;
+        transaction.commit().await?;
+        tracing::info!(node = %answer.name, id = %answer.id, "joined");
+        server.publish(Hold::Entities).await?;
+    }
+    drop(gate);
+    Ok(Json(answer))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TableQuery {
+    #[serde(default)]
+    after: u64,
+    incarnation: Option<Incarnation>,
+}
+
+/// Counts a poll while it is open, also when its client goes away.
+struct OpenPoll {
+    server: Arc<Server>,
+    node: NodeId,
+}
+
+impl Drop for OpenPoll {
+    fn drop(&mut self) {
+        if let Some(state) = self.server.live().nodes.get_mut(&self.node) {
+            state.polls = state.polls.saturating_sub(1);
+            state.polled = Some(Instant::now());
+            state.seen = Some(now());
+        }
+    }
+}
+
+pub(super) async fn table(
+    State(server): Shared,
+    Node(id): Node,
+    Params(query): Params<TableQuery>,
+    extensions: Extensions,
+) -> Result<Response, Refusal> {
+    if let Some(Origin::Tls { slot }) = extensions.get::<Origin>() {
+        slot.becomes_poll();
+    }
+    let is_same = query.incarnation.as_ref().is_none_or(|mine| *mine == server.incarnation);
+    let after = if is_same { Serial(query.after) } else { Serial(0) };
+    let (mut wake, number) = {
+        let mut live = server.live();
+        let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
+        state.polls += 1;
+        state.poll_number += 1;
+        state.seen = Some(now());
+        let newest = state.newest_serial();
+        if after > state.acknowledged && after <= newest {
+            state.acknowledged = after;
+            state.is_unsaved = true;
+        }
+        // An older poll of the same node ends: its connection is dead, or soon will be.
+        state.wake.send_modify(|count| *count = count.wrapping_add(1));
+        (state.wake.subscribe(), state.poll_number)
+    };
+    let _open = OpenPoll { server: Arc::clone(&server), node: id };
+    server.tick();
+    let deadline = Instant::now() + Duration::from_secs(POLL_SECS);
+    let mut stopping = server.stopping.subscribe();
+    loop {
+        {
+            let live = server.live();
+            let state = live.nodes.get(&id).ok_or_else(gone)?;
+            if let Some(table) = state.shown.as_ref().filter(|table| table.serial > after) {
+                return Ok(document(&server.incarnation, table));
+            }
+            if state.poll_number != number || *stopping.borrow() {
+                return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+        }
+        tokio::select! {
+            changed = wake.changed() => if changed.is_err() { return Err(gone()); },
+            _ = stopping.changed() => {}
+            () = tokio::time::sleep_until(deadline) => {
+                return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+        }
+    }
+}
+
+/// The node was deleted.
+fn gone() -> Refusal {
+    Problem::new(ProblemCode::Unauthorized, "this node was deleted")
+        .why("an admin deleted it, or it left")
+        .fix("join again with a new token: ovctl token create")
+        .into()
+}
+
+/// A [`crate::api::table::NodeTable`] around the bytes of its body, which are compiled once.
+fn document(incarnation: &Incarnation, table: &Table) -> Response {
+    let text = format!(
+        "{{\"apiVersion\":\"ovmesh/v1\",\"incarnation\":{},\"serial\":{},\"revision\":{},\"body\":{}}}",
+        store::to_json(incarnation),
+        table.serial,
+        table.revision,
+        table.body
+    );
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+pub(super) async fn report(
+    State(server): Shared,
+    Node(id): Node,
+    Body(report): Body<NodeReport>,
+) -> Result<StatusCode, Refusal> {
+    nodes::check_endpoints(&report.endpoints)?;
+    let plain = |text: &str, max: usize| -> String {
+        text.chars().filter(|c| !c.is_control()).take(max).collect()
+    };
+    let version = plain(&report.version, 40);
+    let is_news = {
+        let mut live = server.live();
+        let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
+        let is_news = state.version != version || state.endpoints != report.endpoints;
+        state.seen = Some(now());
+        state.version.clone_from(&version);
+        state.endpoints.clone_from(&report.endpoints);
+        state.problems = report
+            .problems
+            .iter()
+            .take(PROBLEMS_MAX)
+            .map(|problem| plain(problem, PROBLEM_LEN_MAX))
+            .collect();
+        state.round_trips = report.round_trips;
+        state.round_trips.truncate(ROUND_TRIPS_MAX);
+        is_news
+    };
+    if is_news {
+        let gate = Arc::clone(&server.gate).lock_owned().await;
+        let mut transaction = server.store.write().await?;
+        let moved = nodes::report(&mut transaction, id, &report.endpoints, &version).await?;
+        transaction.commit().await?;
+        if moved {
+            server.publish(Hold::Nobody).await?;
+        }
+        drop(gate);
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn leave(State(server): Shared, Node(id): Node) -> Result<StatusCode, Refusal> {
+    let gate = Arc::clone(&server.gate).lock_owned().await;
+    let mut transaction = server.store.write().await?;
+    let done = joining::leave(&mut transaction, id, now()).await?;
+    let revision = store::revision(&mut transaction).await?;
+    let actor = format!("node {id}");
+    audit::record(&mut transaction, revision, now(), &actor, &done).await?;
+    transaction.commit().await?;
+    server.publish(Hold::Nobody).await?;
+    drop(gate);
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,216 @@
+//! The server's heart: one change at a time, from transaction to tables.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
+
+use super::enforce::{self, Touched};
+use super::live::Live;
+use super::publish::Hold;
+use super::store::{self, Done, Store};
+use crate::api::admin::{Change, ChangeOptions, Enforcement};
+use crate::api::{Problem, ProblemCode};
+use crate::types::{ApiVersion, Incarnation, Revision, Secret, Timestamp};
+
+/// Longest that a change may ask to wait, so that a client cannot park connections.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+
+/// What the server is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long an old key is accepted after its last sender has the new one.
+    pub key_grace: Duration,
+    /// How often keys rotate by themselves.
+    pub key_interval: Duration,
+    /// The URLs that tokens carry.
+    pub urls: Vec<String>,
+    /// The pin that tokens carry.
+    pub pin: Secret,
+    /// The host's own addresses: no overlay may cover them.
+    pub host_addresses: Vec<IpAddr>,
+}
+
+/// The coordination server without its listeners.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) store: Store,
+    pub(crate) settings: Settings,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) started: Timestamp,
+    live: Mutex<Live>,
+    /// Held from a change's begin until its tables are published.
+    pub(crate) gate: Arc<AsyncMutex<()>>,
+    /// Counts acknowledgements and publications; whoever waits for one looks again.
+    pub(crate) ticks: watch::Sender<u64>,
+    /// True when the server stops: polls end.
+    pub(crate) stopping: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Opens the database in `data_dir`, makes what a first start makes, and compiles all tables.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be used.
+    pub async fn open(data_dir: &Path, settings: Settings) -> Result<Arc<Self>, Problem> {
+        let path = data_dir.join("server.db");
+        super::files::ensure_private_file(&path)?;
+        let store = Store::open(&path).await?;
+        let mut transaction = store.write().await?;
+        store::initialise(&mut transaction, &settings.host_addresses, now()).await?;
+        let incarnation = store::incarnation(&mut transaction).await?;
+        transaction.commit().await?;
+        let server = Arc::new(Self {
+            store,
+            settings,
+            incarnation,
+            started: now(),
+            live: Mutex::default(),
+            gate: Arc::default(),
+            ticks: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+        });
+        server.restore_serials().await?;
+        let gate = Arc::clone(&server.gate).lock_owned().await;
+        server.publish(Hold::Nobody).await?;
+        drop(gate);
+        Ok(server)
+    }
+
+    /// What is in memory. Never hold it across an await.
+    pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
+        // A panic while it was held left whole values behind: each writer assigns them at the end.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that something happened that others may wait for.
+    pub(crate) fn tick(&self) {
+        self.ticks.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Ends polls; listeners are stopped by their owner.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.tick();
+    }
+
+    /// Writes everything back and closes the database.
+    pub async fn close(&self) {
+        if let Err(problem) = self.save_acknowledgements().await {
+            tracing::warn!(%problem, "acknowledgements were not saved; nodes will repeat them");
+        }
+        self.store.close().await;
+    }
+
+    /// Begins an operator's change.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` when `if_revision` is not the newest one.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        actor: String,
+        options: &ChangeOptions,
+    ) -> Result<Draft, Problem> {
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        let mut transaction = self.store.write().await?;
+        let newest = store::revision(&mut transaction).await?;
+        if let Some(wanted) = options.if_revision
+            && wanted != newest
+        {
+            return Err(Problem::new(
+                ProblemCode::Conflict,
+                format!("the policy is at revision {newest}, not {wanted}"),
+            )
+            .why("somebody changed it since you looked; nothing was changed")
+            .fix("look at it (ovctl policy list) and try again with the newest revision"));
+        }
+        let revision = store::next_revision(&mut transaction).await?;
+        Ok(Draft {
+            server: Arc::clone(self),
+            transaction,
+            gate,
+            actor,
+            options: options.clone(),
+            newest,
+            revision,
+        })
+    }
+}
+
+/// A change under way: its transaction, and the gate that keeps others out. Dropping it changes nothing.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    server: Arc<Server>,
+    transaction: Transaction<'static, Sqlite>,
+    gate: OwnedMutexGuard<()>,
+    /// Who changes.
+    pub(crate) actor: String,
+    options: ChangeOptions,
+    newest: Revision,
+    /// The revision that this change makes.
+    pub(crate) revision: Revision,
+}
+
+impl Draft {
+    /// The connection to change things on.
+    pub(crate) fn conn(&mut self) -> &mut SqliteConnection {
+        &mut self.transaction
+    }
+
+    /// Commits (or, for a dry run, undoes) the change, publishes tables, waits as asked.
+    pub(crate) async fn finish<T>(
+        mut self,
+        done: Done<T>,
+        hold: Hold,
+        touched: Vec<Touched>,
+    ) -> Result<Change<T>, Problem> {
+        if self.options.dry_run == Some(true) {
+            self.transaction.rollback().await?;
+            return Ok(Change {
+                api_version: ApiVersion::V1,
+                revision: self.newest,
+                dry_run: true,
+                result: done.result,
+                enforcement: Enforcement { enforced: true, ..Enforcement::default() },
+            });
+        }
+        store::audit::record(&mut self.transaction, self.revision, now(), &self.actor, &done)
+            .await?;
+        self.transaction.commit().await?;
+        tracing::info!(revision = self.revision.0, actor = %self.actor, action = %done.action, "changed");
+        let published = self.server.publish(hold).await.map_err(|problem| Problem {
+            what: format!(
+                "committed as revision {}; not yet enforced: {}",
+                self.revision, problem.what
+            ),
+            ..problem
+        })?;
+        drop(self.gate);
+        let wait = self.options.wait.map(|wait| wait.0.min(WAIT_MAX));
+        let enforcement = enforce::wait(&self.server, &published, &touched, wait).await;
+        Ok(Change {
+            api_version: ApiVersion::V1,
+            revision: self.revision,
+            dry_run: false,
+            result: done.result,
+            enforcement,
+        })
+    }
+}
+
+/// The wall clock, in whole seconds.
+pub(crate) fn now() -> Timestamp {
+    Timestamp(now_millis() / 1000)
+}
+
+/// The wall clock, in milliseconds since 1970.
+pub(crate) fn now_millis() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,172 @@
+//! The keys that a pair accepts, derived when a packet first asks for them, in a cache of fixed
+//! size: memory does not grow with pairs, and a hit is one load.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::matcher::{PairHasher, pair};
+use crate::keys::DestinationKey;
+use crate::types::{Generation, NodeId};
+
+/// Members of all overlays of a node together. Bounds what the cache must tell apart.
+pub(super) const MEMBERS_MAX: usize = 1 << MEMBER_BITS;
+
+/// Keys that one pair can accept: two of one kind times one, or one times two; 4 to be safe.
+const KEYS_MAX: usize = 1 << ORDINAL_BITS;
+
+const MEMBER_BITS: u32 = 20;
+const ORDINAL_BITS: u32 = 2;
+const IDENTITY_BITS: u32 = 2 * MEMBER_BITS + ORDINAL_BITS;
+const IDENTITY_MASK: u64 = (1 << IDENTITY_BITS) - 1;
+/// 16,384 slots of 8 bytes.
+const SLOT_BITS: u32 = 14;
+
+/// A slot holds a full bit, the rest of the identity, and the key; the index holds the other bits of
+/// the identity. So a slot can never be taken for another pair's.
+const _: () = assert!(IDENTITY_BITS - SLOT_BITS < 32);
+
+const FULL: u64 = 1 << 63;
+
+/// What the keys of one overlay are derived from.
+#[derive(Debug, Default)]
+pub(super) struct Keyring {
+    destinations: HashMap<u32, Box<[DestinationKey]>, BuildHasherDefault<PairHasher>>,
+    generations: HashMap<u64, Box<[Generation]>, BuildHasherDefault<PairHasher>>,
+}
+
+impl Keyring {
+    /// Adds the `Kb`s that destination `to` accepts.
+    pub(super) fn add_destination(&mut self, to: u32, keys: Vec<DestinationKey>) {
+        self.destinations.insert(to, keys.into_boxed_slice());
+    }
+
+    /// Adds the generations that the pair accepts in place of 0.
+    pub(super) fn add_pair(&mut self, from: u32, to: u32, generations: Vec<Generation>) {
+        self.generations.insert(pair(from, to), generations.into_boxed_slice());
+    }
+
+    /// Whether nothing can be derived.
+    pub(super) fn is_empty(&self) -> bool {
+        self.destinations.is_empty()
+    }
+
+    /// Whether `key` is one of those that `to` accepts from `from`, whose id is `from_id`.
+    /// `first_member` tells the members of this overlay from those of others in `cache`.
+    pub(super) fn accepts(
+        &self,
+        cache: &KeyCache,
+        first_member: u32,
+        (from, from_id): (u32, NodeId),
+        to: u32,
+        key: u32,
+    ) -> bool {
+        let Some(destinations) = self.destinations.get(&to) else { return false };
+        let generations: &[Generation] =
+            self.generations.get(&pair(from, to)).map_or(&[Generation(0)], |found| found);
+        let from_number = u64::from(first_member + from);
+        let to_number = u64::from(first_member + to);
+        let candidates = destinations
+            .iter()
+            .rev()
+            .flat_map(|destination| generations.iter().rev().map(move |own| (destination, *own)));
+        candidates.take(KEYS_MAX).zip(0_u64..).any(|((destination, generation), ordinal)| {
+            let identity = (from_number << MEMBER_BITS | to_number) << ORDINAL_BITS | ordinal;
+            cache.key(identity, || destination.pair_key(from_id, generation).bits()) == key
+        })
+    }
+}
+
+/// Keys derived lately.
+#[derive(Debug, Default)]
+pub(super) struct KeyCache {
+    slots: Box<[AtomicU64]>,
+}
+
+impl KeyCache {
+    /// A cache that remembers nothing and takes no room.
+    pub(super) fn none() -> Self {
+        Self::default()
+    }
+
+    /// An empty cache.
+    pub(super) fn new() -> Self {
+        Self { slots: (0..1 << SLOT_BITS).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    fn key(&self, identity: u64, derive: impl FnOnce() -> u32) -> u32 {
+        let mixed = mix(identity);
+        let slot = self.slots.get((mixed & ((1 << SLOT_BITS) - 1)) as usize);
+        let tag = FULL | (mixed >> SLOT_BITS) << 32;
+        if let Some(slot) = slot {
+            let word = slot.load(Ordering::Relaxed);
+            if word & !u64::from(u32::MAX) == tag {
+                return word as u32;
+            }
+        }
+        let key = derive();
+        if let Some(slot) = slot {
+            // Whole words only, so that tag and key always belong together.
+            slot.store(tag | u64::from(key), Ordering::Relaxed);
+        }
+        key
+    }
+}
+
+/// A bijection on identities: what the slot's index does not hold, the tag does.
+fn mix(identity: u64) -> u64 {
+    let mixed = identity.wrapping_mul(0x9E37_79B9_7F4A_7C15) & IDENTITY_MASK;
+    let mixed = mixed ^ mixed >> (IDENTITY_BITS / 2);
+    mixed.wrapping_mul(0xBF58_476D_1CE4_E5B9) & IDENTITY_MASK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Secret;
+
+    #[test]
+    fn a_slot_is_never_taken_for_another_pairs() {
+        let cache = KeyCache::new();
+        // Far more pairs than slots, so that every slot is fought for.
+        for round in 0..2 {
+            for identity in 0..100_000_u64 {
+                let identity = (identity * 1_048_583) & IDENTITY_MASK;
+                let key = identity as u32 ^ 0x5555;
+                assert_eq!(cache.key(identity, || key), key, "{identity} in round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_question_derives_nothing() {
+        let cache = KeyCache::new();
+        assert_eq!(cache.key(7, || 99), 99);
+        assert_eq!(cache.key(7, || panic!("derived twice")), 99);
+        assert_eq!(cache.key(8, || 98), 98);
+    }
+
+    #[test]
+    fn old_and_new_keys_of_a_pair_are_accepted_and_no_others() {
+        let old = DestinationKey::new(&Secret::new([1; 32]));
+        let new = DestinationKey::new(&Secret::new([2; 32]));
+        let foreign = DestinationKey::new(&Secret::new([3; 32]));
+        let mut ring = Keyring::default();
+        ring.add_destination(1, vec![old.clone(), new.clone()]);
+        ring.add_destination(2, vec![new.clone()]);
+        ring.add_pair(0, 2, vec![Generation(3), Generation(4)]);
+        let cache = KeyCache::new();
+        let ask = |to, key: &DestinationKey, from, generation| {
+            let key = key.pair_key(NodeId(from), Generation(generation)).bits();
+            // Twice: derived, then remembered.
+            let answers = [(); 2].map(|()| ring.accepts(&cache, 0, (0, NodeId(50)), to, key));
+            assert_eq!(answers[0], answers[1]);
+            answers[0]
+        };
+
+        assert!(ask(1, &old, 50, 0) && ask(1, &new, 50, 0));
+        assert!(ask(2, &new, 50, 3) && ask(2, &new, 50, 4));
+        assert!(!ask(1, &foreign, 50, 0) && !ask(1, &new, 51, 0) && !ask(1, &new, 50, 1));
+        assert!(!ask(2, &new, 50, 0) && !ask(2, &old, 50, 3) && !ask(3, &new, 50, 0));
+    }
+}

@@ -1,0 +1,78 @@
+//! Which way packets go, and from where they are taken.
+
+use super::*;
+
+#[test]
+fn direct_pairs_skip_the_sap() {
+    let world = World::new(vec![rule(1, A, B, &[])]).via(Hops::Direct);
+    let (a, b, sap, flows) = (world.entity(A), world.entity(B), world.sap(), table());
+    let facts = world.udp(A, B, (9, 53));
+    let key = AuthorizationKey::from_bits(world.key(A, B));
+
+    assert_eq!(a.egress(0, &facts, &flows, at(0)), Verdict::Send { hop: endpoint(B), key });
+    let from_a = b.ingress(endpoint(A), key.bits(), &facts, &table(), at(0));
+    assert_eq!(from_a, Verdict::Deliver { overlay: 0 });
+    assert_eq!(reason(world.ingress(&b, &facts, &table(), at(0))), Some(DropReason::SourceBinding));
+    assert_eq!(reason(world.transit(&sap, &facts, &table(), at(0))), Some(DropReason::Path));
+}
+
+#[test]
+fn chains_are_walked_backwards_by_the_other_direction() {
+    let world =
+        World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]).via(Hops::Via(vec![SAP, SAP2]));
+    let (a, b) = (world.entity(A), world.entity(B));
+    let (first, second) = (world.sap_named(SAP), world.sap_named(SAP2));
+    let hop = |verdict| match verdict {
+        Verdict::Send { hop, .. } => Ok(hop),
+        Verdict::Drop(reason) => Err(reason),
+        Verdict::Deliver { .. } => panic!("delivered"),
+    };
+    let (there, back) = (world.udp(A, B, (9, 53)), world.udp(B, A, (9, 53)));
+    let (key, back_key) = (world.key(A, B), world.key(B, A));
+    let go = |sap: &Snapshot, outer, key, facts: &Facts| {
+        hop(sap.transit(outer, key, facts, &table(), at(0)))
+    };
+
+    assert_eq!(hop(a.egress(0, &there, &table(), at(0))), Ok(sap_endpoint(SAP)));
+    assert_eq!(go(&first, endpoint(A), key, &there), Ok(sap_endpoint(SAP2)));
+    assert_eq!(go(&second, sap_endpoint(SAP), key, &there), Ok(endpoint(B)));
+    assert_eq!(hop(b.egress(0, &back, &table(), at(0))), Ok(sap_endpoint(SAP2)));
+    assert_eq!(go(&second, endpoint(B), back_key, &back), Ok(sap_endpoint(SAP)));
+    assert_eq!(go(&first, sap_endpoint(SAP2), back_key, &back), Ok(endpoint(A)));
+    // Nobody enters in the middle.
+    assert_eq!(go(&second, endpoint(A), key, &there), Err(DropReason::SourceBinding));
+    assert_eq!(go(&first, sap_endpoint(SAP2), key, &there), Err(DropReason::SourceBinding));
+    let at_b = |sap| reason(b.ingress(sap_endpoint(sap), key, &there, &table(), at(0)));
+    assert_eq!((at_b(SAP2), at_b(SAP)), (None, Some(DropReason::SourceBinding)));
+}
+
+#[test]
+fn starters_take_the_first_live_sap_and_replies_the_one_they_came_by() {
+    let world = World::new(vec![rule(1, A, B, &[])]);
+    let (a, b, flows) = (world.entity(A), world.entity(B), table());
+    let hop = |node: &Snapshot, facts: &Facts, flows: &FlowTable| match node.egress(
+        0,
+        facts,
+        flows,
+        at(0),
+    ) {
+        Verdict::Send { hop, .. } => hop,
+        Verdict::Drop(_) | Verdict::Deliver { .. } => panic!("not sent"),
+    };
+    let (question, answer) = (world.udp(A, B, (9, 53)), world.udp(B, A, (53, 9)));
+    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP));
+    a.set_alive(SAP, false);
+    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP2));
+    let next = world.entity(A);
+    next.adopt_liveness(&a);
+    assert_eq!(hop(&next, &question, &table()), sap_endpoint(SAP2));
+    a.set_alive(SAP2, false);
+    assert_eq!(hop(&a, &question, &table()), sap_endpoint(SAP));
+
+    for sap in [SAP2, SAP] {
+        let key = world.key(A, B);
+        let delivered = b.ingress(sap_endpoint(sap), key, &question, &flows, at(0));
+        assert_eq!(delivered, Verdict::Deliver { overlay: 0 });
+        assert_eq!(hop(&b, &answer, &flows), sap_endpoint(sap));
+    }
+}

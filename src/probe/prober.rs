@@ -1,0 +1,312 @@
+//! One end of a link asks whether the other is there.
+
+use std::time::Duration;
+
+use crate::wire::control::Echo;
+
+/// Between a reply and the next request while data flows. Three missed ones and their waits stay
+/// below the second in which traffic has to be back.
+const INTERVAL_ACTIVE: Duration = Duration::from_millis(200);
+
+/// The longest wait between a reply and the next request when nothing flows.
+const INTERVAL_IDLE_MAX: Duration = Duration::from_secs(5);
+
+/// Between requests to a peer that is dead.
+const INTERVAL_DEAD: Duration = Duration::from_secs(1);
+
+/// How long after the last data packet a link counts as active.
+const ACTIVE_FOR: Duration = Duration::from_secs(5);
+
+/// Shortest and longest wait for a reply. Between the two: twice the smoothed round trip.
+const REPLY_WITHIN_MIN: Duration = Duration::from_millis(200);
+const REPLY_WITHIN_MAX: Duration = Duration::from_secs(1);
+
+/// Requests without a reply before a peer is dead. Three, as BFD's usual detect multiplier: one loss
+/// is noise, two is coincidence.
+const MISSED_MAX: u32 = 3;
+
+/// Requests whose late replies still count. At one every 200 ms this tolerates round trips of more than
+/// a second before the first one is measured.
+const REMEMBERED: usize = 8;
+
+/// What is known of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// Neither a reply nor enough missed ones yet.
+    Unknown,
+    /// It replied, and has not missed three requests since.
+    Alive,
+    /// It missed three requests in a row.
+    Dead,
+}
+
+/// Probes one link.
+#[derive(Clone, Debug)]
+pub struct Prober {
+    liveness: Liveness,
+    next_sequence: u32,
+    /// Sequence and time of the newest requests, oldest overwritten first.
+    sent: [Option<(u32, Duration)>; REMEMBERED],
+    next_send: Duration,
+    reply_due: Option<Duration>,
+    missed: u32,
+    interval: Duration,
+    active_until: Duration,
+    round_trip: Option<Duration>,
+}
+
+impl Prober {
+    /// Starts with a request due at once.
+    #[must_use]
+    pub fn start(now: Duration) -> Self {
+        Self {
+            liveness: Liveness::Unknown,
+            next_sequence: 1,
+            sent: [None; REMEMBERED],
+            next_send: now,
+            reply_due: None,
+            missed: 0,
+            interval: INTERVAL_ACTIVE,
+            active_until: now,
+            round_trip: None,
+        }
+    }
+
+    /// What is known of the peer.
+    #[must_use]
+    pub fn liveness(&self) -> Liveness {
+        self.liveness
+    }
+
+    /// The smoothed round trip; none before the first reply and while the peer is dead.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.round_trip.filter(|_| self.liveness != Liveness::Dead)
+    }
+
+    /// Data was sent towards the peer. After idle time a request is due at once. Extra calls are
+    /// harmless.
+    pub fn handle_activity(&mut self, now: Duration) {
+        let was_idle = now >= self.active_until;
+        self.active_until = now + ACTIVE_FOR;
+        if was_idle && self.liveness != Liveness::Dead && self.reply_due.is_none() {
+            self.interval = INTERVAL_ACTIVE;
+            self.next_send = self.next_send.min(now);
+        }
+    }
+
+    /// The peer answered `echo`, and the answer was authentic. Returns whether it answers a request
+    /// that is remembered; other answers change nothing.
+    pub fn handle_reply(&mut self, echo: &Echo, now: Duration) -> bool {
+        let Some(entry) = self
+            .sent
+            .iter_mut()
+            .find(|entry| entry.is_some_and(|(sequence, _)| sequence == echo.sequence))
+        else {
+            return false;
+        };
+        let Some((_, sent_at)) = entry.take() else { return false };
+        let sample = now.saturating_sub(sent_at);
+        self.round_trip = Some(match self.round_trip {
+            // An eighth of each new sample, as TCP does (RFC 6298 section 2).
+            Some(smoothed) if self.liveness == Liveness::Alive => (smoothed * 7 + sample) / 8,
+            Some(_) | None => sample,
+        });
+        self.liveness = Liveness::Alive;
+        self.missed = 0;
+        self.reply_due = None;
+        self.interval = if now < self.active_until {
+            INTERVAL_ACTIVE
+        } else {
+            (self.interval * 2).min(INTERVAL_IDLE_MAX)
+        };
+        self.next_send = now + self.interval;
+        true
+    }
+
+    /// Time passed. Early and extra calls are harmless.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        if self.reply_due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.reply_due = None;
+        self.missed = self.missed.saturating_add(1);
+        self.interval = INTERVAL_ACTIVE;
+        if self.missed >= MISSED_MAX {
+            self.liveness = Liveness::Dead;
+            self.next_send = now + INTERVAL_DEAD;
+        } else {
+            self.next_send = now;
+        }
+    }
+
+    /// The request that is due, if any.
+    pub fn poll_transmit(&mut self, now: Duration) -> Option<Echo> {
+        if self.reply_due.is_some() || now < self.next_send {
+            return None;
+        }
+        let sequence = self.next_sequence;
+        self.next_sequence = self.next_sequence.wrapping_add(1);
+        self.sent[sequence as usize % REMEMBERED] = Some((sequence, now));
+        self.reply_due = Some(now + self.reply_within());
+        let sent_nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        Some(Echo { sequence, sent_nanos })
+    }
+
+    /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again.
+    #[must_use]
+    pub fn next_deadline(&self) -> Duration {
+        self.reply_due.unwrap_or(self.next_send)
+    }
+
+    fn reply_within(&self) -> Duration {
+        self.round_trip
+            .map_or(REPLY_WITHIN_MIN, |smoothed| smoothed * 2)
+            .clamp(REPLY_WITHIN_MIN, REPLY_WITHIN_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Lets `prober` run to `until`; the peer answers after `answers_after`, if at all. Returns when
+    /// requests were sent.
+    fn drive(
+        prober: &mut Prober,
+        from: u64,
+        until: u64,
+        answers_after: Option<u64>,
+        is_active: bool,
+    ) -> Vec<u64> {
+        let mut sent = Vec::new();
+        let mut answers: Vec<(u64, Echo)> = Vec::new();
+        for t in from..until {
+            if is_active {
+                prober.handle_activity(ms(t));
+            }
+            for (_, echo) in answers.extract_if(.., |(at, _)| *at <= t) {
+                prober.handle_reply(&echo, ms(t));
+            }
+            prober.handle_timeout(ms(t));
+            if let Some(echo) = prober.poll_transmit(ms(t)) {
+                sent.push(t);
+                if let Some(delay) = answers_after {
+                    answers.push((t + delay, echo));
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn peer_is_alive_after_its_first_reply() {
+        let mut prober = Prober::start(ms(0));
+        assert_eq!(prober.liveness(), Liveness::Unknown);
+        let echo = prober.poll_transmit(ms(0)).unwrap();
+
+        assert!(prober.handle_reply(&echo, ms(7)));
+
+        assert_eq!(prober.liveness(), Liveness::Alive);
+        assert_eq!(prober.round_trip(), Some(ms(7)));
+    }
+
+    #[test]
+    fn truth_table_of_liveness() {
+        use Liveness::{Alive, Dead, Unknown};
+        // (replied before, requests missed since, then a reply) -> liveness
+        let table = [
+            (false, 0, false, Unknown),
+            (false, 2, false, Unknown),
+            (false, 3, false, Dead),
+            (false, 3, true, Alive),
+            (true, 0, false, Alive),
+            (true, 2, false, Alive),
+            (true, 2, true, Alive),
+            (true, 3, false, Dead),
+            (true, 9, false, Dead),
+            (true, 9, true, Alive),
+        ];
+        for (replied, missed, replies, expected) in table {
+            let mut prober = Prober::start(ms(0));
+            let mut now = ms(0);
+            if replied {
+                let echo = prober.poll_transmit(now).unwrap();
+                prober.handle_reply(&echo, now);
+            }
+            for _ in 0..missed {
+                now = prober.next_deadline();
+                prober.poll_transmit(now).unwrap();
+                now = prober.next_deadline();
+                prober.handle_timeout(now);
+            }
+            if replies {
+                now = prober.next_deadline();
+                let echo = prober.poll_transmit(now).unwrap();
+                prober.handle_reply(&echo, now);
+            }
+
+            assert_eq!(prober.liveness(), expected, "{replied} {missed} {replies}");
+        }
+    }
+
+    #[test]
+    fn an_active_peer_that_falls_silent_is_dead_within_a_second() {
+        let mut prober = Prober::start(ms(0));
+        drive(&mut prober, 0, 3_000, Some(2), true);
+        assert_eq!(prober.liveness(), Liveness::Alive);
+
+        drive(&mut prober, 3_000, 3_950, None, true);
+
+        assert_eq!(prober.liveness(), Liveness::Dead);
+    }
+
+    #[test]
+    fn idle_links_back_off_and_active_ones_do_not() {
+        let mut idle = Prober::start(ms(0));
+        let mut active = Prober::start(ms(0));
+
+        let sent_idle = drive(&mut idle, 0, 60_000, Some(1), false).len();
+        let sent_active = drive(&mut active, 0, 60_000, Some(1), true).len();
+
+        assert!((10..25).contains(&sent_idle), "{sent_idle}");
+        assert!((280..=300).contains(&sent_active), "{sent_active}");
+    }
+
+    #[test]
+    fn first_packet_after_idle_time_probes_at_once() {
+        let mut prober = Prober::start(ms(0));
+        drive(&mut prober, 0, 60_000, Some(1), false);
+        assert!(prober.next_deadline() > ms(60_000));
+
+        prober.handle_activity(ms(60_000));
+
+        assert!(prober.poll_transmit(ms(60_000)).is_some());
+    }
+
+    #[test]
+    fn replies_to_nothing_we_asked_change_nothing() {
+        let mut prober = Prober::start(ms(0));
+        let echo = prober.poll_transmit(ms(0)).unwrap();
+        let forged = Echo { sequence: echo.sequence + 1, ..echo };
+
+        assert!(!prober.handle_reply(&forged, ms(1)));
+        assert_eq!(prober.liveness(), Liveness::Unknown);
+        assert!(prober.handle_reply(&echo, ms(1)));
+        assert!(!prober.handle_reply(&echo, ms(2)), "a reply counts once");
+    }
+
+    #[test]
+    fn a_slow_link_is_alive_all_the_same() {
+        let mut prober = Prober::start(ms(0));
+
+        drive(&mut prober, 0, 10_000, Some(550), true);
+
+        assert_eq!(prober.liveness(), Liveness::Alive);
+        assert_eq!(prober.round_trip(), Some(ms(550)));
+    }
+}
