@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::binaries;
 use crate::packet::{gue, udp};
 use crate::support::{Rig, number, play};
 use crate::world::poll;
@@ -25,12 +24,7 @@ fn keys_rotate_without_losing_a_packet() {
         let sink = rig.udp_sink("b", 9)?;
         let first_key = rig.send_key("a", "b")?;
 
-        let netkit = binaries().netkit;
-        let target = rig.at("b", 9)?.to_string();
-        let count = SENT.to_string();
-        let words =
-            [&*netkit.to_string_lossy(), "udp-send", "0.0.0.0:0", &target, &count, "5000", "64"];
-        let mut sender = rig.fleet.machine("a")?.spawn("udp-send", &words)?;
+        let mut sender = rig.udp_stream("a", "b", 9, SENT)?;
         sink.expect_growth("received", 10)?;
 
         for what in [&["a", "b"][..], &["b"], &["--overlay", "lab"], &["--all"]] {
@@ -80,7 +74,7 @@ fn an_old_key_is_refused(rig: &Rig, old: u32) -> Result<()> {
 /// Restarts the server with a grace time of 1 s instead of 60 s.
 fn short_grace(rig: &mut Rig) -> Result<()> {
     let file = rig.file("toml");
-    std::fs::write(&file, "[keys]\ngrace = \"1s\"\n")?;
+    std::fs::write(&file, "key_grace = \"1s\"\n")?;
     rig.fleet.stop_server()?;
     rig.fleet.start_server_with(&["--config", &file.to_string_lossy()])?;
     rig.settle()

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use crate::support::{Counter, QUIET, Rig, SOON, play};
-use crate::world::poll;
+use crate::support::{Counter, QUIET, Rig, Running, SOON, play};
+use crate::world::{Process, poll};
 
 /// After the command returned: what a flow may still do. The counters' own files are up to 50 ms old.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -71,13 +71,8 @@ fn deleting_an_entity_stops_its_flows() {
     });
 }
 
-fn servers(rig: &Rig) -> Result<Vec<crate::world::Process>> {
-    let mut servers = Vec::new();
-    for entity in ["a", "b"] {
-        let address = rig.at(entity, 7)?.to_string();
-        servers.push(rig.fleet.netkit_spawn(entity, "tcp-echo", &["tcp-echo", &address])?);
-    }
-    Ok(servers)
+fn servers(rig: &Rig) -> Result<[Running; 2]> {
+    Ok([rig.tcp_echo("a", 7)?, rig.tcp_echo("b", 7)?])
 }
 
 /// A connection with a line every 10 ms each way.
@@ -85,19 +80,9 @@ fn stream(rig: &Rig, from: &str, to: &str) -> Result<Counter> {
     rig.counter(from, "tcp-stream", &rig.at(to, 7)?.to_string(), &["60"])
 }
 
-/// A datagram every 5 ms, until the world ends.
-fn datagrams(rig: &Rig, from: &str, to: &str) -> Result<crate::world::Process> {
-    let netkit = crate::binaries().netkit;
-    let words = [
-        &netkit.to_string_lossy(),
-        "udp-send",
-        "0.0.0.0:0",
-        &rig.at(to, 10)?.to_string(),
-        "12000",
-        "5000",
-        "64",
-    ];
-    rig.fleet.machine(from)?.spawn("udp-send", &words)
+/// A datagram every 5 ms, for longer than any test lasts.
+fn datagrams(rig: &Rig, from: &str, to: &str) -> Result<Process> {
+    rig.udp_stream(from, to, 10, 12_000)
 }
 
 /// By the deadline the flows stand still, and go on to.

@@ -96,13 +96,13 @@ pub(crate) fn play_in(
     let turn = Turn::take();
     let mut rig = match Rig::new(turn) {
         Ok(rig) => rig,
-        Err(error) => panic!("{error:?}"),
+        Err(error) => panic!("{error:#}"),
     };
     let outcome = rig.populate(cidr, saps, entities).and_then(|()| test(&mut rig));
     if let Err(error) = outcome {
         eprintln!("{}", rig.counters());
         // The rig is alive while this unwinds, so its end shows the logs.
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
 }
 
@@ -222,8 +222,8 @@ impl Rig {
         let file = self.file("json");
         let path = file.to_string_lossy().into_owned();
         let words = [&[command, first, path.as_str()], rest].concat();
-        let process = self.fleet.netkit_spawn(node, command, &words)?;
-        Ok(Counter { process, file })
+        let process = self.run(node, &words)?;
+        Ok(Counter { _process: process, file })
     }
 
     /// Starts a sink for datagrams at an entity's port.
@@ -232,18 +232,40 @@ impl Rig {
     }
 
     /// Starts a server that echoes datagrams at an entity's port.
-    pub(crate) fn udp_echo(&self, entity: &str, port: u16) -> Result<Process> {
-        self.fleet.netkit_spawn(
-            entity,
-            "udp-echo",
-            &["udp-echo", &self.at(entity, port)?.to_string()],
-        )
+    pub(crate) fn udp_echo(&self, entity: &str, port: u16) -> Result<Running> {
+        self.run(entity, &["udp-echo", &self.at(entity, port)?.to_string()])
     }
 
     /// Starts an HTTP server at an entity's port.
-    pub(crate) fn http_echo(&self, entity: &str, port: u16) -> Result<Process> {
-        let address = self.at(entity, port)?.to_string();
-        self.fleet.netkit_spawn(entity, "http-echo", &["http-echo", &address, entity])
+    pub(crate) fn http_echo(&self, entity: &str, port: u16) -> Result<Running> {
+        self.run(entity, &["http-echo", &self.at(entity, port)?.to_string(), entity])
+    }
+
+    /// Starts a server that echoes lines at an entity's port.
+    pub(crate) fn tcp_echo(&self, entity: &str, port: u16) -> Result<Running> {
+        self.run(entity, &["tcp-echo", &self.at(entity, port)?.to_string()])
+    }
+
+    /// Starts a `netkit` command that says when it is ready.
+    fn run(&self, node: &str, words: &[&str]) -> Result<Running> {
+        // A log of its own: what others wrote there says `ready`, too.
+        let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
+        Ok(Running(self.fleet.netkit_spawn(node, &log, words)?))
+    }
+
+    /// Starts sending a datagram every 5 ms.
+    pub(crate) fn udp_stream(
+        &self,
+        from: &str,
+        to: &str,
+        port: u16,
+        count: u64,
+    ) -> Result<Process> {
+        let target = self.at(to, port)?.to_string();
+        let netkit = self.binaries.netkit.to_string_lossy();
+        let words = [&*netkit, "udp-send", "0.0.0.0:0", &target, &count.to_string(), "5000", "64"];
+        let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
+        self.fleet.machine(from)?.spawn(&log, &words)
     }
 
     /// How many of `count` datagrams came back from an echo server.
@@ -410,10 +432,19 @@ fn send_key(overlay: &OverlayTable, to: &str) -> Option<u32> {
     overlay.send_keys.iter().find(|row| row.to == index).map(|row| row.key.bits())
 }
 
-/// A `netkit` command that counts into a file.
+/// A command that runs until this is dropped, so that its port is free again.
+pub(crate) struct Running(Process);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A world that has ended took it along.
+        let _ = self.0.kill();
+    }
+}
+
+/// A `netkit` command that counts into a file until this is dropped.
 pub(crate) struct Counter {
-    /// It runs until it is dropped with its world, or stopped.
-    pub(crate) process: Process,
+    _process: Running,
     file: PathBuf,
 }
 
