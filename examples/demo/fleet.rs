@@ -96,10 +96,15 @@ impl Fleet {
 
     /// Starts the server (again) and waits until it answers.
     pub(crate) fn start_server(&mut self) -> Result<()> {
+        self.start_server_with(&[])
+    }
+
+    /// As [`Self::start_server`], with further options of `serve`.
+    pub(crate) fn start_server_with(&mut self, options: &[&str]) -> Result<()> {
         let url = format!("https://{}:7443", self.server.ip4);
         let program = text(&self.binaries.ovctl);
-        let mut process =
-            self.server.spawn("ovctl-serve", &[&program, "serve", "--public-url", &url])?;
+        let command = [&[program.as_str(), "serve", "--public-url", &url], options].concat();
+        let mut process = self.server.spawn("ovctl-serve", &command)?;
         poll(READY_TIMEOUT, "the server to answer", || {
             if !process.is_running() {
                 bail!("ovctl serve ended:\n{}", process.log_text());

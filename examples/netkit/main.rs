@@ -27,6 +27,7 @@ usage: netkit COMMAND ...
   http-echo ADDR NAME                    serves HTTP; answers with NAME and the peer's address
   http-get ADDR COUNT [TIMEOUT_MS]       COUNT requests, a connection each
   udp-sink ADDR FILE                     counts datagrams, by source
+  udp-capture ADDR FILE                  counts datagrams, by their bytes in hexadecimal digits
   udp-send SRC DST COUNT INTERVAL_US SIZE
   udp-echo ADDR
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
@@ -57,6 +58,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "http-echo" => http::echo(rest.parse(0)?, rest.text(1)?),
         "http-get" => http::get(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "udp-sink" => udp::sink(rest.parse(0)?, rest.text(1)?),
+        "udp-capture" => udp::capture(rest.parse(0)?, rest.text(1)?),
         "udp-send" => udp::send(&udp::Burst {
             source: rest.parse(0)?,
             target: rest.parse(1)?,

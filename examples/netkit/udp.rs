@@ -1,4 +1,4 @@
-//! UDP: a sink that counts, a sender at a pace, an echo server and its client.
+//! UDP: sinks that count, a sender at a pace, an echo server and its client.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -38,6 +38,29 @@ pub(crate) fn sink(address: SocketAddr, file: &str) -> Result<()> {
             Err(error) => return Err(error.into()),
         }
         file.update(|| json!({ "received": received, "bytes": bytes, "bySource": by_source }))?;
+    }
+}
+
+/// Counts datagrams by what is in them, until killed: `{"received": 3, "byPayload": {"01ff": 3}}`.
+pub(crate) fn capture(address: SocketAddr, file: &str) -> Result<()> {
+    let socket = bind(address)?;
+    socket.set_read_timeout(Some(File::INTERVAL))?;
+    let (mut file, mut received) = (File::new(file), 0_u64);
+    let mut by_payload = BTreeMap::<String, u64>::new();
+    let mut buffer = vec![0; 65_536];
+    file.write(&json!({ "received": 0, "byPayload": {} }))?;
+    report::ready();
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(length) => {
+                received += 1;
+                let digits = buffer[..length].iter().map(|byte| format!("{byte:02x}")).collect();
+                *by_payload.entry(digits).or_default() += 1;
+            }
+            Err(error) if report::is_timeout(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        file.update(|| json!({ "received": received, "byPayload": by_payload }))?;
     }
 }
 

@@ -6,10 +6,22 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod architecture;
+mod bad_input;
+mod direction;
 mod doors;
+mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
+mod join;
+mod keys;
+mod packet;
+mod paths;
+mod restart;
+mod revoke;
+mod spoof;
+mod support;
+mod traffic;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;

@@ -1,0 +1,77 @@
+//! Which way packets go: over the default SaP, over the SaPs that a rule names, or directly. Counters
+//! of every SaP prove it.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::support::{Rig, play};
+
+/// Datagrams sent, and echoed, over each path.
+const PINGS: u32 = 20;
+
+#[test]
+fn each_pair_takes_the_path_of_its_rule() {
+    play(&["s1", "s2"], &["a", "b", "c"], |rig| {
+        let _echoes = [rig.udp_echo("b", 9)?, rig.udp_echo("c", 9)?, rig.udp_echo("a", 9)?];
+        let (there_and_back, none) = (u64::from(PINGS) * 2, 0);
+
+        let rule = rig.allow(&["a", "b", "--via", "s2"])?;
+        ensure!(moved(rig, "a", "b")? == [none, there_and_back], "via s2");
+        rig.revoke(&[&rule])?;
+
+        // a has the lower id; the answers walk the chain backwards.
+        let rule = rig.allow(&["a", "b", "--both", "--via", "s1,s2"])?;
+        ensure!(moved(rig, "a", "b")? == [there_and_back, there_and_back], "via s1,s2");
+        ensure!(moved(rig, "b", "a")? == [there_and_back, there_and_back], "and back");
+        rig.revoke(&[&rule])?;
+
+        let rule = rig.allow(&["a", "b", "--both", "--direct"])?;
+        ensure!(moved(rig, "a", "b")? == [none, none], "directly");
+        ensure!(moved(rig, "b", "a")? == [none, none], "and back");
+        a_direct_pair_is_enforced_at_its_destination(rig)?;
+        rig.revoke(&[&rule])?;
+
+        rig.allow(&["a", "c"])?;
+        let [s1, s2] = moved(rig, "a", "c")?;
+        ensure!(s1 + s2 == there_and_back, "one SaP by default: {s1} and {s2}");
+        ensure!(rig.udp_ping("a", "b", 9, 2)? == 0, "the rules for b are gone");
+        Ok(())
+    });
+}
+
+#[test]
+fn rules_that_disagree_about_a_path_are_refused() {
+    play(&["s1", "s2"], &["a", "b"], |rig| {
+        let first = rig.allow(&["a", "b", "--via", "s1"])?;
+        let refused = rig.fleet.ovctl(&["policy", "allow", "a", "b", "--via", "s2"])?;
+        crate::support::expect_refusal(&refused, 5, &[&first])?;
+        let unknown = rig.fleet.ovctl(&["policy", "allow", "a", "b", "--via", "s3"])?;
+        crate::support::expect_refusal(&unknown, 3, &["s3"])?;
+        let cycle = rig.fleet.ovctl(&["policy", "allow", "a", "b", "--via", "s1,s2,s1"])?;
+        ensure!([2, 5].contains(&cycle.code), "a path with a cycle is refused: {cycle:?}");
+
+        let _echo = rig.udp_echo("b", 9)?;
+        ensure!(moved(rig, "a", "b")? == [u64::from(PINGS) * 2, 0], "the first rule holds");
+        Ok(())
+    });
+}
+
+/// How many packets went through s1 and s2 for an exchange in which nothing is lost.
+fn moved(rig: &Rig, from: &str, to: &str) -> Result<[u64; 2]> {
+    let transit = || -> Result<[u64; 2]> {
+        Ok([rig.fleet.node("s1")?.packets("transit")?, rig.fleet.node("s2")?.packets("transit")?])
+    };
+    let before = transit()?;
+    let answered = rig.udp_ping(from, to, 9, PINGS)?;
+    ensure!(answered == u64::from(PINGS), "{answered} of {PINGS} came back from {to} to {from}");
+    let after = transit()?;
+    Ok([after[0] - before[0], after[1] - before[1]])
+}
+
+fn a_direct_pair_is_enforced_at_its_destination(rig: &Rig) -> Result<()> {
+    let table = rig.table("b")?;
+    let lab = table.body.overlays.first().context("b is in no overlay")?;
+    let a = lab.members.iter().find(|member| member.name.to_string() == "a");
+    let endpoints = &a.context("b does not know a")?.endpoints;
+    ensure!(endpoints.contains(&rig.underlay("a")?), "b accepts a's packets from {endpoints:?}");
+    Ok(())
+}

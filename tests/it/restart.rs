@@ -1,0 +1,126 @@
+//! The server is away and everything goes on: also after restarts and crashes, from the tables on
+//! disk; rules that expire do so on time.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::fleet::Kind;
+use crate::support::{Rig, SOON, play};
+use crate::world::poll;
+
+#[test]
+fn nodes_restart_from_their_tables_while_the_server_is_away() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _echo = rig.udp_echo("b", 9)?;
+        rig.allow(&["a", "b", "--port", "udp/9"])?;
+        ensure!(rig.udp_ping("a", "b", 9, 5)? == 5);
+
+        rig.fleet.stop_server()?;
+        ensure!(rig.udp_ping("a", "b", 9, 5)? == 5, "traffic flows without the server");
+
+        for name in ["a", "s1"] {
+            rig.fleet.node_mut(name)?.stop()?;
+            rig.fleet.node_mut(name)?.start()?;
+            flows(rig, &format!("{name} was stopped and started"))?;
+        }
+        for name in ["a", "b", "s1"] {
+            rig.fleet.node_mut(name)?.kill()?;
+            rig.fleet.node_mut(name)?.start()?;
+            flows(rig, &format!("{name} was killed and started"))?;
+            let status = rig.fleet.node(name)?.status()?;
+            ensure!(status["table"]["fromDisk"] == true, "{name}: {}", status["table"]);
+            ensure!(status["server"]["reachable"] == false, "{name}: {}", status["server"]);
+        }
+        ensure!(rig.udp_ping("a", "b", 10, 2)? == 0, "policy is in force, too");
+
+        // When the server is back, so are changes.
+        rig.fleet.start_server()?;
+        let _other = rig.udp_echo("b", 10)?;
+        rig.reconnected()?;
+        rig.allow(&["a", "b", "--port", "udp/10"])?;
+        ensure!(rig.udp_ping("a", "b", 10, 5)? == 5, "a change arrives again");
+        Ok(())
+    });
+}
+
+#[test]
+fn an_expired_rule_stops_with_the_server_away() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _echoes = [rig.udp_echo("b", 9)?, rig.udp_echo("b", 10)?];
+        rig.allow(&["a", "b", "--port", "udp/10"])?;
+        rig.allow(&["a", "b", "--port", "udp/9", "--expires", "6s"])?;
+        ensure!(rig.udp_ping("a", "b", 9, 3)? == 3, "it holds for some seconds");
+        rig.fleet.stop_server()?;
+
+        poll(
+            SOON,
+            "the rule to expire",
+            || Ok((rig.udp_ping("a", "b", 9, 1)? == 0).then_some(())),
+        )?;
+        ensure!(rig.udp_ping("a", "b", 9, 2)? == 0, "it stays expired");
+        ensure!(rig.udp_ping("a", "b", 10, 5)? == 5, "the other rule goes on");
+
+        // Also after a reboot.
+        rig.fleet.node_mut("a")?.kill()?;
+        rig.fleet.node_mut("a")?.start()?;
+        flows_on(rig, 10, "a was killed and started")?;
+        ensure!(rig.udp_ping("a", "b", 9, 2)? == 0, "it is not in force again");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_second_start_ignores_the_token_and_state_is_private() {
+    play(&["s1"], &["a"], |rig| {
+        let id = rig.fleet.node("a")?.status()?["id"].clone();
+        rig.fleet.node_mut("a")?.stop()?;
+
+        // The same arguments as the first time, as a pod would: the token is used up by now.
+        let token = std::fs::read_to_string(rig.world.dir().join("a/token"))
+            .context("the fleet keeps the token that it joined with")?;
+        let machine = rig.fleet.machine("a")?.clone();
+        rig.fleet.add(machine, Kind::Entity, &token, &[])?;
+        ensure!(rig.fleet.node("a")?.status()?["id"] == id, "it is another entity now");
+
+        for (name, program) in [("a", "ovd"), ("s1", "ovsap")] {
+            expect_private(&rig.fleet.machine(name)?.state_dir().join(program))?;
+        }
+        expect_private(&rig.fleet.server.state_dir().join("server"))
+    });
+}
+
+/// Everything in a state directory is for its owner alone.
+fn expect_private(dir: &Path) -> Result<()> {
+    let mode = |path: &Path| -> Result<u32> {
+        Ok(std::fs::metadata(path)
+            .with_context(|| path.display().to_string())?
+            .permissions()
+            .mode()
+            & 0o777)
+    };
+    ensure!(mode(dir)? == 0o700, "{} has mode {:o}", dir.display(), mode(dir)?);
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_file() {
+            files += 1;
+            ensure!(mode(&path)? == 0o600, "{} has mode {:o}", path.display(), mode(&path)?);
+        }
+    }
+    ensure!(files > 0, "{} is empty", dir.display());
+    Ok(())
+}
+
+fn flows(rig: &Rig, when: &str) -> Result<()> {
+    flows_on(rig, 9, when)
+}
+
+/// Within a second of the daemon's being ready.
+fn flows_on(rig: &Rig, port: u16, when: &str) -> Result<()> {
+    poll(Duration::from_secs(3), &format!("traffic to flow after {when}"), || {
+        Ok((rig.udp_ping("a", "b", port, 3)? == 3).then_some(()))
+    })
+}
