@@ -13,8 +13,9 @@ use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::EntityPlane;
 use crate::dataplane::publish::Publisher;
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::{FlowTable, Now, Snapshot};
 use crate::local::Socket;
+use crate::sys::clock;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
@@ -133,7 +134,9 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let Ready { identity, udp, socket, network } = ready;
     let wanted = settings.wanted(udp.local_addr());
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
-    let flows = Arc::new(FlowTable::new(FLOWS));
+    // TCP flows that ran through the daemon before this one go on.
+    let now = Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall() };
+    let flows = Arc::new(FlowTable::new(FLOWS).started(now));
     let (plane, port) =
         EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
             .map_err(node::failed)?;
