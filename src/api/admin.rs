@@ -227,7 +227,8 @@ pub struct TokenCreate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CreatedToken {
-    /// `ovt1.…` for joining; a bearer secret `ova1.…` for admin and viewer.
+    /// `ovt1.…` for joining; `ova1.SECRET.PIN` for admin and viewer, of which the secret is the bearer
+    /// and the pin tells the client the server.
     pub text: String,
     /// What the list shows of it.
     pub token: Token,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
+use super::ovctl::conclude;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};
@@ -111,13 +112,7 @@ impl Settings {
         let file = file::load(program(kind), options.config.as_deref())
             .map_err(|error| usage(error.to_string()))?;
         let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-        let log = LogOptions {
-            filter: options.log.or_else(|| std::env::var("OVMESH_LOG").ok()).or(file.log),
-            verbosity: 0,
-            is_json: file.is_log_json,
-            is_colored: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        };
-        telemetry::init(&log).map_err(usage)?;
+        init_log(options.log, file.log, file.is_log_json)?;
         let uid = effective_uid()?;
         let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
         let endpoints =
@@ -245,16 +240,19 @@ pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
     conclude(&mut output, outcome)
 }
 
-/// Prints a problem and turns the outcome into an exit code.
-fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
-    let written = output.finish();
-    match outcome.and_then(|outcome| written.map(|()| outcome)) {
-        Ok(outcome) => ExitCode::from(outcome.exit_code()),
-        Err(problem) => {
-            output.problem(&problem);
-            ExitCode::from(problem.code.exit_code())
-        }
-    }
+/// Starts logging. The command line goes before the environment, the environment before the file.
+pub(crate) fn init_log(
+    typed: Option<String>,
+    configured: Option<String>,
+    is_json: bool,
+) -> Result<(), Problem> {
+    let log = LogOptions {
+        filter: typed.or_else(|| std::env::var("OVMESH_LOG").ok()).or(configured),
+        verbosity: 0,
+        is_json,
+        is_colored: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    telemetry::init(&log).map_err(|what| Problem::new(ProblemCode::Usage, what))
 }
 
 /// One line for people, on stderr.
@@ -268,13 +266,13 @@ pub(crate) fn failed(error: SysError) -> Problem {
 }
 
 /// Relative paths are of the directory that the program started in.
-fn absolute(path: PathBuf) -> PathBuf {
+pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
 /// The effective user of this process. `/proc/self` itself belongs to root in a process with file
 /// capabilities; its `status` tells the truth.
-fn effective_uid() -> Result<u32, Problem> {
+pub(crate) fn effective_uid() -> Result<u32, Problem> {
     let path = Path::new("/proc/self/status");
     let status = fs::read_to_string(path).unwrap_or_default();
     parse_uid(&status).ok_or_else(|| {

@@ -2,13 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
-
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{CompletionArgs, Global, Ovctl, OvctlCommand, ServeArgs};
+use crate::cli::args::{Global, Ovctl, OvctlCommand, ServeArgs};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
-use crate::cli::{Outcome, audit, entity, key, overlay, policy, sap, status, token};
+use crate::cli::{Outcome, audit, completion, entity, key, overlay, policy, sap, status, token};
 
 /// Runs `ovctl` with the arguments of this process.
 #[must_use]
@@ -40,7 +38,7 @@ fn dispatch(
     match command {
         OvctlCommand::Serve(args) => serve(global, args),
         OvctlCommand::Completion(args) => {
-            output.raw(&completion(args));
+            output.raw(&completion::script(&args));
             Ok(Outcome::Done)
         }
         OvctlCommand::Status => {
@@ -92,31 +90,15 @@ fn runtime(mut builder: tokio::runtime::Builder) -> Result<tokio::runtime::Runti
 
 fn serve(global: &Global, args: ServeArgs) -> Result<Outcome, Problem> {
     let runtime = runtime(tokio::runtime::Builder::new_multi_thread())?;
-    runtime.block_on(super::serve::run(args, global.socket.clone()))?;
+    let announce = |text: &str| super::node::note(text);
+    runtime.block_on(super::serve::run(args, global.socket.clone(), announce))?;
     Ok(Outcome::Done)
-}
-
-/// The completion script of one shell.
-fn completion(args: CompletionArgs) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Ovctl::command(), "ovctl", &mut script);
-    String::from_utf8_lossy(&script).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::args::Format;
-
-    #[test]
-    fn every_shell_gets_a_completion_script() {
-        for shell in
-            [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish]
-        {
-            let script = completion(CompletionArgs { shell });
-            assert!(script.contains("ovctl") && script.contains("policy"), "{shell}");
-        }
-    }
 
     #[test]
     fn outcomes_and_problems_become_exit_codes() {

@@ -3,14 +3,20 @@
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::node::{absolute, effective_uid, failed, init_log};
+use super::shutdown;
 use crate::api::{Problem, ProblemCode};
-use crate::config::server::ServerConfig;
+use crate::cli::args::ServeArgs;
+use crate::config::node::default_paths;
+use crate::config::ovctl::server_socket;
+use crate::config::server::{ServerConfig, ServerConfigError, ServerFile};
 use crate::control::listen::{self, bind_tcp, bind_unix};
 use crate::control::tls::Identity;
 use crate::control::{Server, Settings, files, router};
+use crate::sys::net::Network;
 
 /// A server that is ready: its sockets are bound, its tables compiled.
 #[derive(Debug)]
@@ -105,23 +111,59 @@ impl Started {
     }
 }
 
-/// Runs a server until `stop` ends. `announce` is told once it is ready.
+/// Runs `ovctl serve` until SIGTERM or SIGINT. `announce` is told what [`Started::greeting`] says.
 ///
 /// # Errors
 ///
-/// As [`start`].
-pub async fn serve(
-    config: ServerConfig,
-    host_addresses: Vec<IpAddr>,
-    announce: &mut (dyn std::io::Write + Send),
-    stop: impl Future<Output = ()>,
+/// When the configuration makes no sense, and as [`start`].
+pub async fn run(
+    args: ServeArgs,
+    socket: Option<PathBuf>,
+    announce: impl FnOnce(&str),
 ) -> Result<(), Problem> {
+    init_log(args.log.clone(), None, false)?;
+    let config = config(args, socket)?;
+    let network = Network::open().map_err(failed)?;
+    let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;
     let started = start(config, host_addresses).await?;
-    // Nobody may be reading any more; that is no reason not to serve.
-    let _ = announce.write_all(started.greeting().as_bytes());
-    let _ = announce.flush();
+    announce(started.greeting().trim_end());
+    let stop = async {
+        if shutdown::requested().await.is_err() {
+            // Without signals only SIGKILL ends it, which loses nothing that was acknowledged.
+            std::future::pending::<()>().await;
+        }
+    };
     started.run(stop).await;
     Ok(())
+}
+
+/// The file, overruled by the command line, checked.
+fn config(args: ServeArgs, socket: Option<PathBuf>) -> Result<ServerConfig, Problem> {
+    let default_file = Path::new("/etc/ovmesh/server.toml");
+    let file = match &args.config {
+        Some(path) => ServerFile::read(path),
+        None if default_file.exists() => ServerFile::read(default_file),
+        None => Ok(ServerFile::default()),
+    };
+    let refuse = |error: ServerConfigError| {
+        Problem::new(ProblemCode::Usage, "the server's configuration makes no sense")
+            .why(error.to_string())
+    };
+    let mut file = file.map_err(refuse)?;
+    file.data_dir = args.data_dir.or(file.data_dir).map(absolute);
+    file.socket = socket.or(file.socket).map(absolute);
+    file.listen = args.listen.or(file.listen);
+    if !args.public_urls.is_empty() {
+        file.public_urls = args.public_urls;
+    }
+    let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (data_dir, _) = default_paths("server", effective_uid()? == 0, environment);
+    file.with_defaults(data_dir, server_socket()).map_err(refuse)
+}
+
+/// Whether a device is a TUN of `ovd`: `ov` and a number.
+fn is_overlay_device(name: &str) -> bool {
+    name.strip_prefix("ov").is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 /// One URL for each address of the host that the listener can be reached at; the loopback address when
@@ -134,4 +176,63 @@ fn default_urls(listen: SocketAddr, host: &[IpAddr]) -> Vec<String> {
     let reached = |ip: &&IpAddr| listen.is_ipv6() || ip.is_ipv4();
     let urls: Vec<String> = host.iter().filter(reached).map(|ip| url(*ip)).take(12).collect();
     if urls.is_empty() { vec![format!("https://127.0.0.1:{}", listen.port())] } else { urls }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::server::ServerFile;
+
+    #[tokio::test]
+    async fn it_serves_admins_on_the_socket_strangers_get_401_over_tls_and_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("server");
+        let mut config =
+            ServerFile::default().with_defaults(data.clone(), dir.path().join("s")).unwrap();
+        config.listen = "127.0.0.1:0".parse().unwrap();
+        let started = start(config.clone(), Vec::new()).await.unwrap();
+        assert!(started.greeting().contains("ovctl token create --role sap"));
+        let (listen, pin) = (started.listen, started.identity.pin.clone());
+        assert_eq!(started.urls, [format!("https://{listen}")]);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(started.run(async move {
+            let _ = stopped.await;
+        }));
+
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let local = reqwest::Client::builder().unix_socket(config.socket.clone()).build().unwrap();
+        let answer = local.get("http://ovctl/v1/status").send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let stranger = reqwest::Client::builder()
+            .no_proxy()
+            .tls_danger_accept_invalid_certs(true)
+            .build()
+            .unwrap();
+        let answer = stranger.get(format!("https://{listen}/v1/status")).send().await.unwrap();
+        assert_eq!(answer.status(), 401);
+        let mut second = config.clone();
+        second.data_dir = dir.path().join("other");
+        let problem = start(second, Vec::new()).await.unwrap_err();
+        assert!(problem.what.contains("cannot listen"), "{problem}");
+
+        stop.send(()).unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(20), running).await.unwrap().unwrap();
+        assert!(!config.socket.exists());
+        assert_eq!(Identity::load_or_make(&data).unwrap().pin, pin);
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let problem = start(config, Vec::new()).await.unwrap_err();
+        assert!(problem.what.contains("others may read"), "{problem}");
+    }
+
+    #[test]
+    fn urls_are_the_hosts_addresses_in_the_listeners_family() {
+        let host = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+
+        let all = default_urls("[::]:7443".parse().unwrap(), &host);
+        assert_eq!(all, ["https://192.0.2.1:7443", "https://[2001:db8::1]:7443"]);
+        let four = default_urls("0.0.0.0:1".parse().unwrap(), &host);
+        assert_eq!(four, ["https://192.0.2.1:1"]);
+        assert_eq!(default_urls("[::]:1".parse().unwrap(), &[]), ["https://127.0.0.1:1"]);
+    }
 }

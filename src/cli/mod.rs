@@ -4,6 +4,7 @@
 pub mod args;
 pub mod audit;
 pub mod client;
+pub mod completion;
 mod credential;
 mod enforcement;
 pub mod entity;

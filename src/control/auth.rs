@@ -106,26 +106,24 @@ async fn caller(parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
             Some(Origin::Tls { .. }) | None => Err(unauthorized()),
         };
     };
-    let mut conn = server.store.read().await?;
-    if let Some(hex) = text.strip_prefix("ova1.") {
-        let secret = Secret::try_from(hex.to_owned()).map_err(|_| unauthorized())?;
-        let token = tokens::by_secret(&mut conn, &secret).await?.ok_or_else(unauthorized)?.public;
-        if token.revoked || token.expires <= now() {
-            return Err(unauthorized());
-        }
-        let namespaces =
-            (!token.namespaces.is_empty()).then(|| token.namespaces.into_iter().collect());
-        return match token.role {
-            Role::Admin => {
-                Ok(Caller::Admin(Admin { actor: format!("token {}", token.id), namespaces }))
-            }
-            Role::Viewer => Ok(Caller::Viewer),
-            Role::Entity | Role::Sap => Err(unauthorized()),
-        };
-    }
     let secret = Secret::try_from(text.to_owned()).map_err(|_| unauthorized())?;
-    let id = nodes::by_credential(&mut conn, &store::hash_of(&secret)).await?;
-    id.map(Caller::Node).ok_or_else(unauthorized)
+    let mut conn = server.store.read().await?;
+    if let Some(id) = nodes::by_credential(&mut conn, &store::hash_of(&secret)).await? {
+        return Ok(Caller::Node(id));
+    }
+    let token = tokens::by_secret(&mut conn, &secret).await?.ok_or_else(unauthorized)?.public;
+    if token.revoked || token.expires <= now() {
+        return Err(unauthorized());
+    }
+    let namespaces = (!token.namespaces.is_empty()).then(|| token.namespaces.into_iter().collect());
+    match token.role {
+        Role::Admin => {
+            Ok(Caller::Admin(Admin { actor: format!("token {}", token.id), namespaces }))
+        }
+        Role::Viewer => Ok(Caller::Viewer),
+        // A join token joins and does nothing else.
+        Role::Entity | Role::Sap => Err(unauthorized()),
+    }
 }
 
 fn not_for_nodes() -> Refusal {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::live::{Live, NodeState};
@@ -43,7 +44,7 @@ impl Server {
             .rules
             .values()
             .any(|rule| rule.not_after.is_some_and(|end| *expired_before < end && end <= at));
-        if expired {
+        if expired || self.is_stale.load(Ordering::Acquire) {
             let gate = Arc::clone(&self.gate).lock_owned().await;
             self.publish(Hold::Nobody).await?;
             drop(gate);
@@ -99,7 +100,7 @@ impl Server {
         for row in moved.values().filter(|row| row.ring.step == Step::Steady) {
             store::keys::forget_epochs(&mut transaction, row.overlay).await?;
         }
-        transaction.commit().await?;
+        self.commit(transaction).await?;
         self.publish(Hold::Nobody).await?;
         self.note_asked(moved.values());
         drop(gate);

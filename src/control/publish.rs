@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::live::{Live, NodeState, Table};
@@ -95,6 +96,7 @@ impl Server {
         };
         tables::publish(&mut transaction, &changed).await?;
         transaction.commit().await?;
+        self.is_stale.store(false, Ordering::Release);
         let published: Published = changed.iter().map(|(id, (serial, _))| (*id, *serial)).collect();
         let held: BTreeSet<NodeId> = published
             .keys()

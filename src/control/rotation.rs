@@ -70,15 +70,6 @@ impl Keys {
         })
     }
 
-    /// When the next scheduled rotation of an overlay is due.
-    pub(crate) fn next_schedule_millis(&self, interval_millis: u64) -> Option<u64> {
-        let mut newest = BTreeMap::new();
-        for ((overlay, _), (_, created)) in &self.epochs {
-            newest.insert(*overlay, created.0);
-        }
-        newest.values().map(|at| (at * 1000).saturating_add(interval_millis)).min()
-    }
-
     /// The overlays whose scheduled rotation is due.
     pub(crate) fn due(&self, interval_millis: u64, now_millis: u64) -> Vec<OverlayId> {
         let mut newest = BTreeMap::new();

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,9 @@ pub struct Server {
     live: Mutex<Live>,
     /// Held from a change's begin until its tables are published.
     pub(crate) gate: Arc<AsyncMutex<()>>,
+    /// Something is committed that no table says yet. A client that goes away takes its request's
+    /// future along, also between the two; then `driver` publishes.
+    pub(crate) is_stale: AtomicBool,
     /// Counts acknowledgements and publications; whoever waits for one looks again.
     pub(crate) ticks: watch::Sender<u64>,
     /// True when the server stops: polls end.
@@ -71,6 +75,7 @@ impl Server {
             started: now(),
             live: Mutex::default(),
             gate: Arc::default(),
+            is_stale: AtomicBool::new(false),
             ticks: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
         });
@@ -104,6 +109,15 @@ impl Server {
             tracing::warn!(%problem, "acknowledgements were not saved; nodes will repeat them");
         }
         self.store.close().await;
+    }
+
+    /// Commits what tables must say next.
+    pub(crate) async fn commit(
+        &self,
+        transaction: Transaction<'static, Sqlite>,
+    ) -> Result<(), Problem> {
+        self.is_stale.store(true, Ordering::Release);
+        Ok(transaction.commit().await?)
     }
 
     /// Begins an operator's change.
@@ -181,7 +195,7 @@ impl Draft {
         }
         store::audit::record(&mut self.transaction, self.revision, now(), &self.actor, &done)
             .await?;
-        self.transaction.commit().await?;
+        self.server.commit(self.transaction).await?;
         tracing::info!(revision = self.revision.0, actor = %self.actor, action = %done.action, "changed");
         let published = self.server.publish(hold).await.map_err(|problem| Problem {
             what: format!(

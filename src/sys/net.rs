@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
 };
@@ -16,8 +17,8 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
 use super::netlink::{
-    address_prefix, is_everywhere, link_mtu, link_name, route, route_mtu, route_use,
-    unreachable_route,
+    address_ip, address_prefix, is_everywhere, is_global, link_mtu, link_name, route, route_mtu,
+    route_use, unreachable_route,
 };
 use super::tun::check_name;
 use crate::types::Prefix;
@@ -214,16 +215,9 @@ impl Network {
                 Some((prefix, device.map_or_else(|kind| kind.to_owned(), name)))
             }));
         }
-        let addresses: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| explain("cannot list the addresses".to_owned(), &error))?;
         found.extend(
-            addresses
+            self.addresses()
+                .await?
                 .iter()
                 .filter_map(|address| Some((address_prefix(address)?, name(address.header.index)))),
         );
@@ -231,6 +225,35 @@ impl Network {
         found.sort();
         found.dedup();
         Ok(found)
+    }
+
+    /// Addresses that others can reach this host at: no loopback, no link-local, and none of the
+    /// devices that `is_ours` names, whose addresses are inside overlays.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn global_addresses(
+        &self,
+        is_ours: impl Fn(&str) -> bool,
+    ) -> Result<Vec<IpAddr>, SysError> {
+        let names = self.device_names().await?;
+        let addresses = self.addresses().await?;
+        let reachable = addresses.iter().filter_map(|address| {
+            let is_ours = names.get(&address.header.index).is_some_and(|name| is_ours(name));
+            address_ip(address).filter(|ip| !is_ours && is_global(*ip))
+        });
+        Ok(reachable.collect())
+    }
+
+    async fn addresses(&self) -> Result<Vec<AddressMessage>, SysError> {
+        self.handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|error| explain("cannot list the addresses".to_owned(), &error))
     }
 
     /// The MTU in bytes of the way towards `to`: the route's when it has one, else its device's.

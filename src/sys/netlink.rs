@@ -67,6 +67,12 @@ pub(super) fn route_use(route: &RouteMessage) -> Option<(Prefix, Result<u32, &'s
 }
 
 pub(super) fn address_prefix(address: &AddressMessage) -> Option<Prefix> {
+    let ip = address_ip(address)?;
+    Prefix::new(ip, address.header.prefix_len).ok().map(|prefix| prefix.trunc())
+}
+
+/// The address itself: the local end where the interface is point to point.
+pub(super) fn address_ip(address: &AddressMessage) -> Option<IpAddr> {
     let find = |wants_local: bool| {
         address.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Local(ip) if wants_local => Some(*ip),
@@ -74,8 +80,7 @@ pub(super) fn address_prefix(address: &AddressMessage) -> Option<Prefix> {
             _ => None,
         })
     };
-    let ip = find(true).or_else(|| find(false))?;
-    Prefix::new(ip, address.header.prefix_len).ok().map(|prefix| prefix.trunc())
+    find(true).or_else(|| find(false))
 }
 
 /// Default routes and what every host has on every interface.
@@ -85,6 +90,15 @@ pub(super) fn is_everywhere(prefix: &Prefix) -> bool {
             IpAddr::V4(ip) => ip.is_multicast() || ip.is_link_local(),
             IpAddr::V6(ip) => ip.is_multicast() || ip.is_unicast_link_local(),
         }
+}
+
+/// Whether others can reach this host at `ip`.
+pub(super) fn is_global(ip: IpAddr) -> bool {
+    let is_link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    !ip.is_loopback() && !is_link_local && !ip.is_unspecified()
 }
 
 pub(super) fn route_mtu(attribute: &RouteAttribute) -> Option<u32> {

@@ -68,7 +68,9 @@ pub(super) async fn create_token(
         };
         token.to_string()
     } else {
-        format!("ova1.{}", String::from(secret.clone()))
+        // The pin stays with the client; only the secret is ever sent.
+        let pin = server.settings.pin.clone();
+        format!("ova1.{}.{}", String::from(secret.clone()), String::from(pin))
     };
     let mut draft = server.begin(admin.actor, &options).await?;
     let done = tokens::create(draft.conn(), &request, &secret, now()).await?;

@@ -40,6 +40,8 @@ pub(super) async fn join(
     State(server): Shared,
     Body(request): Body<JoinRequest>,
 ) -> Answer<JoinAnswer> {
+    // Whoever guesses secrets keeps no change waiting.
+    joining::known(&mut *server.store.read().await?, &request.secret).await?;
     // The gate comes before the transaction, as everywhere, so that nobody waits for each other.
     let gate = Arc::clone(&server.gate).lock_owned().await;
     let mut transaction = server.store.write().await?;
@@ -48,7 +50,7 @@ pub(super) async fn join(
         let revision = store::revision(&mut transaction).await?;
         let actor = format!("node {}", answer.id);
         audit::record(&mut transaction, revision, now(), &actor, &done).await?;
-        transaction.commit().await?;
+        server.commit(transaction).await?;
         tracing::info!(node = %answer.name, id = %answer.id, "joined");
         server.publish(Hold::Entities).await?;
     }
@@ -156,7 +158,7 @@ pub(super) async fn report(
     Node(id): Node,
     Body(report): Body<NodeReport>,
 ) -> Result<StatusCode, Refusal> {
-    nodes::check_endpoints(&report.endpoints)?;
+    nodes::check_endpoints(&mut *server.store.read().await?, &report.endpoints).await?;
     let plain = |text: &str, max: usize| -> String {
         text.chars().filter(|c| !c.is_control()).take(max).collect()
     };
@@ -166,8 +168,6 @@ pub(super) async fn report(
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
         let is_news = state.version != version || state.endpoints != report.endpoints;
         state.seen = Some(now());
-        state.version.clone_from(&version);
-        state.endpoints.clone_from(&report.endpoints);
         state.problems = report
             .problems
             .iter()
@@ -182,9 +182,15 @@ pub(super) async fn report(
         let gate = Arc::clone(&server.gate).lock_owned().await;
         let mut transaction = server.store.write().await?;
         let moved = nodes::report(&mut transaction, id, &report.endpoints, &version).await?;
-        transaction.commit().await?;
         if moved {
+            server.commit(transaction).await?;
             server.publish(Hold::Nobody).await?;
+        } else {
+            transaction.commit().await?;
+        }
+        if let Some(state) = server.live().nodes.get_mut(&id) {
+            state.version = version;
+            state.endpoints = report.endpoints;
         }
         drop(gate);
     }
@@ -198,7 +204,7 @@ pub(super) async fn leave(State(server): Shared, Node(id): Node) -> Result<Statu
     let revision = store::revision(&mut transaction).await?;
     let actor = format!("node {id}");
     audit::record(&mut transaction, revision, now(), &actor, &done).await?;
-    transaction.commit().await?;
+    server.commit(transaction).await?;
     server.publish(Hold::Nobody).await?;
     drop(gate);
     Ok(StatusCode::NO_CONTENT)

@@ -6,7 +6,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::types::{Name, Prefix};
 
 /// Ranges that mean something else to every host, and so can be no overlay.
-const SPECIAL: [&str; 9] = [
+const SPECIAL: [&str; 8] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
     "169.254.0.0/16",
@@ -14,7 +14,6 @@ const SPECIAL: [&str; 9] = [
     "::/8",
     "fe80::/10",
     "ff00::/8",
-    "2001:db8::/32",
     "64:ff9b::/96",
 ];
 

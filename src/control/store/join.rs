@@ -24,6 +24,11 @@ fn unknown() -> Problem {
         .fix("make a new one there: ovctl token create")
 }
 
+/// Refuses a secret that no token has.
+pub(crate) async fn known(conn: &mut SqliteConnection, secret: &Secret) -> Result<(), Problem> {
+    tokens::by_secret(conn, secret).await?.map(|_| ()).ok_or_else(unknown)
+}
+
 /// Finds a token that may be used, or says why it may not. Only the holder of the right secret learns
 /// more than "unknown".
 async fn usable(
@@ -118,7 +123,7 @@ pub(crate) async fn join(
     request: &JoinRequest,
     now: Timestamp,
 ) -> Result<(JoinAnswer, Option<Done<()>>), Problem> {
-    nodes::check_endpoints(&request.endpoints)?;
+    nodes::check_endpoints(conn, &request.endpoints).await?;
     if let Some(id) = nodes::by_credential(conn, &request.credential_hash).await? {
         return Ok((repeat(conn, request, id).await?, None));
     }

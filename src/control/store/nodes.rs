@@ -11,7 +11,7 @@ use crate::api::admin::LabelChange;
 use crate::api::{Problem, ProblemCode};
 use crate::control::suggest;
 use crate::types::{
-    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Secret, Service, Timestamp,
+    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, Secret, Service, Timestamp,
 };
 
 /// Most endpoints that a node may have.
@@ -41,8 +41,9 @@ pub(crate) struct NodeRecord {
 pub(crate) async fn all(
     conn: &mut SqliteConnection,
 ) -> Result<BTreeMap<NodeId, NodeRecord>, Problem> {
+    type Row = (u32, String, String, String, bool, bool, i64, String);
     let mut nodes = BTreeMap::new();
-    let rows: Vec<(u32, String, String, String, bool, bool, i64, String)> = sqlx::query_as(
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, kind, namespace, name, ephemeral, all_overlays, joined, version \
          FROM nodes WHERE deleted IS NULL",
     )
@@ -254,8 +255,11 @@ pub(crate) async fn set_endpoints(
 ///
 /// # Errors
 ///
-/// `Usage` when an endpoint can be no node's, or there are too many.
-pub(crate) fn check_endpoints(endpoints: &[SocketAddr]) -> Result<(), Problem> {
+/// `Usage` when an endpoint can be no node's, lies in an overlay, or there are too many.
+pub(crate) async fn check_endpoints(
+    conn: &mut SqliteConnection,
+    endpoints: &[SocketAddr],
+) -> Result<(), Problem> {
     let refuse = |what: String, why: &str| {
         Err(Problem::new(ProblemCode::Usage, what)
             .why(why)
@@ -264,8 +268,20 @@ pub(crate) fn check_endpoints(endpoints: &[SocketAddr]) -> Result<(), Problem> {
     if endpoints.len() > ENDPOINTS_MAX {
         return refuse(format!("{} endpoints are too many", endpoints.len()), "a node may have 16");
     }
+    let ranges: Vec<(String, String)> =
+        sqlx::query_as("SELECT name, cidr FROM overlays").fetch_all(&mut *conn).await?;
     for endpoint in endpoints {
         let ip = endpoint.ip();
+        for (name, range) in &ranges {
+            if parsed::<Prefix>(range, "overlay range")?.contains(&ip) {
+                return refuse(
+                    format!("{endpoint} cannot be the endpoint of a node"),
+                    &format!(
+                        "it lies in {range} of the overlay {name}: packets would go in circles"
+                    ),
+                );
+            }
+        }
         let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
         if endpoint.port() == 0 || ip.is_unspecified() || ip.is_multicast() || broadcast {
             return refuse(

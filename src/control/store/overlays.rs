@@ -12,7 +12,8 @@ use crate::types::{Name, OverlayId, Prefix, Timestamp};
 
 /// All overlays, by name.
 pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Overlay>, Problem> {
-    let rows: Vec<(u32, String, String, String, bool, i64, i64, i64)> = sqlx::query_as(
+    type Row = (u32, String, String, String, bool, i64, i64, i64);
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT o.id, o.name, o.cidr, o.semantics, o.silent, o.created, \
          (SELECT count(*) FROM members m WHERE m.overlay = o.id), \
          (SELECT count(*) FROM rules r WHERE r.overlay = o.id) \

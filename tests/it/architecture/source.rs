@@ -14,6 +14,14 @@ pub(super) struct NamedPath {
     pub(super) inline_depth: usize,
 }
 
+impl NamedPath {
+    /// Whether it is `path` or something in it.
+    pub(super) fn leads_to(&self, path: &str) -> bool {
+        let wanted: Vec<_> = path.split("::").collect();
+        self.segments.len() >= wanted.len() && self.segments.iter().zip(wanted).all(|(a, b)| a == b)
+    }
+}
+
 /// What a file says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Source {
@@ -25,6 +33,8 @@ pub(super) struct Source {
     pub(super) unsafe_lines: Vec<usize>,
     /// Modules in files of their own that are built for tests only.
     pub(super) test_modules: Vec<String>,
+    /// Files that `#[path]` names for such modules.
+    pub(super) test_files: Vec<String>,
     /// All lines, tests included.
     pub(super) lines: usize,
 }
@@ -134,6 +144,9 @@ impl Reader<'_> {
     /// Passes over the item behind `#[cfg(test)]`.
     fn skip_item(&mut self, source: &mut Source) {
         while self.starts(&["#", "["]) {
+            if self.starts(&["#", "[", "path", "="]) {
+                source.test_files.push(self.text(4).trim_matches('"').to_owned());
+            }
             self.at += 1;
             self.skip_group("[", "]");
         }
@@ -226,8 +239,8 @@ fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_alphabetic() || first == '_')
 }
 
-/// Splits text into identifiers, `::` and single signs; comments, strings, characters and lifetimes
-/// are left out.
+/// Splits text into identifiers, `::`, plain strings and single signs; comments, other strings,
+/// characters and lifetimes are left out.
 fn lex(text: &str) -> Vec<Token> {
     let chars: Vec<char> = text.chars().collect();
     let peek = |at: usize| chars.get(at).copied().unwrap_or('\0');
@@ -253,7 +266,12 @@ fn lex(text: &str) -> Vec<Token> {
                     }
                 }
             }
-            '"' => at = string_end(&chars, at),
+            '"' => {
+                at = string_end(&chars, at);
+                let end = at.min(chars.len());
+                // Kept with its quotes, for `#[path]`; no identifier starts so.
+                tokens.push(Token { text: chars[start..end].iter().collect(), line });
+            }
             '\'' if peek(at + 1) == '\\' || (peek(at + 2) == '\'' && peek(at + 1) != '\'') => {
                 at += 2;
                 while at < chars.len() && peek(at) != '\'' {
