@@ -330,9 +330,11 @@ impl Machine {
     /// all), so that only what `netkit raw-tcp` sends is on the wire: it marks its packets.
     pub(crate) fn mute_tcp(&self) -> Result<()> {
         for family in ["-4", "-6"] {
-            let rule =
-                format!("ip {family} rule add pref 1 not fwmark 0x6f76 ipproto tcp blackhole");
-            self.run(&rule.split(' ').collect::<Vec<_>>())?.success(&rule)?;
+            // One rule with `not` would be about everything that is not both.
+            for rule in ["pref 1 fwmark 0x6f76 lookup main", "pref 2 ipproto tcp blackhole"] {
+                let rule = format!("ip {family} rule add {rule}");
+                self.run(&rule.split(' ').collect::<Vec<_>>())?.success(&rule)?;
+            }
         }
         Ok(())
     }

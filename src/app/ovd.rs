@@ -143,6 +143,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let Ready { identity, udp, socket, network } = ready;
     let wanted = settings.wanted(udp.local_addr());
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
+    // TCP flows that ran through the daemon before this one go on.
     let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
     let (plane, port) =
         EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))

@@ -99,7 +99,10 @@ fn of_16_joins_at_once_with_one_token_one_wins() {
         let mut joins = Vec::new();
         for number in 0..16 {
             let name = format!("n{number}");
-            let words = joiner.words(&format!("@{}", file.display()), &name, &["--name", &name]);
+            // A port of its own: they share a machine.
+            let listen = format!("0.0.0.0:{}", 6100 + number);
+            let options = ["--name", &name, "--listen", &listen];
+            let words = joiner.words(&format!("@{}", file.display()), &name, &options);
             joins.push((joiner.state(&name), joiner.machine.spawn(&name, &words)?));
         }
         let mut won = 0;

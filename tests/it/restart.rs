@@ -14,9 +14,11 @@ use crate::world::poll;
 #[test]
 fn nodes_restart_from_their_tables_while_the_server_is_away() {
     play(&["s1"], &["a", "b"], |rig| {
-        let _echo = rig.udp_echo("b", 9)?;
-        rig.allow(&["a", "b", "--port", "udp/9"])?;
+        let _servers = [rig.udp_echo("b", 9)?, rig.tcp_echo("b", 7)?];
+        rig.allow(&["a", "b", "--port", "udp/9,tcp/7"])?;
         ensure!(rig.udp_ping("a", "b", 9, 5)? == 5);
+        // A connection that lives through all of it.
+        let stream = rig.counter("a", "tcp-stream", &rig.at("b", 7)?.to_string(), &["60"])?;
 
         rig.fleet.stop_server()?;
         ensure!(rig.udp_ping("a", "b", 9, 5)? == 5, "traffic flows without the server");
@@ -35,6 +37,7 @@ fn nodes_restart_from_their_tables_while_the_server_is_away() {
             ensure!(status["server"]["reachable"] == false, "{name}: {}", status["server"]);
         }
         ensure!(rig.udp_ping("a", "b", 10, 2)? == 0, "policy is in force, too");
+        stream.expect_growth("received", 20).context("the connection did not live")?;
 
         // When the server is back, so are changes.
         rig.fleet.start_server()?;
