@@ -192,6 +192,22 @@ impl Settings {
     }
 }
 
+/// Hands the state on when joining worked; otherwise nothing of a directory that was made for it stays.
+pub(crate) fn keep_if_joined<T>(
+    state: StateDir,
+    joined: Result<T, Problem>,
+) -> Result<(StateDir, T), Problem> {
+    match joined {
+        Ok(joined) => Ok((state, joined)),
+        Err(problem) => {
+            if matches!(state.identity(), Ok(None)) {
+                state.abandon();
+            }
+            Err(problem)
+        }
+    }
+}
+
 /// Tells the server goodbye and returns the state, for the caller to erase. A server that has
 /// forgotten this node already is no obstacle.
 pub(crate) async fn say_goodbye(settings: &Settings) -> Result<(StateDir, Identity), Problem> {

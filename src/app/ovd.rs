@@ -1,5 +1,6 @@
 //! `ovd`: an entity. One TUN device per overlay, egress and ingress hallways.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,11 +12,10 @@ use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Ovd, OvdCommand};
-use crate::dataplane::EntityPlane;
 use crate::dataplane::publish::Publisher;
-use crate::forward::{FlowTable, Now, Snapshot};
+use crate::dataplane::{self, EntityPlane};
+use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
-use crate::sys::clock;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
@@ -58,8 +58,15 @@ pub fn join(options: RunOptions) -> Result<(), Problem> {
     let settings = Settings::new(NodeKind::Entity, options)?;
     let state = StateDir::open(&settings.state_dir, settings.uid)?;
     node::runtime()?.block_on(async {
-        let (_, ready) = prepare(&settings, state).await?;
-        node::note(&format!("ovd: joined as {} ({})", ready.identity.name, ready.identity.id));
+        let joined = async {
+            let start = settings.start(&state)?;
+            let network = Network::open().map_err(node::failed)?;
+            // Nothing is bound: a joined node may be running beside this very command.
+            identify(&settings, &state, start, settings.listen, &network).await
+        };
+        let joined = joined.await;
+        let (_, identity) = node::keep_if_joined(state, joined)?;
+        node::note(&format!("ovd: joined as {} ({})", identity.name, identity.id));
         Ok(())
     })
 }
@@ -98,15 +105,8 @@ struct Ready {
 /// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
 /// behind.
 async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
-    match get_ready(settings, &state).await {
-        Ok(ready) => Ok((state, ready)),
-        Err(problem) => {
-            if matches!(state.identity(), Ok(None)) {
-                state.abandon();
-            }
-            Err(problem)
-        }
-    }
+    let ready = get_ready(settings, &state).await;
+    node::keep_if_joined(state, ready)
 }
 
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
@@ -115,19 +115,28 @@ async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Probl
     let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
-    let identity = match start {
-        Start::Resume { identity, .. } => *identity,
-        Start::Join(token) => {
-            let ranges = host_ranges(&network).await?;
-            let joined = settings.join(token, udp.local_addr(), ranges, state).await?;
-            let Joined { identity, memberships } = joined;
-            for membership in memberships {
-                tracing::info!(overlay = %membership.overlay, address = %membership.address, "joined");
-            }
-            identity
-        }
-    };
+    let identity = identify(settings, state, start, udp.local_addr(), &network).await?;
     Ok(Ready { identity, udp, socket, network })
+}
+
+/// Who this node is: as it was, or as it becomes by joining.
+async fn identify(
+    settings: &Settings,
+    state: &StateDir,
+    start: Start,
+    bound: SocketAddr,
+    network: &Network,
+) -> Result<Identity, Problem> {
+    let token = match start {
+        Start::Resume { identity, .. } => return Ok(*identity),
+        Start::Join(token) => token,
+    };
+    let ranges = host_ranges(network).await?;
+    let Joined { identity, memberships } = settings.join(token, bound, ranges, state).await?;
+    for membership in memberships {
+        tracing::info!(overlay = %membership.overlay, address = %membership.address, "joined");
+    }
+    Ok(identity)
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
@@ -135,8 +144,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let wanted = settings.wanted(udp.local_addr());
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on.
-    let now = Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall() };
-    let flows = Arc::new(FlowTable::new(FLOWS).started(now));
+    let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
     let (plane, port) =
         EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
             .map_err(node::failed)?;

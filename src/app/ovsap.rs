@@ -1,5 +1,6 @@
 //! `ovsap`: a stand-alone proxy (SaP). Transit only: no TUN, no privilege.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,8 +10,8 @@ use crate::agent::join::Start;
 use crate::agent::state::{Identity, StateDir};
 use crate::api::Problem;
 use crate::cli::args::{Ovsap, OvsapCommand};
-use crate::dataplane::SapPlane;
 use crate::dataplane::publish::Publisher;
+use crate::dataplane::{self, SapPlane};
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::udp::UdpSocket;
@@ -53,8 +54,13 @@ pub fn join(options: RunOptions) -> Result<(), Problem> {
     let settings = Settings::new(NodeKind::Sap, options)?;
     let state = StateDir::open(&settings.state_dir, settings.uid)?;
     node::runtime()?.block_on(async {
-        let (_, ready) = prepare(&settings, state).await?;
-        node::note(&format!("ovsap: joined as {} ({})", ready.identity.name, ready.identity.id));
+        let joined = async {
+            // Nothing is bound: a joined SaP may be running beside this very command.
+            identify(&settings, &state, settings.start(&state)?, settings.listen).await
+        };
+        let joined = joined.await;
+        let (_, identity) = node::keep_if_joined(state, joined)?;
+        node::note(&format!("ovsap: joined as {} ({})", identity.name, identity.id));
         Ok(())
     })
 }
@@ -83,36 +89,37 @@ struct Ready {
 
 /// Gets port and socket, and joins where that is needed. A join that fails leaves nothing behind.
 async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
-    match get_ready(settings, &state).await {
-        Ok(ready) => Ok((state, ready)),
-        Err(problem) => {
-            if matches!(state.identity(), Ok(None)) {
-                state.abandon();
-            }
-            Err(problem)
-        }
-    }
+    let ready = get_ready(settings, &state).await;
+    node::keep_if_joined(state, ready)
 }
 
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
     let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
     let socket = Socket::bind(&settings.socket)?;
-    let identity = match start {
-        Start::Resume { identity, .. } => *identity,
-        Start::Join(token) => {
-            // A SaP has no route into an overlay, so nothing of its host can collide.
-            settings.join(token, udp.local_addr(), Vec::new(), state).await?.identity
-        }
-    };
+    let identity = identify(settings, state, start, udp.local_addr()).await?;
     Ok(Ready { identity, udp, socket })
+}
+
+/// Who this node is: as it was, or as it becomes by joining.
+async fn identify(
+    settings: &Settings,
+    state: &StateDir,
+    start: Start,
+    bound: SocketAddr,
+) -> Result<Identity, Problem> {
+    match start {
+        Start::Resume { identity, .. } => Ok(*identity),
+        // A SaP has no route into an overlay, so nothing of its host can collide.
+        Start::Join(token) => Ok(settings.join(token, bound, Vec::new(), state).await?.identity),
+    }
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
     let Ready { identity, udp, socket } = ready;
     let wanted = settings.wanted(udp.local_addr());
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
-    let flows = Arc::new(FlowTable::new(FLOWS));
+    let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
     let (plane, port) = SapPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);

@@ -119,14 +119,14 @@ impl Started {
 pub async fn run(
     args: ServeArgs,
     socket: Option<PathBuf>,
-    announce: impl FnOnce(&str),
+    announce: impl Fn(&str),
 ) -> Result<(), Problem> {
     init_log(args.log.clone(), None, false)?;
     let config = config(args, socket)?;
     let network = Network::open().map_err(failed)?;
     let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;
     let started = start(config, host_addresses).await?;
-    announce(started.greeting().trim_end());
+    started.greeting().lines().for_each(announce);
     let stop = async {
         if shutdown::requested().await.is_err() {
             // Without signals only SIGKILL ends it, which loses nothing that was acknowledged.

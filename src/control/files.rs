@@ -29,7 +29,7 @@ pub fn ensure_private_dir(dir: &Path) -> Result<(), Problem> {
             failed(format!("cannot make the data directory {}", dir.display()), &error)
         })?;
     }
-    check(dir, "directory", "700")
+    check(dir, "directory", "0700")
 }
 
 /// Makes an empty file (0600) when it is not there, and checks that nobody else can read it.
@@ -44,7 +44,7 @@ pub(crate) fn ensure_private_file(path: &Path) -> Result<(), Problem> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(failed(format!("cannot make {}", path.display()), &error)),
     }
-    check(path, "file", "600")
+    check(path, "file", "0600")
 }
 
 fn check(path: &Path, what: &str, mode: &str) -> Result<(), Problem> {
@@ -71,7 +71,7 @@ fn check(path: &Path, what: &str, mode: &str) -> Result<(), Problem> {
             ProblemCode::Failed,
             format!("others may read the {what} {shown}"),
         )
-        .why(format!("its mode is {:03o}; it holds secrets", facts.mode() & 0o777))
+        .why(format!("its mode is {:04o}, must be {mode}: it holds secrets", facts.mode() & 0o777))
         .fix(format!("chmod {mode} {shown}")));
     }
     Ok(())
@@ -87,7 +87,7 @@ pub(crate) fn read_private(path: &Path) -> Result<Option<String>, Problem> {
     if fs::symlink_metadata(path).is_err() {
         return Ok(None);
     }
-    check(path, "file", "600")?;
+    check(path, "file", "0600")?;
     let cannot = |error: std::io::Error| failed(format!("cannot read {}", path.display()), &error);
     let mut text = String::new();
     File::open(path)

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sqlx::SqliteConnection;
-
 use super::live::Live;
 use super::store::{self, keys as rows, keys::RingRow};
 use crate::api::admin::{KeyRotate, KeyStatus};
@@ -33,7 +31,7 @@ pub(crate) struct Keys {
 
 impl Keys {
     /// Loads them.
-    pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<Self, Problem> {
+    pub(crate) async fn load(conn: &mut store::Connection) -> Result<Self, Problem> {
         let epochs = rows::epochs(conn)
             .await?
             .into_iter()
@@ -130,7 +128,7 @@ impl KeySource for Keys {
 /// Starts a rotation of a whole overlay: a new epoch for each destination that rests. Gives the rings
 /// that changed; those under way get a deadline instead, so that they end before the next one.
 pub(crate) async fn start_overlay(
-    conn: &mut SqliteConnection,
+    conn: &mut store::Connection,
     keys: &Keys,
     overlay: OverlayId,
     hurry: Option<u64>,
@@ -156,7 +154,7 @@ pub(crate) async fn start_overlay(
 
 /// Starts what an operator asked for; gives the rings that changed.
 pub(crate) async fn start(
-    conn: &mut SqliteConnection,
+    conn: &mut store::Connection,
     world: &World,
     keys: &Keys,
     request: &KeyRotate,

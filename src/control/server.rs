@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use sqlx::{Sqlite, SqliteConnection, Transaction};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::enforce::{self, Touched};
@@ -112,10 +111,7 @@ impl Server {
     }
 
     /// Commits what tables must say next.
-    pub(crate) async fn commit(
-        &self,
-        transaction: Transaction<'static, Sqlite>,
-    ) -> Result<(), Problem> {
+    pub(crate) async fn commit(&self, transaction: store::WriteTransaction) -> Result<(), Problem> {
         self.is_stale.store(true, Ordering::Release);
         Ok(transaction.commit().await?)
     }
@@ -160,7 +156,7 @@ impl Server {
 #[derive(Debug)]
 pub(crate) struct Draft {
     server: Arc<Server>,
-    transaction: Transaction<'static, Sqlite>,
+    transaction: store::WriteTransaction,
     gate: OwnedMutexGuard<()>,
     /// Who changes.
     pub(crate) actor: String,
@@ -172,7 +168,7 @@ pub(crate) struct Draft {
 
 impl Draft {
     /// The connection to change things on.
-    pub(crate) fn conn(&mut self) -> &mut SqliteConnection {
+    pub(crate) fn conn(&mut self) -> &mut store::Connection {
         &mut self.transaction
     }
 

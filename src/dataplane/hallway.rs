@@ -27,8 +27,9 @@ pub(super) struct Common {
     pub(super) wake: Arc<Wake>,
 }
 
-/// The time for one batch.
-pub(super) fn now() -> Now {
+/// The time for one batch, and for the flow table's start.
+#[must_use]
+pub fn now() -> Now {
     Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall() }
 }
 

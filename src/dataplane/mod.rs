@@ -36,4 +36,5 @@ mod transit;
 
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
 pub use counters::{Counters, HallwayCounters};
+pub use hallway::now;
 pub use plane::{EntityPlane, SapPlane};

@@ -19,6 +19,7 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 
 use super::server::Server;
+use super::store::StoreError;
 use crate::api::{Problem, ProblemCode};
 
 /// The longest body.
@@ -52,8 +53,8 @@ impl From<Problem> for Refusal {
     }
 }
 
-impl From<sqlx::Error> for Refusal {
-    fn from(error: sqlx::Error) -> Self {
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
         Problem::from(error).into()
     }
 }

@@ -30,6 +30,15 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Incarnation, Revision, Secret, Timestamp};
 
+/// A connection of the database, as functions of this folder take it.
+pub(crate) type Connection = SqliteConnection;
+
+/// A transaction that writes; dropping it rolls back.
+pub(crate) type WriteTransaction = Transaction<'static, Sqlite>;
+
+/// What the database refused.
+pub(crate) type StoreError = sqlx::Error;
+
 /// What this program knows of the database's shape.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -102,7 +111,7 @@ impl Store {
     }
 
     /// A transaction to write with; dropping it rolls back.
-    pub(crate) async fn write(&self) -> Result<Transaction<'static, Sqlite>, Problem> {
+    pub(crate) async fn write(&self) -> Result<WriteTransaction, Problem> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
 
