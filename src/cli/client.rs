@@ -6,7 +6,7 @@
 use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, Response, StatusCode};
 use serde::Serialize;
@@ -29,6 +29,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer may take, beyond the time that the server was asked to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a server on this host may take to start: a first start makes a database and a key.
+const START_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often to look whether it has.
+const START_POLL: Duration = Duration::from_millis(50);
 
 /// Speaks to one server or daemon.
 pub struct Client {
@@ -178,7 +184,7 @@ impl Client {
         if let Some(bearer) = &self.bearer {
             request = request.bearer_auth(bearer.expose());
         }
-        let response = request.send().await.map_err(|error| self.target.failed(&error))?;
+        let response = self.connect(request).await.map_err(|error| self.target.failed(&error))?;
         let status = response.status();
         let body = self.body(response).await?;
         if !status.is_success() {
@@ -192,6 +198,21 @@ impl Client {
         let document: Value = serde_json::from_slice(&body).map_err(strange)?;
         let value = T::deserialize(&document).map_err(strange)?;
         Ok(Answer { value, document })
+    }
+
+    /// Sends, and waits a moment for a server on this host that was started in the same breath
+    /// (`ovctl serve &`). Nothing was sent as long as nobody took the connection.
+    async fn connect(&self, request: reqwest::RequestBuilder) -> reqwest::Result<Response> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let Some(again) = request.try_clone() else { return request.send().await };
+            match again.send().await {
+                Err(error) if self.target.may_be_starting(&error) && Instant::now() < deadline => {
+                    tokio::time::sleep(START_POLL).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>, Problem> {
@@ -236,6 +257,17 @@ impl std::fmt::Display for Target {
 }
 
 impl Target {
+    /// Whether a server on this host may be there in a moment.
+    fn may_be_starting(&self, error: &reqwest::Error) -> bool {
+        match self {
+            Self::Server(_) => matches!(
+                Cause::of(error).kind,
+                Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+            ),
+            Self::Remote(_) | Self::Daemon(..) => false,
+        }
+    }
+
     /// Why a request got no answer.
     fn failed(&self, error: &reqwest::Error) -> Problem {
         let cause = Cause::of(error);
