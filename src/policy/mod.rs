@@ -14,6 +14,8 @@ mod evaluate;
 mod model;
 mod nearest;
 mod plan;
+#[cfg(test)]
+pub(crate) mod random;
 mod select;
 mod span;
 #[cfg(test)]
