@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Now;
+use super::key_budget::KeyBudget;
 
 /// Slots of a bucket: how many a lookup touches at most.
 const BUCKET: usize = 8;
@@ -160,7 +161,8 @@ pub(super) struct HopMark {
 
 const HOP_KNOWN: u64 = 1 << 63;
 
-/// Flows of one process; fixed size, shared by all hallways without locks.
+/// What one process remembers of packets: its flows, and wrong keys. Fixed size, shared by all
+/// hallways without locks.
 #[derive(Debug)]
 pub struct FlowTable {
     slots: Box<[Slot]>,
@@ -172,6 +174,8 @@ pub struct FlowTable {
     /// Keyed at random, so that nobody can aim at a bucket.
     hasher: RandomState,
     started_millis: Option<u64>,
+    /// Here because it must outlive snapshots, as flows do.
+    pub(super) wrong_keys: KeyBudget,
 }
 
 #[derive(Debug, Default)]
@@ -353,6 +357,7 @@ impl FlowTable {
             cursor: AtomicUsize::new(0),
             hasher: RandomState::new(),
             started_millis: None,
+            wrong_keys: KeyBudget::new(),
         }
     }
 
@@ -453,7 +458,8 @@ impl FlowTable {
     /// The slot of the bucket that an entry of `starter` goes to.
     ///
     /// In order: the one that holds `key`, one of the starter's own where it has used up its share,
-    /// else a free one, an expired one, its own oldest, the oldest, and tombstones last.
+    /// else a free one, an expired one, its own oldest, the oldest, and tombstones last: nobody may
+    /// push out the tombstone of a flow of his own, so that its replies start it anew.
     fn place(
         &self,
         key: &FlowKey,
@@ -474,12 +480,16 @@ impl FlowTable {
                     1
                 } else if view.is_expired(now) {
                     2
+                } else if view.state.phase() == Phase::Tombstone {
+                    // Over its share a source has others of its own elsewhere: see `reclaim`.
+                    if is_over {
+                        return None;
+                    }
+                    5
                 } else if is_own {
                     3
-                } else if view.state.phase() != Phase::Tombstone {
-                    4
                 } else {
-                    5
+                    4
                 };
                 Some((rank, slot, view))
             })
@@ -487,7 +497,8 @@ impl FlowTable {
             .map(|(_, slot, view)| (slot, view))
     }
 
-    /// Frees one flow of a starter that has used up its share, found by chance.
+    /// Frees one flow of a starter that has used up its share, found by chance; a tombstone only
+    /// when nothing else was found.
     fn reclaim(&self, starter: (u64, u64, u64), now: Now) -> bool {
         let start = self.cursor.fetch_add(RECLAIM_PROBES, Ordering::Relaxed);
         let oldest = (start..start.wrapping_add(RECLAIM_PROBES))
@@ -496,7 +507,11 @@ impl FlowTable {
             .filter(|(_, view)| {
                 !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter
             })
-            .min_by_key(|(_, view)| (!view.is_expired(now), view.seen_millis));
+            .min_by_key(|(_, view)| {
+                let is_expired = view.is_expired(now);
+                let is_tombstone = view.state.phase() == Phase::Tombstone;
+                (!is_expired, !is_expired && is_tombstone, view.seen_millis)
+            });
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))
     }
 

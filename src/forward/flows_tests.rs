@@ -121,6 +121,24 @@ fn tombstones_are_the_last_to_give_way() {
 }
 
 #[test]
+fn nobody_pushes_out_the_tombstones_of_his_own_flows() {
+    let table = FlowTable::new(1024);
+    let tombs: Vec<_> = (0..20).map(|number| flow(1, number)).collect();
+    for (key, starter) in &tombs {
+        assert!(table.insert(key, *starter, Phase::Tombstone, 1, at(0)).is_some());
+    }
+    // Ten times the share: most of these push out one of the source's own.
+    for number in 1000..2280 {
+        open(&table, 1, number, at(1000 + u64::from(number)));
+    }
+    let now = at(4000);
+    let kept = tombs.iter().filter(|(key, _)| table.find(key, now).is_some()).count();
+    assert_eq!(kept, 20);
+    // The control: its other old flows did give way.
+    assert!((1000..1100).filter(|&number| has(&table, 1, number, now)).count() < 50);
+}
+
+#[test]
 fn a_late_update_never_lands_on_the_next_flow_of_a_slot() {
     let table = FlowTable::new(64);
     let (key, starter) = flow(1, 1);
