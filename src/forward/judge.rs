@@ -104,6 +104,35 @@ impl<'a> Judge<'a> {
         Ok(passed)
     }
 
+    /// Whether the packet belongs to a flow that is known already; says nothing about the rules. For
+    /// TCP at a SaP, which remembers no flows of it, any segment but an opening one does: what it hits
+    /// the destination knows.
+    pub(super) fn has_flow(&self, facts: &Facts) -> bool {
+        if let Fragment::Later { identification } = facts.fragment {
+            return self.is_live(&self.fragment_key(facts, identification));
+        }
+        match facts.upper {
+            Upper::Tcp { flags, .. } if is_opening(flags) => false,
+            Upper::Tcp { .. } if self.place == Place::Sap => true,
+            Upper::IcmpError { quoted, .. } if self.place == Place::Sap => {
+                quoted.protocol == TCP || self.is_live(&self.quoted_key(&quoted))
+            }
+            Upper::IcmpError { quoted, .. } => self.is_live(&self.quoted_key(&quoted)),
+            Upper::Tcp { source_port, destination_port, .. }
+            | Upper::Ports { source_port, destination_port } => {
+                self.is_live(&self.named(facts, source_port, destination_port).key)
+            }
+            Upper::Echo { is_request, identifier } => {
+                self.is_live(&self.named_echo(facts, is_request, identifier).key)
+            }
+            Upper::Opaque => self.is_live(&self.named_opaque(facts).key),
+        }
+    }
+
+    fn is_live(&self, key: &FlowKey) -> bool {
+        self.flows.find(key, self.now).is_some_and(|flow| flow.phase() != Phase::Tombstone)
+    }
+
     /// TCP at an end.
     fn tcp(
         &self,
