@@ -187,9 +187,11 @@ struct Slot {
     hop: AtomicU64,
 }
 
-/// `token | generation (24 bits) | phase (3 bits) | starter is the lower end`
+/// `token | generation (24 bits) | phase (3 bits) | starter is the lower end | starter is a guess`
 #[derive(Clone, Copy)]
 struct State(u64);
+
+const GUESS: u64 = 1 << 60;
 
 const GENERATION_MASK: u64 = 0xFF_FFFF;
 
@@ -218,6 +220,10 @@ impl State {
 
     fn starter_is_lower(self) -> bool {
         self.0 >> 59 & 1 == 1
+    }
+
+    fn is_guess(self) -> bool {
+        self.0 & GUESS != 0
     }
 }
 
@@ -297,6 +303,17 @@ impl Found<'_> {
         self.state.phase()
     }
 
+    /// Whether the starter is a guess: the flow was taken up in mid-stream.
+    pub(super) fn is_guess(&self) -> bool {
+        self.state.is_guess()
+    }
+
+    /// Notes that nobody saw who started the flow.
+    pub(super) fn mark_guess(&mut self) {
+        self.state.0 |= GUESS;
+        self.slot.state.fetch_or(GUESS, Ordering::Relaxed);
+    }
+
     /// The policy by which the flow was judged last.
     pub(super) fn token(&self) -> u32 {
         self.state.token()
@@ -305,7 +322,12 @@ impl Found<'_> {
     /// Notes a packet of the flow, and the judgement on it.
     pub(super) fn update(&mut self, phase: Phase, token: u32, now: Now) {
         self.touch(now);
-        let next = State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
+        let mut next =
+            State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
+        // Who sends an opening segment is no guess any more.
+        if phase != Phase::Opening {
+            next.0 |= self.state.0 & GUESS;
+        }
         let mut seen = self.state.0;
         while seen != next.0 {
             match self.slot.state.compare_exchange_weak(
@@ -432,11 +454,12 @@ impl FlowTable {
     ) -> Option<Found<'_>> {
         let starter = key.starter(starter_is_lower);
         // A claim fails when another thread was faster; then the bucket looks different.
-        for _ in 0..4 {
+        for attempt in 0..6 {
             let is_over = self.count_of(starter).load(Ordering::Relaxed) as usize
                 >= self.slots.len() / BUCKET;
             let Some((slot, view)) = self.place(key, starter, is_over, now) else {
-                if is_over && self.reclaim(starter, now) {
+                let spares_tombstones = attempt < 3;
+                if is_over && (self.reclaim(starter, spares_tombstones, now) || spares_tombstones) {
                     continue;
                 }
                 return None;
@@ -497,9 +520,8 @@ impl FlowTable {
             .map(|(_, slot, view)| (slot, view))
     }
 
-    /// Frees one flow of a starter that has used up its share, found by chance; a tombstone only
-    /// when nothing else was found.
-    fn reclaim(&self, starter: (u64, u64, u64), now: Now) -> bool {
+    /// Frees one flow of a starter that has used up its share, found by chance.
+    fn reclaim(&self, starter: (u64, u64, u64), spares_tombstones: bool, now: Now) -> bool {
         let start = self.cursor.fetch_add(RECLAIM_PROBES, Ordering::Relaxed);
         let oldest = (start..start.wrapping_add(RECLAIM_PROBES))
             .filter_map(|at| self.slots.get(at & (self.slots.len() - 1)))
@@ -507,11 +529,10 @@ impl FlowTable {
             .filter(|(_, view)| {
                 !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter
             })
-            .min_by_key(|(_, view)| {
-                let is_expired = view.is_expired(now);
-                let is_tombstone = view.state.phase() == Phase::Tombstone;
-                (!is_expired, !is_expired && is_tombstone, view.seen_millis)
-            });
+            .filter(|(_, view)| {
+                !spares_tombstones || view.state.phase() != Phase::Tombstone || view.is_expired(now)
+            })
+            .min_by_key(|(_, view)| (!view.is_expired(now), view.seen_millis));
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))
     }
 
