@@ -339,7 +339,12 @@ impl Found<'_> {
                 Ok(_) => break,
                 // The slot is another flow's by this time.
                 Err(other) if State(other).generation() != next.generation() => return,
-                Err(other) => seen = other,
+                Err(other) => {
+                    seen = other;
+                    if phase != Phase::Opening {
+                        next.0 |= other & GUESS;
+                    }
+                }
             }
         }
         self.state = next;

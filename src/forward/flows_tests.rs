@@ -152,6 +152,22 @@ fn a_late_update_never_lands_on_the_next_flow_of_a_slot() {
 }
 
 #[test]
+fn a_guess_outlives_updates_that_did_not_know_of_it_and_ends_with_an_opening_segment() {
+    let table = FlowTable::new(64);
+    let (key, starter) = flow(1, 1);
+    let mut taken_up = table.insert(&key, starter, Phase::Established, 1, at(0)).unwrap();
+    let mut early = table.find(&key, at(0)).unwrap();
+    taken_up.mark_guess();
+    assert!(!early.is_guess());
+
+    early.update(Phase::Closing, 2, at(1));
+    assert!(table.find(&key, at(1)).unwrap().is_guess());
+
+    table.find(&key, at(1)).unwrap().update(Phase::Opening, 2, at(2));
+    assert!(!table.find(&key, at(2)).unwrap().is_guess());
+}
+
+#[test]
 fn hops_are_remembered_whole() {
     let table = FlowTable::new(64);
     let (key, starter) = flow(1, 1);
