@@ -1,3 +1,5 @@
+mod budget;
+mod midstream;
 mod model;
 mod paths;
 
@@ -274,73 +276,6 @@ fn all_tcp_flags_at_both_ends() {
 }
 
 #[test]
-fn tcp_in_mid_stream_is_taken_up_for_a_minute_after_a_start() {
-    let world = World::new(vec![rule(1, A, B, &["tcp/443"])]);
-    let b = world.entity(B);
-    for (second, expected) in [(0, None), (59, None), (60, Some(DropReason::NoFlow))] {
-        let flows = table().started(at(0));
-        let answer = world.tcp(B, A, ANSWER, ACK);
-        assert_eq!(reason(b.egress(0, &answer, &flows, at(second))), expected, "{second}");
-        let flows = table().started(at(0));
-        let data = world.tcp(A, B, REQUEST, ACK);
-        assert_eq!(reason(world.ingress(&b, &data, &flows, at(second))), expected, "{second}");
-        let foreign = world.tcp(B, A, (444, 40_000), ACK);
-        let refused = reason(b.egress(0, &foreign, &flows, at(second)));
-        assert_eq!(refused, Some(DropReason::NoRule));
-    }
-}
-
-#[test]
-fn a_flow_of_unknown_origin_dies_with_either_direction() {
-    let both = World::new(vec![rule(1, A, B, &[]), rule(2, B, A, &[])]);
-    let only = [World::new(vec![rule(1, A, B, &[])]), World::new(vec![rule(2, B, A, &[])])];
-    let before = both.entity(B);
-    let (data, answer) = (both.tcp(A, B, REQUEST, ACK), both.tcp(B, A, ANSWER, ACK));
-    for after in &only {
-        let after = after.entity(B);
-        for by_a in [true, false] {
-            let ask = |snapshot: &Snapshot, by_a: bool, flows: &FlowTable, second| {
-                reason(if by_a {
-                    both.ingress(snapshot, &data, flows, at(second))
-                } else {
-                    snapshot.egress(0, &answer, flows, at(second))
-                })
-            };
-            let flows = table().started(at(0));
-            assert_eq!(ask(&before, by_a, &flows, 1), None);
-            assert_eq!(ask(&before, !by_a, &flows, 2), None);
-            for by_a in [true, false] {
-                let refused = ask(&after, by_a, &flows, 3);
-                assert_eq!(refused, Some(DropReason::FlowRevoked));
-            }
-        }
-    }
-    // The control: of a flow whose opening segment was seen only the starter's direction counts.
-    for (after, expected) in only.iter().zip([None, Some(DropReason::FlowRevoked)]) {
-        let flows = table().started(at(0));
-        let opening = both.tcp(A, B, REQUEST, SYN);
-        assert_eq!(reason(both.ingress(&before, &opening, &flows, at(1))), None);
-        let later = reason(after.entity(B).egress(0, &answer, &flows, at(2)));
-        assert_eq!(later, expected);
-    }
-}
-
-#[test]
-fn a_reply_taken_up_in_mid_stream_is_half_open_until_its_starter_is_heard() {
-    let world = World::new(vec![rule(1, A, B, &["tcp/443"])]);
-    let b = world.entity(B);
-    let (data, answer) = (world.tcp(A, B, REQUEST, ACK), world.tcp(B, A, ANSWER, ACK));
-    for (is_heard, expected) in [(false, Some(DropReason::NoFlow)), (true, None)] {
-        let flows = table().started(at(0));
-        assert_eq!(reason(b.egress(0, &answer, &flows, at(10))), None);
-        if is_heard {
-            assert_eq!(reason(world.ingress(&b, &data, &flows, at(11))), None);
-        }
-        assert_eq!(reason(world.ingress(&b, &data, &flows, at(71))), expected);
-    }
-}
-
-#[test]
 fn replies_of_udp_and_echo_need_a_flow_at_ends_and_saps() {
     let world = World::new(vec![rule(1, A, B, &["udp/53", "icmp"])]);
     let (b, sap) = (world.entity(B), world.sap());
@@ -558,69 +493,6 @@ fn bindings_and_keys_are_checked_before_policy() {
     let mapped: SocketAddr = "[::ffff:192.0.2.1]:6080".parse().unwrap();
     assert!(sap.knows(mapped) && !sap.knows(stranger));
     assert_eq!(reason(sap.transit(mapped, key, &facts, &flows, at(0))), None);
-}
-
-#[test]
-fn over_the_budget_of_wrong_keys_a_pair_keeps_its_flows_and_opens_none() {
-    let world = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
-    let (b, sap) = (world.entity(B), world.sap());
-    let ask = |is_sap: bool, from, facts: &Facts, flip, flows: &FlowTable, second| {
-        let key = world.key(from, B) ^ flip;
-        reason(if is_sap {
-            sap.transit(endpoint(from), key, facts, flows, at(second))
-        } else {
-            b.ingress(sap_endpoint(SAP), key, facts, flows, at(second))
-        })
-    };
-    let (known, new) = (world.udp(A, B, (9, 53)), world.udp(A, B, (10, 53)));
-    let (opening, data) = (world.tcp(A, B, REQUEST, SYN), world.tcp(A, B, REQUEST, ACK));
-    let other = world.tcp(A, B, (40_001, 443), SYN);
-    for is_sap in [true, false] {
-        let flows = table();
-        for facts in [&known, &opening, &data] {
-            assert_eq!(ask(is_sap, A, facts, 0, &flows, 1), None);
-        }
-        for _ in 0..100 {
-            assert_eq!(ask(is_sap, A, &new, 1, &flows, 2), Some(DropReason::Key));
-        }
-        let below = world.udp(A, B, (11, 53));
-        assert_eq!(ask(is_sap, A, &below, 0, &flows, 2), None);
-        assert_eq!(ask(is_sap, A, &new, 1, &flows, 2), Some(DropReason::Key));
-
-        for facts in [&new, &other] {
-            assert_eq!(ask(is_sap, A, facts, 0, &flows, 2), Some(DropReason::KeyBudget));
-        }
-        for facts in [&known, &data, &below] {
-            assert_eq!(ask(is_sap, A, facts, 0, &flows, 2), None, "{is_sap} {facts:?}");
-        }
-        // Another pair is none of it, and the next second is a new one.
-        assert_eq!(ask(is_sap, C, &world.udp(C, B, (9, 53)), 0, &flows, 2), None);
-        for facts in [&new, &other] {
-            assert_eq!(ask(is_sap, A, facts, 0, &flows, 3), None);
-        }
-    }
-}
-
-#[test]
-fn the_budget_of_wrong_keys_outlives_a_new_table_and_knows_no_strays() {
-    let world = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
-    let (before, after, flows) = (world.entity(B), world.entity(B), table());
-    let from_sap = sap_endpoint(SAP);
-    let (good, stray) = (world.udp(A, B, (9, 53)), world.udp(A, C, (9, 53)));
-    for _ in 0..500 {
-        // For another entity, whose endpoint somebody says is here.
-        let verdict = before.ingress(from_sap, world.key(A, C), &stray, &flows, at(0));
-        assert_eq!(reason(verdict), Some(DropReason::Key));
-    }
-    let key = world.key(A, B);
-    assert_eq!(reason(before.ingress(from_sap, key, &good, &flows, at(0))), None);
-    for _ in 0..500 {
-        let _ = before.ingress(from_sap, key ^ 1, &good, &flows, at(0));
-    }
-    let new = world.udp(A, B, (10, 53));
-    let refused = reason(after.ingress(from_sap, key, &new, &flows, at(0)));
-    assert_eq!(refused, Some(DropReason::KeyBudget));
-    assert_eq!(reason(after.ingress(from_sap, key, &good, &flows, at(0))), None);
 }
 
 #[test]
