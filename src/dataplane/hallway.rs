@@ -30,7 +30,7 @@ pub(super) struct Common {
 /// The time for one batch, and for the flow table's start.
 #[must_use]
 pub fn now() -> Now {
-    Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall() }
+    Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall_for_rules() }
 }
 
 /// Fills `batch` from the UDP socket or waits for more; `false` when there is nothing to do now.

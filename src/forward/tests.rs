@@ -1,3 +1,5 @@
+mod budget;
+mod midstream;
 mod model;
 mod paths;
 
@@ -270,23 +272,6 @@ fn all_tcp_flags_at_both_ends() {
         assert_eq!(reason(world.ingress(&b, &forward, &at_b, at(1))), None, "{flags:06b}");
         assert_eq!(reason(b.egress(0, &reverse, &at_b, at(2))), reverse_with, "{flags:06b}");
         assert_eq!(reason(world.ingress(&a, &reverse, &at_a, at(2))), reverse_with, "{flags:06b}");
-    }
-}
-
-#[test]
-fn tcp_in_mid_stream_is_taken_up_for_a_minute_after_a_start() {
-    let world = World::new(vec![rule(1, A, B, &["tcp/443"])]);
-    let b = world.entity(B);
-    for (second, expected) in [(0, None), (59, None), (60, Some(DropReason::NoFlow))] {
-        let flows = table().started(at(0));
-        let answer = world.tcp(B, A, ANSWER, ACK);
-        assert_eq!(reason(b.egress(0, &answer, &flows, at(second))), expected, "{second}");
-        let flows = table().started(at(0));
-        let data = world.tcp(A, B, REQUEST, ACK);
-        assert_eq!(reason(world.ingress(&b, &data, &flows, at(second))), expected, "{second}");
-        let foreign = world.tcp(B, A, (444, 40_000), ACK);
-        let refused = reason(b.egress(0, &foreign, &flows, at(second)));
-        assert_eq!(refused, Some(DropReason::NoRule));
     }
 }
 
