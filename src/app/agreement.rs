@@ -144,7 +144,7 @@ fn asked((protocol, port): (Protocol, u16)) -> Service {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn what_the_evaluator_allows_is_what_the_hallways_let_through(world in world()) {
