@@ -114,8 +114,12 @@ impl Net {
 }
 
 /// The packet that opens a flow of a probe.
-fn opening(world: &World, overlay: OverlayId, ends: (NodeId, NodeId), probe: usize) -> Facts {
-    let (protocol, port) = PROBES[probe];
+fn opening(
+    world: &World,
+    overlay: OverlayId,
+    ends: (NodeId, NodeId),
+    (protocol, port): (Protocol, u16),
+) -> Facts {
     let family = if overlay == V6 { Family::V6 } else { Family::V4 };
     let upper = match protocol {
         Protocol::Tcp => Upper::Tcp { source_port: 40_000, destination_port: port, flags: 2 },
@@ -159,8 +163,8 @@ proptest! {
                 let reachable = !world.nodes[&from].endpoints.is_empty()
                     && !world.nodes[&to].endpoints.is_empty()
                     && !path_between(&world, overlay, from, to, NOW).is_empty();
-                for probe in 0..PROBES.len() {
-                    let service = asked(PROBES[probe]);
+                for probe in PROBES {
+                    let service = asked(probe);
                     let decision = evaluate(&world, overlay, from, to, &service, NOW);
                     let is_allowed = matches!(decision, Decision::Allow(_));
                     let facts = opening(&world, overlay, (from, to), probe);
