@@ -9,10 +9,10 @@ use super::live::{Live, NodeState};
 use super::publish::Hold;
 use super::rotation::{self, RingId};
 use super::server::{Server, now, now_millis};
-use super::store::{self, Done, keys::RingRow};
+use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;
 use crate::keys::rotation::{HURRY_MILLIS, Step};
-use crate::types::Timestamp;
+use crate::types::{NodeId, Timestamp};
 
 /// Least time between two looks: many acknowledgements make one.
 const REST: Duration = Duration::from_millis(100);
@@ -49,8 +49,43 @@ impl Server {
             self.publish(Hold::Nobody).await?;
             drop(gate);
         }
+        if *expired_before != at {
+            self.delete_ephemeral().await?;
+        }
         *expired_before = at;
         self.rotate().await
+    }
+
+    /// Deletes ephemeral nodes that have been away for too long.
+    async fn delete_ephemeral(self: &Arc<Self>) -> Result<(), Problem> {
+        let rest = self.settings.ephemeral_rest;
+        let away = |live: &Live, id: &NodeId| {
+            live.nodes.get(id).is_some_and(|node| node.is_gone_for(rest))
+        };
+        if !self.live().nodes.values().any(|node| node.is_gone_for(rest)) {
+            return Ok(());
+        }
+        let ephemeral = nodes::ephemeral(&mut *self.store.read().await?).await?;
+        let gone = |live: &Live| -> Vec<NodeId> {
+            ephemeral.iter().copied().filter(|id| away(live, id)).collect()
+        };
+        if gone(&self.live()).is_empty() {
+            return Ok(());
+        }
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        // Somebody may have come back, or been deleted, while we waited.
+        let gone = gone(&self.live());
+        let mut transaction = self.store.write().await?;
+        for id in gone {
+            let done = join::leave(&mut transaction, id, now()).await?;
+            let revision = store::revision(&mut transaction).await?;
+            store::audit::record(&mut transaction, revision, now(), "ephemeral", &done).await?;
+            tracing::info!(node = %id, "an ephemeral node was away for too long and is deleted");
+        }
+        self.commit(transaction).await?;
+        self.publish(Hold::Nobody).await?;
+        drop(gate);
+        Ok(())
     }
 
     /// Takes each rotation as far as it can go at the moment.
@@ -80,9 +115,10 @@ impl Server {
         for overlay in due {
             let changed =
                 rotation::start_overlay(&mut transaction, &keys, overlay, None, at).await?;
+            let name = self.live().world.overlays.get(&overlay).map(|facts| facts.name.clone());
             let done = Done {
                 result: (),
-                action: format!("key rotate {overlay} (scheduled)"),
+                action: format!("key rotate --overlay {} (scheduled)", name.unwrap_or_default()),
                 before: serde_json::Value::Null,
                 after: serde_json::Value::Null,
             };

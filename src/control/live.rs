@@ -46,6 +46,8 @@ pub(crate) struct NodeState {
     /// Numbers polls; an older one gives way to a newer.
     pub(crate) poll_number: u64,
     pub(crate) polled: Option<Instant>,
+    /// Since when this server knows it: its start, or when the node joined.
+    pub(crate) known: Instant,
     pub(crate) seen: Option<Timestamp>,
     pub(crate) version: String,
     pub(crate) problems: Vec<String>,
@@ -67,6 +69,7 @@ impl NodeState {
             polls: 0,
             poll_number: 0,
             polled: None,
+            known: Instant::now(),
             seen: None,
             version: String::new(),
             problems: Vec::new(),
@@ -92,6 +95,11 @@ impl NodeState {
     /// Whether it holds a connection for its next table, or did a moment ago.
     pub(crate) fn is_online(&self) -> bool {
         self.polls > 0 || self.polled.is_some_and(|at| at.elapsed() < BETWEEN_POLLS)
+    }
+
+    /// Whether nothing was heard of it for `limit`. A server that was away itself counts from its start.
+    pub(crate) fn is_gone_for(&self, limit: Duration) -> bool {
+        self.polls == 0 && self.polled.unwrap_or(self.known).elapsed() >= limit
     }
 
     /// For lists.

@@ -99,8 +99,9 @@ pub(super) async fn table(
         state.polls += 1;
         state.poll_number += 1;
         state.seen = Some(now());
-        let newest = state.newest_serial();
-        if after > state.acknowledged && after <= newest {
+        // What it was never shown it cannot have applied.
+        let shown = state.shown.as_ref().map_or(Serial(0), |table| table.serial);
+        if after > state.acknowledged && after <= shown {
             state.acknowledged = after;
             state.is_unsaved = true;
         }

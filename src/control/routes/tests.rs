@@ -1,3 +1,5 @@
+mod clock;
+
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
@@ -22,6 +24,7 @@ async fn world() -> World {
     let settings = Settings {
         key_grace: Duration::from_secs(1),
         key_interval: Duration::from_secs(86_400),
+        ephemeral_rest: Duration::from_secs(300),
         urls: vec!["https://192.0.2.1:7443".to_owned()],
         pin: Secret::new([5; 32]),
         host_addresses: vec!["192.0.2.1".parse().unwrap()],
@@ -371,7 +374,7 @@ async fn a_restart_keeps_serials_and_refuses_a_database_that_others_may_read() {
     mode(0o644);
     let problem = Server::open(&dir, settings.clone()).await.unwrap_err();
     assert!(problem.what.contains("others may read"), "{problem}");
-    assert!(problem.fix.contains("chmod 600"), "{problem}");
+    assert!(problem.fix.contains("chmod 0600"), "{problem}");
     mode(0o600);
     let server = Server::open(&dir, settings).await.unwrap();
     let again =
