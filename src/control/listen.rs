@@ -229,3 +229,6 @@ async fn connection(
         tracing::debug!(%error, "a connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,7 +106,8 @@ impl NodeState {
     pub(crate) fn health(&self) -> NodeHealth {
         NodeHealth {
             online: self.is_online(),
-            seen: self.seen,
+            // It holds a connection: it is being heard of.
+            seen: if self.polls > 0 { Some(super::server::now()) } else { self.seen },
             serial: self.newest_serial(),
             acknowledged: self.acknowledged,
             version: self.version.clone(),
