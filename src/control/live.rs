@@ -18,6 +18,11 @@ use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
 const BETWEEN_POLLS: Duration = Duration::from_secs(3);
 
+/// How often one node may bring news (endpoints, version) that recompile tables, and how long its
+/// line may be.
+const NEWS_EVERY: Duration = Duration::from_secs(1);
+const NEWS_LINE: Duration = Duration::from_secs(3);
+
 /// A compiled table.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
@@ -53,6 +58,8 @@ pub(crate) struct NodeState {
     pub(crate) problems: Vec<String>,
     pub(crate) round_trips: Vec<RoundTrip>,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// When its next news may change tables.
+    pub(crate) news_from: Instant,
     /// Wakes its poll.
     pub(crate) wake: watch::Sender<u64>,
 }
@@ -75,6 +82,7 @@ impl NodeState {
             problems: Vec::new(),
             round_trips: Vec::new(),
             endpoints: Vec::new(),
+            news_from: Instant::now(),
             wake: watch::Sender::new(0),
         }
     }
@@ -100,6 +108,18 @@ impl NodeState {
     /// Whether nothing was heard of it for `limit`. A server that was away itself counts from its start.
     pub(crate) fn is_gone_for(&self, limit: Duration) -> bool {
         self.polls == 0 && self.polled.unwrap_or(self.known).elapsed() >= limit
+    }
+
+    /// Takes a turn to bring news, one each `NEWS_EVERY`, so that a node that keeps changing its mind
+    /// keeps nobody else waiting. None when too many of its own are in line.
+    pub(crate) fn take_turn(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let turn = self.news_from.max(now);
+        if turn > now + NEWS_LINE {
+            return None;
+        }
+        self.news_from = turn + NEWS_EVERY;
+        Some(turn)
     }
 
     /// For lists.

@@ -248,3 +248,34 @@ async fn a_dry_run_makes_no_token_and_named_ports_must_be_somebodys() {
         assert_eq!(status.as_u16(), expected, "{from} {to} {service}: {value}");
     }
 }
+
+#[tokio::test]
+async fn a_node_that_keeps_changing_its_endpoints_is_slowed_down_and_others_are_not() {
+    let world = world_with(|_| {}).await;
+    let web = world.join("web", "entity", json!({})).await;
+    let db = world.join("db", "entity", json!({})).await;
+    let report = |credential: &str, port: u16| {
+        let (world, credential) = (Arc::clone(&world), credential.to_owned());
+        let body = json!({"version": "0.1.0", "endpoints": [format!("198.51.100.7:{port}")],
+            "problems": [], "roundTrips": []})
+        .to_string();
+        tokio::spawn(async move {
+            world.ask(Method::POST, "/v1/node/report", Some(&credential), &body).await
+        })
+    };
+
+    let many: Vec<_> = (7000..7020).map(|port| report(&web, port)).collect();
+    let (status, value) = report(&db, 7100).await.unwrap();
+    assert_eq!(status, StatusCode::NO_CONTENT, "{value}");
+    let mut refused = 0;
+    for one in many {
+        let (status, value) = one.await.unwrap();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            assert_problem(status, &value, 429, "too often");
+            refused += 1;
+        } else {
+            assert_eq!(status, StatusCode::NO_CONTENT, "{value}");
+        }
+    }
+    assert!((15..=17).contains(&refused), "{refused} of 20");
+}
