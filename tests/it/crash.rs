@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
 use crate::binaries;
+use crate::world::poll;
 
 /// How often it is killed.
-const KILLS: u64 = 20;
+const KILLS: usize = 20;
 
 /// How many change things at the same time.
 const HANDS: usize = 4;
@@ -44,11 +45,7 @@ impl Server {
             .spawn()
             .unwrap();
         let server = Self(child);
-        let deadline = Instant::now() + START;
-        while ask(&socket, "GET", "/v1/status", "").is_none() {
-            assert!(Instant::now() < deadline, "the server does not start");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        poll(START, "the server's start", || Ok(ask(&socket, "GET", "/v1/status", ""))).unwrap();
         server
     }
 }
@@ -104,12 +101,10 @@ fn no_acknowledged_change_is_lost_when_the_server_is_killed() {
             })
             .collect();
         let before = done.lock().unwrap().len();
-        let deadline = Instant::now() + START;
-        // Not always at the same moment of a change.
-        while done.lock().unwrap().len() < before + 5 {
-            assert!(Instant::now() < deadline, "nothing is acknowledged");
-            std::thread::sleep(Duration::from_micros(500 + 731 * kill));
-        }
+        // More each time, so that it is not always the same moment of a change.
+        let enough = before + 5 + kill;
+        let is_enough = || Ok((done.lock().unwrap().len() >= enough).then_some(()));
+        poll(START, "acknowledged changes", is_enough).unwrap();
         drop(server);
         stop.store(true, Ordering::Relaxed);
         hands.into_iter().for_each(|hand| hand.join().unwrap());

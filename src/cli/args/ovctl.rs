@@ -161,8 +161,9 @@ pub struct ServeArgs {
     /// Where the database and the server's key are kept [default: /var/lib/ovmesh/server]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Where to listen for HTTPS [default: [::]:7443]
-    #[arg(long, value_name = "ADDR:PORT")]
+    /// Where to listen for HTTPS.
+    // Brackets mean a link in documentation, so the default stands in the help alone.
+    #[arg(long, value_name = "ADDR:PORT", help = "Where to listen for HTTPS [default: [::]:7443]")]
     pub listen: Option<SocketAddr>,
     /// A URL that tokens carry; repeat for several [default: every global address of the host]
     #[arg(long = "public-url", value_name = "URL")]

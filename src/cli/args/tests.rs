@@ -179,7 +179,7 @@ fn an_entity_is_meant_by_name_or_address() {
 #[test]
 fn usage_errors_are_json_where_json_was_asked_for() {
     let wants = |line: &str, preset| {
-        super::ovctl::wants_json(line.split_whitespace().map(ToOwned::to_owned), preset)
+        ovctl::wants_json(line.split_whitespace().map(ToOwned::to_owned), preset)
     };
     for line in ["-o json x", "-ojson", "x --output json", "--output=json", "-o=json"] {
         assert!(wants(line, None), "{line}");
@@ -189,7 +189,7 @@ fn usage_errors_are_json_where_json_was_asked_for() {
         assert!(!wants(line, preset), "{line}");
     }
 
-    let problem = super::ovctl::usage_problem(&ovctl("policy allow a").unwrap_err().to_string());
+    let problem = ovctl::usage_problem(&ovctl("policy allow a").unwrap_err().to_string());
     assert!(problem.what.contains("required"), "{problem}");
     assert!(problem.why.contains("<TO>") && problem.why.contains("Usage:"), "{problem}");
 }

@@ -211,3 +211,16 @@ fn a_poll_gives_its_place_among_quick_connections_back_once() {
     let left = counts.lock().unwrap();
     assert_eq!((left.quick, left.polls, left.by_address.len()), (0, 0, 0));
 }
+
+#[tokio::test]
+async fn a_local_user_who_may_not_ask_is_told_so_on_every_path() {
+    for path in ["/v1/status", "/v1/node/table", "/"] {
+        let request = hyper::Request::builder().uri(path).body(axum::body::Body::empty()).unwrap();
+        let response = refusing(1234).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), axum::http::StatusCode::FORBIDDEN);
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let problem: Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem.code, ProblemCode::Unauthorized);
+        assert!(problem.what.contains("1234") && !problem.fix.is_empty(), "{problem}");
+    }
+}

@@ -144,6 +144,8 @@ async fn a_hurried_rotation_cuts_off_who_is_away_at_its_deadline_and_not_before(
 
     let before = world.table(&web, 0).await.body.overlays[0].send_keys[0].key;
     until(&world, "/v1/keys", "cut off", |keys| step(keys, "db") != "adding").await;
+    let audit = world.get("/v1/audit").await.to_string();
+    assert!(audit.contains("key rotation to db cut off db"), "{audit}");
     until(&world, "/v1/keys", "done", |keys| step(keys, "db") == "steady").await;
     assert_ne!(world.table(&web, 0).await.body.overlays[0].send_keys[0].key, before);
     world.server.stop();
