@@ -374,7 +374,7 @@ async fn a_restart_keeps_serials_and_refuses_a_database_that_others_may_read() {
     mode(0o644);
     let problem = Server::open(&dir, settings.clone()).await.unwrap_err();
     assert!(problem.what.contains("others may read"), "{problem}");
-    assert!(problem.fix.contains("chmod 0600"), "{problem}");
+    assert!(problem.fix.contains("chmod 600"), "{problem}");
     mode(0o600);
     let server = Server::open(&dir, settings).await.unwrap();
     let again =
