@@ -151,7 +151,7 @@ fn verdicts<'a>(rules: u32, town: &'a Town, flows: &'a FlowTable) -> Vec<Case<'a
     };
     let through_by_flow = at_sap(&town.allowed, |pair| udp(pair, 1));
     let through_by_rule = at_sap(&town.allowed, tcp);
-    let refused = at_sap(&town.refused, tcp);
+    let refused = at_sap(&town.allowed, fixture::refused_tcp);
     let first_key = key(first).bits();
     let transit = move |rows: Vec<(SocketAddr, u32, ovmesh::wire::Facts)>| {
         move |number: u32| {

@@ -28,7 +28,6 @@ fn parsing_and_verdicts_allocate_nothing() {
     let town = Town::new(1_000);
     let flows = fixture::flow_table();
     let pair = town.allowed[0];
-    let refused = town.refused[0];
     let packet = datagram(pair);
 
     // Positive control: the count counts.
@@ -51,13 +50,9 @@ fn parsing_and_verdicts_allocate_nothing() {
             .into_iter()
             .filter(|verdict| passes(*verdict))
             .count();
-            passed += usize::from(passes(town.sap.transit(
-                endpoint(refused.from),
-                fixture::key(refused).bits(),
-                &tcp(refused),
-                &flows,
-                NOW,
-            )));
+            let refused = fixture::refused_tcp(pair);
+            let verdict = town.sap.transit(endpoint(pair.from), key, &refused, &flows, NOW);
+            passed += usize::from(passes(verdict));
         }
     });
     assert_eq!((count, passed), (0, 400));
