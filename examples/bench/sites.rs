@@ -53,7 +53,7 @@ ip -n $a address add 10.200.0.1/24 dev vx0
 ip -n $b address add 10.200.0.2/24 dev vx0
 for end in $a $b; do ip -n $end link set vx0 up; done
 exec nsenter --net=/run/netns/$m -- nft -f - <<END
-table ip policy {
+table ip overlay_filter {
   chain forward {
     type filter hook forward priority 0; policy drop;
     ip saddr 10.$k.1.1 ip daddr 10.$k.2.1 udp dport 4789 counter accept

@@ -17,6 +17,8 @@ const RATE_MIN: f64 = 4_000.0;
 const RATE_MAX: f64 = 4_000_000.0;
 /// Halvings of the range, on a logarithmic scale: the last step is 1.4%.
 const STEPS: u32 = 9;
+/// How often a rate is tried before it counts as too high.
+const TRIES: u32 = 3;
 /// Datagrams between two looks at the clock.
 const BURST: u32 = 8;
 /// How far ahead of its plan a sender must be to sleep rather than to yield.
@@ -78,7 +80,7 @@ pub(crate) fn sink(address: SocketAddr) -> Result<()> {
 
 /// Finds the highest rate at which at most 1% of datagrams of `size` bytes is lost.
 ///
-/// A trial that loses more is tried once more, because a neighbour on the machine may be at fault.
+/// A trial that loses more is tried again, because a neighbour on the machine may be at fault.
 pub(crate) fn search(target: SocketAddr, size: usize, trial: Duration) -> Result<()> {
     let socket = connect(target)?;
     let (mut low, mut high) = (RATE_MIN.ln(), RATE_MAX.ln());
@@ -86,7 +88,7 @@ pub(crate) fn search(target: SocketAddr, size: usize, trial: Duration) -> Result
     for _ in 0..STEPS {
         let rate = f64::midpoint(low, high).exp();
         let mut kept = None;
-        for _ in 0..2 {
+        for _ in 0..TRIES {
             number += 1;
             let found = try_rate(&socket, number, rate, size, trial)?;
             if found.loss() <= LOSS_MAX {
