@@ -8,7 +8,7 @@ mod fixture;
 use std::alloc::System;
 use std::hint::black_box;
 
-use fixture::{NOW, Town, datagram, endpoint, key, passes, sap_endpoint, tcp, udp};
+use fixture::{Growth, NOW, Town, datagram, endpoint, key, passes, sap_endpoint, tcp, udp};
 use ovmesh::wire::{Family, gue, inner};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -25,7 +25,7 @@ fn allocations(work: impl FnOnce()) -> usize {
 /// One test, so that no other thread of this process allocates meanwhile.
 #[test]
 fn parsing_and_verdicts_allocate_nothing() {
-    let town = Town::new(1_000);
+    let town = Town::new(1_000, Growth::Dense);
     let flows = fixture::flow_table();
     let pair = town.allowed[0];
     let packet = datagram(pair);
