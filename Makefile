@@ -92,7 +92,7 @@ define install
 	if ! command -v apt-get > /dev/null; then \
 	  echo "missing:$$missing (names as in Debian); install them and try again" >&2; exit 1; \
 	elif [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive sh -c "$$install"; \
-	elif sudo -n true 2> /dev/null; then sudo -n DEBIAN_FRONTEND=noninteractive sh -c "$$install"; \
+	elif sudo -n true 2> /dev/null; then sudo -n env DEBIAN_FRONTEND=noninteractive sh -c "$$install"; \
 	else printf 'missing:%s\n  do:  sudo sh -c "%s"\n' "$$missing" "$$install" >&2; exit 1; fi
 endef
 

@@ -149,5 +149,12 @@ fn compare() -> Result<()> {
     std::fs::write(dir.join("results.json"), serde_json::to_string_pretty(&report)? + "\n")?;
     std::fs::write(dir.join("results.svg"), plot::svg(&report))?;
     println!("\nwritten: {0}/results.json, {0}/results.svg", dir.display());
-    Ok(())
+    let least = f64::from(variable("BENCH_NAIVE_MIN", 0)?);
+    match report.times_naive() {
+        Some(times) if times < least => {
+            bail!("TCP over a SaP is {times:.2}x the naive mode, at least {least}x was asked for")
+        }
+        None if least > 0.0 => bail!("TCP over a SaP or the naive mode was not measured"),
+        Some(_) | None => Ok(()),
+    }
 }

@@ -125,6 +125,12 @@ impl Report {
         Self { machine, settings, ways, missing, reach }
     }
 
+    /// One TCP stream over a SaP, as a multiple of the naive mode's.
+    pub(crate) fn times_naive(&self) -> Option<f64> {
+        let sap = self.ways.iter().find(|way| way.way == Way::Sap)?;
+        sap.figures.iter().find(|figure| figure.name.starts_with("TCP 1"))?.of_naive
+    }
+
     /// The tables, for people.
     pub(crate) fn print(&self) {
         let host = &self.machine;
