@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use super::SysError;
 use super::batch::{BATCH, Meta, PacketBatch};
 use super::error::NET_ADMIN;
+use crate::types::DataPath;
 
 /// The kernel's longest device name, in bytes.
 const NAME_MAX: usize = 15;
@@ -19,6 +20,7 @@ const NAME_MAX: usize = 15;
 pub struct Tun {
     name: String,
     file: File,
+    path: DataPath,
 }
 
 impl Tun {
@@ -27,7 +29,7 @@ impl Tun {
     /// # Errors
     ///
     /// A bad name, no `/dev/net/tun`, a missing right, a name that another interface has.
-    pub fn open(name: &str) -> Result<Self, SysError> {
+    pub fn open(name: &str, path: DataPath) -> Result<Self, SysError> {
         check_name(name)?;
         let mut configuration = tun::Configuration::default();
         configuration.tun_name(name).layer(tun::Layer::L3);
@@ -40,7 +42,7 @@ impl Tun {
         let fd = device.into_raw_fd();
         // SAFETY: `into_raw_fd` gave the descriptor up, so we are its only owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { name: name.to_owned(), file: File::from(fd) })
+        Ok(Self { name: name.to_owned(), file: File::from(fd), path })
     }
 
     /// The device's name.
@@ -60,7 +62,11 @@ impl Tun {
         batch.clear();
         let mut lengths = [0; BATCH];
         let mut count = 0;
-        for (buffer, length) in batch.buffers_mut().zip(&mut lengths) {
+        let limit = match self.path {
+            DataPath::Full | DataPath::Batch => BATCH,
+            DataPath::Naive => 1,
+        };
+        for (buffer, length) in batch.buffers_mut().zip(&mut lengths).take(limit) {
             match (&self.file).read(buffer) {
                 // A device that is gone reads as its end.
                 Ok(0) if count == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -17,7 +17,7 @@ use super::SysError;
 use super::batch::{BATCH, Meta, PacketBatch};
 use super::cmsg::Control;
 use super::sockaddr::RawAddress;
-use crate::types::DropReason;
+use crate::types::{DataPath, DropReason};
 use crate::wire::gue;
 
 /// TTL and hop limit of datagrams that start here.
@@ -35,6 +35,7 @@ const SEND_PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
+    path: DataPath,
     local: SocketAddr,
     is_v6: bool,
     receive_buffer_bytes: usize,
@@ -61,17 +62,17 @@ impl UdpSocket {
     /// # Errors
     ///
     /// When the address is taken or not ours, or the kernel lacks what the data path needs.
-    pub fn bind(listen: SocketAddr) -> Result<Self, SysError> {
-        match Self::try_bind(listen) {
+    pub fn bind(listen: SocketAddr, path: DataPath) -> Result<Self, SysError> {
+        match Self::try_bind(listen, path) {
             Err(error) if has_no_ipv6(listen, &error) => {
                 let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port()));
-                Self::try_bind(listen).map_err(|error| explain(listen, &error))
+                Self::try_bind(listen, path).map_err(|error| explain(listen, &error))
             }
             bound => bound.map_err(|error| explain(listen, &error)),
         }
     }
 
-    fn try_bind(listen: SocketAddr) -> io::Result<Self> {
+    fn try_bind(listen: SocketAddr, path: DataPath) -> io::Result<Self> {
         let is_v6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if is_v6 {
@@ -90,7 +91,15 @@ impl UdpSocket {
         socket.bind(&SockAddr::from(listen))?;
         let local = socket.local_addr()?.as_socket().unwrap_or(listen);
         let receive_buffer_bytes = socket.recv_buffer_size()?;
-        Ok(Self { socket, local, is_v6, receive_buffer_bytes })
+        Ok(Self { socket, path, local, is_v6, receive_buffer_bytes })
+    }
+
+    /// How many packets one system call may move.
+    fn at_once(&self) -> usize {
+        match self.path {
+            DataPath::Full | DataPath::Batch => BATCH,
+            DataPath::Naive => 1,
+        }
     }
 
     /// What it is bound to, with the real port.
@@ -133,11 +142,12 @@ impl UdpSocket {
         }
         let fd = self.socket.as_raw_fd();
         let flags = libc::MSG_DONTWAIT;
+        let limit = self.at_once();
         // SAFETY: `messages` holds BATCH entries; the pointers in each lead to an address, an
         // ancillary buffer and a vector of this stack frame and a buffer of `batch`, all of the
         // lengths written beside them, all alive and otherwise unused until the call returns.
         let received = unsafe {
-            libc::recvmmsg(fd, messages.as_mut_ptr(), BATCH as _, flags, ptr::null_mut())
+            libc::recvmmsg(fd, messages.as_mut_ptr(), limit as _, flags, ptr::null_mut())
         };
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
@@ -173,7 +183,7 @@ impl UdpSocket {
                 *slot = datagram;
                 count += 1;
                 // `zip` would fetch one datagram too many after the last slot.
-                if count == BATCH {
+                if count == self.at_once() {
                     break;
                 }
             }

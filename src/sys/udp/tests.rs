@@ -7,7 +7,7 @@ use crate::sys::batch::BUFFER_LEN;
 use crate::sys::wake::Wake;
 
 fn bind(text: &str) -> UdpSocket {
-    UdpSocket::bind(text.parse().unwrap()).unwrap()
+    UdpSocket::bind(text.parse().unwrap(), DataPath::Full).unwrap()
 }
 
 fn towards(socket: &UdpSocket, ip: &str) -> SocketAddr {
@@ -117,7 +117,7 @@ fn a_datagram_longer_than_a_buffer_is_marked() {
 fn a_taken_port_is_named_with_the_option_that_helps() {
     let first = bind("127.0.0.1:0");
 
-    let error = UdpSocket::bind(first.local_addr()).unwrap_err();
+    let error = UdpSocket::bind(first.local_addr(), DataPath::Full).unwrap_err();
 
     assert!(error.why.contains(&first.local_addr().port().to_string()), "{error}");
     assert!(error.fix.contains("--listen"), "{error}");
