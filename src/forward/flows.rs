@@ -40,7 +40,7 @@ pub(super) enum Phase {
     Established,
     /// TCP: a FIN or RST was seen.
     Closing,
-    /// Not TCP.
+    /// Not TCP; at a SaP also TCP, as a memory of the verdict alone.
     Stateless,
     /// The starter's rule is gone: nothing passes, so that no reply starts a flow of its own.
     Tombstone,

@@ -221,6 +221,9 @@ impl<'a> Judge<'a> {
         named: &Named,
         flags: u8,
     ) -> Result<Passed<'a>, DropReason> {
+        if let Some(is_reply) = self.remembered(named, flags) {
+            return Ok(Passed { flow: None, is_reply });
+        }
         let forward = self.decide(crossing.from, crossing.to, named.forward);
         let is_reply = !forward.is_allow();
         let passes = forward.is_allow()
@@ -229,7 +232,23 @@ impl<'a> Judge<'a> {
         if !passes {
             refusal(forward)?;
         }
+        self.open(named, named.source_is_lower != is_reply, Phase::Stateless);
         Ok(Passed { flow: None, is_reply })
+    }
+
+    /// The answer that the rules in force gave to a segment of the same flow and direction: a memory
+    /// of the verdict, never a state that the verdict depends on. Says whether it is a reply.
+    fn remembered(&self, named: &Named, flags: u8) -> Option<bool> {
+        let flow = self.flows.find(&named.key, self.now)?;
+        if flow.token() != self.token || flow.phase() != Phase::Stateless {
+            return None;
+        }
+        let is_reply = flow.starter_is_lower() != named.source_is_lower;
+        if is_reply && is_opening(flags) {
+            return None;
+        }
+        flow.touch(self.now);
+        Some(is_reply)
     }
 
     /// Everything but TCP. `may_open` is false for what is always a reply.
@@ -264,8 +283,9 @@ impl<'a> Judge<'a> {
         Ok(Passed { flow: Some(flow), is_reply: true })
     }
 
-    /// A packet of the side that started the flow: judged by the rules in force every time. Where
-    /// they allow it again, a tombstone is a flow again.
+    /// A packet of the side that started the flow: judged by the rules in force every time, which
+    /// costs no lookup while they are those by which it was judged last. Where they allow it again,
+    /// a tombstone is a flow again.
     fn go_forward(
         &self,
         crossing: Crossing<'_>,
@@ -273,7 +293,8 @@ impl<'a> Judge<'a> {
         mut flow: Found<'a>,
         phase: Phase,
     ) -> Result<Passed<'a>, DropReason> {
-        if !self.decide(crossing.from, crossing.to, named.forward).is_allow() {
+        let was_allowed = flow.token() == self.token && flow.phase() != Phase::Tombstone;
+        if !was_allowed && !self.decide(crossing.from, crossing.to, named.forward).is_allow() {
             flow.update(Phase::Tombstone, self.token, self.now);
             return Err(DropReason::FlowRevoked);
         }
