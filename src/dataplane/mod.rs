@@ -26,12 +26,14 @@
 
 mod control;
 mod counters;
+mod deliver;
 mod ecn;
 mod egress;
 mod hallway;
 mod ingress;
 mod plane;
 pub mod publish;
+mod train;
 mod transit;
 
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
