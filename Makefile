@@ -10,7 +10,7 @@ TOOLS := $(CURDIR)/target/tools
 # Pinned, so that a new release of the tool cannot ask for another compiler than rust-toolchain.toml.
 DENY_VERSION := 0.20.2
 DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 600
 
 .PHONY: help demo shell test test-long bench lint fmt deny doc fuzz advisories setup setup-bench programs
 
@@ -21,7 +21,7 @@ help:
 	@echo 'make test-long   what takes too long for make test'
 	@echo 'make bench       speed against raw, kernel VXLAN and our naive mode (docs/performance.md)'
 	@echo 'make lint        formatting and clippy           make fmt    format'
-	@echo 'make fuzz        fuzz for FUZZ_SECONDS=60        make deny   licences, bans, sources'
+	@echo 'make fuzz        fuzz for FUZZ_SECONDS=600       make deny   licences, bans, sources'
 	@echo 'make doc         build the documentation         make advisories   known vulnerabilities'
 
 demo: setup programs
@@ -47,7 +47,7 @@ test: setup
 # Long runs are tests marked `#[ignore = "long"]`.
 test-long: setup
 	cargo test --locked -- --include-ignored
-	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
+	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=200
 
 # Everything is built before anything is measured.
 bench: setup setup-bench
