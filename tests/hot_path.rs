@@ -4,6 +4,7 @@
 //! A program of its own, because the allocator that counts is one for a whole program.
 
 #![allow(unsafe_code, reason = "a global allocator is unsafe to implement; this one passes on")]
+#![allow(clippy::unwrap_used, reason = "a test program")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::net::{SocketAddr, UdpSocket as Plain};

@@ -76,19 +76,22 @@ fn is_uncut(bytes: &[u8], segment: usize) -> bool {
     is_whole && bytes.chunks(segment).skip(1).all(|piece| gue::decode(piece).is_err())
 }
 
+/// The outer source of a datagram, and its key.
+type Origin = (SocketAddr, u32);
+
 /// The last verdict of a batch, for packets that differ from the last one in nothing that a verdict
 /// looks at: most of a train. Only what passed is remembered, so that refusals are counted where they
 /// belong.
 #[derive(Debug, Default)]
 pub(super) struct Memo {
-    last: Option<(Option<(SocketAddr, u32)>, Facts, Verdict)>,
+    last: Option<(Option<Origin>, Facts, Verdict)>,
 }
 
 impl Memo {
     /// The verdict on a packet that came from `origin` with its key, or from the host.
     pub(super) fn verdict(
         &mut self,
-        origin: Option<(SocketAddr, u32)>,
+        origin: Option<Origin>,
         facts: &Facts,
         ask: impl FnOnce() -> Verdict,
     ) -> Verdict {

@@ -14,7 +14,7 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds `bytes` as big-endian 16-bit words; an odd last byte is padded with zero.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn bytes(self, bytes: &[u8]) -> Self {
         // Four sums side by side, each of 32-bit halves, so that nothing overflows and nothing waits
         // for a carry: a packet has less than 2^32 words.
         let (blocks, rest) = bytes.as_chunks::<32>();
@@ -68,8 +68,8 @@ fn fold(sum: u64) -> u16 {
 #[must_use]
 pub fn pseudo(source: IpAddr, destination: IpAddr, l4: L4, len: usize) -> Sum {
     let add = |sum: Sum, address: IpAddr| match address {
-        IpAddr::V4(v4) => sum.add(&v4.octets()),
-        IpAddr::V6(v6) => sum.add(&v6.octets()),
+        IpAddr::V4(v4) => sum.bytes(&v4.octets()),
+        IpAddr::V6(v6) => sum.bytes(&v6.octets()),
     };
     add(add(Sum::default(), source), destination).word(l4.protocol().into()).word(len as u16)
 }
@@ -92,7 +92,7 @@ pub enum Checked {
 pub fn check(packet: &[u8], layout: &Layout) -> Checked {
     let Some(body) = packet.get(layout.l4_start..) else { return Checked::Wrong };
     let ip = packet.get(..layout.l4_start).unwrap_or(&[]);
-    if layout.is_v4 && Sum::default().add(ip).checksum() != 0 {
+    if layout.is_v4 && Sum::default().bytes(ip).checksum() != 0 {
         return Checked::Wrong;
     }
     let at = layout.l4.checksum_offset();
@@ -101,7 +101,7 @@ pub fn check(packet: &[u8], layout: &Layout) -> Checked {
         return if layout.is_v4 { Checked::Absent } else { Checked::Wrong };
     }
     let pseudo = layout.pseudo(body.len());
-    if Sum(u64::from(pseudo.folded())).add(body).checksum() == 0 {
+    if Sum(u64::from(pseudo.folded())).bytes(body).checksum() == 0 {
         return Checked::Right;
     }
     if field == pseudo.folded() { Checked::Partial } else { Checked::Wrong }
@@ -125,7 +125,7 @@ pub fn complete(packet: &mut [u8], partial: Partial) -> bool {
     if partial.start < 20 || get::<2>(body, at).is_none() {
         return false;
     }
-    let checksum = Sum::default().add(body).checksum();
+    let checksum = Sum::default().bytes(body).checksum();
     put(body, at, if checksum == 0 { 0xffff } else { checksum }.to_be_bytes());
     true
 }

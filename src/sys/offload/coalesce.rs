@@ -277,7 +277,7 @@ fn write_lengths(packet: &mut [u8], layout: &Layout, ip_len: usize) {
     if layout.is_v4 {
         put(packet, 2, (ip_len as u16).to_be_bytes());
         put(packet, 10, [0, 0]);
-        let sum = checksum::Sum::default().add(packet.get(..layout.l4_start).unwrap_or(&[]));
+        let sum = checksum::Sum::default().bytes(packet.get(..layout.l4_start).unwrap_or(&[]));
         put(packet, 10, sum.checksum().to_be_bytes());
     } else {
         put(packet, 4, (ip_len.saturating_sub(40) as u16).to_be_bytes());

@@ -90,7 +90,7 @@ impl<'a> Split<'a> {
         put(packet, 2, (len as u16).to_be_bytes());
         put(packet, 4, id.wrapping_add(self.index).to_be_bytes());
         put(packet, 10, [0, 0]);
-        let sum = Sum::default().add(packet.get(..self.layout.l4_start).unwrap_or(&[]));
+        let sum = Sum::default().bytes(packet.get(..self.layout.l4_start).unwrap_or(&[]));
         put(packet, 10, sum.checksum().to_be_bytes());
     }
 
@@ -111,7 +111,7 @@ impl<'a> Split<'a> {
         let at = self.layout.l4.checksum_offset();
         put(l4, at, [0, 0]);
         // Headers are of even length, so that the payload's words lie as they are.
-        let checksum = self.layout.pseudo(len).add(l4).add(payload).checksum();
+        let checksum = self.layout.pseudo(len).bytes(l4).bytes(payload).checksum();
         let checksum = if checksum == 0 && self.layout.l4 == L4::Udp { 0xffff } else { checksum };
         put(l4, at, checksum.to_be_bytes());
     }
