@@ -14,11 +14,12 @@
 //! | [`probe`] | when to probe, what answers mean. Pure | types, wire |
 //! | [`sys`] | the kernel and all `unsafe`: TUN, UDP batches, routes | types, wire |
 //! | [`dataplane`] | the three hallways on OS threads: egress, ingress, transit | types, wire, forward, sys |
-//! | [`agent`] | pull, persist, turn tables into snapshots; report; drive probes | types, wire, api, keys, forward, probe |
+//! | [`pin`] | TLS that trusts exactly one server key | types |
+//! | [`agent`] | pull, persist, turn tables into snapshots; report; drive probes | types, wire, api, keys, forward, probe, pin |
 //! | [`local`] | the unix-socket API of ovd and ovsap | types, api |
 //! | [`control`] | the coordination server: routes, auth, store, watch, rotation | types, api, policy, keys |
 //! | [`config`] | TOML to one validated config per program | types |
-//! | [`cli`] | arguments of all programs; one file per noun; tables and JSON | types, api, config, policy |
+//! | [`cli`] | arguments of all programs; one file per noun; tables and JSON | types, api, config, policy, pin |
 //! | [`telemetry`] | logs | types |
 //! | [`app`] | builds each program from rooms, owns every task and thread | all |
 //!
@@ -35,6 +36,7 @@ pub mod dataplane;
 pub mod forward;
 pub mod keys;
 pub mod local;
+pub mod pin;
 pub mod policy;
 pub mod probe;
 pub mod sys;

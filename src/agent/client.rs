@@ -9,10 +9,10 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::pin;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
+use crate::pin;
 use crate::types::{Incarnation, Secret, Serial};
 
 /// For TCP and TLS together, for each address.

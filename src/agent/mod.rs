@@ -9,7 +9,6 @@
 pub mod client;
 pub mod health;
 pub mod join;
-mod pin;
 pub mod probes;
 pub mod report;
 pub mod snapshot;

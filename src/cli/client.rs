@@ -16,10 +16,11 @@ use serde_json::Value;
 use super::args::Global;
 use super::credential::{self, Credential};
 use super::output::Output;
-use super::pin;
 use crate::api::admin::ChangeOptions;
 use crate::api::{Problem, ProblemCode};
 use crate::config::ovctl;
+use crate::pin;
+use crate::types::Secret;
 
 /// Longest answer that is read, in bytes: room for lists of a hundred thousand things.
 const ANSWER_MAX: usize = 64 << 20;
@@ -80,7 +81,9 @@ impl Client {
             output.note(format!("warning: {warning}"));
         }
         let http = builder()
-            .tls_backend_preconfigured(pin::client_config(pin).map_err(|why| unusable(&why))?)
+            .tls_backend_preconfigured(
+                pin::client_config(&pin).map_err(|error| unusable(&error.to_string()))?,
+            )
             .https_only(true)
             .build()
             .map_err(|error| unusable(&error.to_string()))?;
@@ -98,7 +101,8 @@ impl Client {
 
     fn over_socket(path: PathBuf, target: Target) -> Result<Self, Problem> {
         // No TLS is spoken here; the configuration only keeps the client from looking for one.
-        let tls = pin::client_config([0; 32]).map_err(|why| unusable(&why))?;
+        let tls = pin::client_config(&Secret::new([0; 32]))
+            .map_err(|error| unusable(&error.to_string()))?;
         let http = builder()
             .tls_backend_preconfigured(tls)
             .unix_socket(path)
@@ -343,22 +347,12 @@ impl Cause {
             if let Some(error) = error.downcast_ref::<io::Error>() {
                 cause.kind = Some(error.kind());
             }
-            cause.wrong_key |= is_wrong_key(error);
+            cause.wrong_key |= pin::is_wrong_pin(error);
             cause.text = error.to_string();
             next = error.source();
         }
         cause
     }
-}
-
-/// Whether the pin refused the server. The TLS error hides in an `io::Error`, or in one inside
-/// another: what an `io::Error` wraps is not its source.
-fn is_wrong_key(error: &(dyn std::error::Error + 'static)) -> bool {
-    if let Some(tls) = error.downcast_ref() {
-        return pin::is_mismatch(tls);
-    }
-    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    inner.is_some_and(|inner| is_wrong_key(inner))
 }
 
 #[cfg(test)]
@@ -407,18 +401,6 @@ mod tests {
 
         // The file is still there, and nobody listens.
         assert_eq!(ask(path).await.unwrap_err().code, ProblemCode::Unreachable);
-    }
-
-    #[test]
-    fn a_refused_key_is_found_however_deep_it_is_wrapped() {
-        let refused = rustls::Error::InvalidCertificate(
-            rustls::CertificateError::ApplicationVerificationFailure,
-        );
-        let deep = io::Error::other(io::Error::other(refused.clone()));
-
-        assert!(is_wrong_key(&refused) && is_wrong_key(&deep));
-        assert!(!is_wrong_key(&io::Error::other(rustls::Error::DecryptError)));
-        assert!(!is_wrong_key(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 
     #[tokio::test]

@@ -35,7 +35,7 @@ pub(crate) struct Credential {
     /// `https://HOST:PORT`, without anything behind it.
     pub(crate) url: String,
     /// SHA-256 of the server key's SubjectPublicKeyInfo.
-    pub(crate) pin: [u8; 32],
+    pub(crate) pin: Secret,
     /// What entitles.
     pub(crate) bearer: Bearer,
     /// What the user should know about the token file.
@@ -63,7 +63,7 @@ pub(crate) fn read(server: &str, token_file: Option<&Path>) -> Result<Credential
             .why("the token carries no pin of the server's key")
             .fix("name it with the URL: --server https://HOST:PORT#sha256=HEX")
     })?;
-    Ok(Credential { url, pin: *pin.expose(), bearer, warning })
+    Ok(Credential { url, pin, bearer, warning })
 }
 
 /// Splits `https://HOST:PORT[#sha256=HEX]`.
@@ -170,7 +170,7 @@ mod tests {
 
         assert_eq!(credential.url, "https://192.0.2.1:7443");
         assert_eq!(credential.bearer.expose(), "ab".repeat(32));
-        assert_eq!(credential.pin, [0xcd; 32]);
+        assert_eq!(credential.pin, Secret::new([0xcd; 32]));
         assert_eq!(credential.warning, None);
         std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).unwrap();
         let credential = read("https://192.0.2.1:7443/", Some(file.path())).unwrap();
@@ -182,7 +182,7 @@ mod tests {
         let file = token_file(&format!("ova1.{}", "ab".repeat(32)));
         let url = format!("https://[::1]:7443#sha256={}", "ef".repeat(32));
 
-        assert_eq!(read(&url, Some(file.path())).unwrap().pin, [0xef; 32]);
+        assert_eq!(read(&url, Some(file.path())).unwrap().pin, Secret::new([0xef; 32]));
         let problem = read("https://[::1]:7443", Some(file.path())).err().unwrap();
         assert_eq!(problem.code, ProblemCode::Unauthorized);
     }

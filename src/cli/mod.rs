@@ -12,7 +12,6 @@ pub mod key;
 pub mod node_status;
 pub mod output;
 pub mod overlay;
-mod pin;
 pub mod policy;
 mod rule_words;
 pub mod sap;

@@ -1,4 +1,7 @@
-//! Trust in exactly one server key: the one whose hash is in the join token.
+//! Trust in exactly one server key: the one whose hash is in the token. No authority, no name, no date;
+//! a wrong server is refused before anything is sent to it. Nodes and `ovctl` share it.
+
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
@@ -15,19 +18,23 @@ use crate::types::Secret;
 /// The server showed another key than the pinned one. Found in the sources of a failed request.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the server's key is not the pinned one")]
-pub(crate) struct WrongPin;
+struct WrongPin;
 
 /// Accepts a certificate by the SHA-256 of its SubjectPublicKeyInfo, and by nothing else: no names, no
 /// dates, no authorities. That the peer holds the key is proved by its handshake signature, which
 /// rustls checks.
 #[derive(Debug)]
-pub(crate) struct PinVerifier {
+struct PinVerifier {
     pin: Secret,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 /// A TLS configuration that talks to the server with this pin and to no other.
-pub(crate) fn client_config(pin: &Secret) -> Result<ClientConfig, rustls::Error> {
+///
+/// # Errors
+///
+/// When ring offers no usable protocol version, which no build of this program has.
+pub fn client_config(pin: &Secret) -> Result<ClientConfig, rustls::Error> {
     let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
         PinVerifier { pin: pin.clone(), algorithms: provider.signature_verification_algorithms };
@@ -38,8 +45,9 @@ pub(crate) fn client_config(pin: &Secret) -> Result<ClientConfig, rustls::Error>
         .with_no_client_auth())
 }
 
-/// Whether the pin is why `error` happened.
-pub(crate) fn is_wrong_pin(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether the pin is why `error` happened, however deep TLS and HTTP have wrapped it.
+#[must_use]
+pub fn is_wrong_pin(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.is::<WrongPin>() {
@@ -98,5 +106,60 @@ impl ServerCertVerifier for PinVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+
+    /// A self-signed P-256 certificate, made for this test; its private key was thrown away.
+    const CERTIFICATE: &str = "\
+         MIIBgzCCASmgAwIBAgIUbrkBZocKSuYTLDF1UMyn/D5YEZcwCgYIKoZIzj0EAwIwFjEUMBIGA1UEAwwL\
+         b3ZtZXNoLXRlc3QwIBcNMjYxMTIzMTUyMzU2WhgPMjEyNjEwMzAxNTIzNTZaMBYxFDASBgNVBAMMC292\
+         bWVzaC10ZXN0MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEpqC/FyRCSVN/5JspWvfM0lN2nqwifAQJ\
+         /+pf79DZP2I+lzZ5iHVhfUwfRzyBhapcBVvxHrKLWpwGv2aKhm4wMqNTMFEwHQYDVR0OBBYEFG8jihPo\
+         1hihYhlmccXlTP4uSr1DMB8GA1UdIwQYMBaAFG8jihPo1hihYhlmccXlTP4uSr1DMA8GA1UdEwEB/wQF\
+         MAMBAf8wCgYIKoZIzj0EAwIDSAAwRQIhAK+lz/ERoTEMt7UdxPUaT1z+yKLOXQxmwcvv/NAGOR1QAiAZ\
+         xd51/2UWSF3U1KaFN4FCxeXbLiR2/Aiiy13oZZKWZw==";
+    /// `openssl x509 -pubkey | openssl pkey -pubin -outform DER | sha256sum` of it.
+    const PIN: &str = "54c45f82e8a607a4f4e9abcb53fb18cc76943f0555f96c6f340bd00d4f91fd6a";
+
+    fn verify(pin: Secret, certificate: &[u8]) -> Result<ServerCertVerified, rustls::Error> {
+        let provider = rustls::crypto::ring::default_provider();
+        let algorithms = provider.signature_verification_algorithms;
+        PinVerifier { pin, algorithms }.verify_server_cert(
+            &CertificateDer::from(certificate),
+            &[],
+            &ServerName::try_from("192.0.2.1").unwrap(),
+            &[],
+            UnixTime::since_unix_epoch(std::time::Duration::ZERO),
+        )
+    }
+
+    #[test]
+    fn only_the_pinned_key_is_accepted() {
+        let certificate = base64::engine::general_purpose::STANDARD.decode(CERTIFICATE).unwrap();
+        let pin = Secret::try_from(PIN.to_owned()).unwrap();
+        let other = Secret::new([7; 32]);
+
+        assert!(verify(pin.clone(), &certificate).is_ok());
+        assert!(is_wrong_pin(&verify(other, &certificate).unwrap_err()));
+        let cut = verify(pin, &certificate[..40]).unwrap_err();
+        assert!(!is_wrong_pin(&cut));
+    }
+
+    #[test]
+    fn a_refused_key_is_found_however_deep_it_is_wrapped() {
+        let refused = rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(
+            Arc::new(WrongPin),
+        )));
+        let deep = std::io::Error::other(std::io::Error::other(refused.clone()));
+
+        assert!(is_wrong_pin(&refused) && is_wrong_pin(&deep));
+        assert!(!is_wrong_pin(&std::io::Error::other(rustls::Error::DecryptError)));
+        assert!(!is_wrong_pin(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
     }
 }
