@@ -3,6 +3,7 @@
 //! Parsing happens in constructors, so a value that exists is valid. This room imports nothing of
 //! ours, owns no clock and no socket.
 
+mod cidr;
 mod drop_reason;
 mod duration;
 mod id;
@@ -12,6 +13,7 @@ mod selector;
 mod service;
 mod version;
 
+pub use cidr::{CidrBlock, CidrError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};
 pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId};

@@ -95,6 +95,8 @@ fn bound(text: &str, node: Option<u32>) -> Result<BoundSelector, Problem> {
         (Selector::Labels(labels), _) => BoundSelector::Labels(labels),
         (Selector::Namespace(name), _) => BoundSelector::Namespace(name),
         (Selector::Name(name), Some(node)) => BoundSelector::Node(NodeId(node), name),
+        (Selector::Group(name), _) => BoundSelector::Group(name),
+        (Selector::Cidr(block), _) => BoundSelector::Cidr(block),
         (Selector::Name(_), None) => return Err(corrupt("rule")),
     })
 }
@@ -251,7 +253,11 @@ fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>
 fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
     let node = match selector {
         BoundSelector::Node(id, _) => Some(id.0),
-        BoundSelector::Any | BoundSelector::Labels(_) | BoundSelector::Namespace(_) => None,
+        BoundSelector::Any
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => None,
     };
     (selection::as_written(selector).to_string(), node)
 }
