@@ -18,9 +18,12 @@ mod expression;
 mod inventory;
 mod judge;
 pub mod kubernetes;
+mod lint;
+mod matrix;
 mod model;
 mod nearest;
 mod plan;
+mod reach;
 mod scene;
 mod select;
 mod span;
@@ -39,8 +42,11 @@ pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test_fi
 pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::{Verdict, judge};
+pub use lint::{Finding, FindingKind, lint};
+pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
+pub use reach::Reach;
 pub use scene::{End, RuleOrigin, Scene};
 pub use select::{
     concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,

@@ -170,6 +170,8 @@ pub(super) fn documents(source: &str, text: &str) -> Result<Vec<Tree>, Problem> 
             max_total_replayed_events: ALIAS_EVENTS_MAX,
             max_replay_stack_depth: 16,
         },
+        // `y`, `n`, `yes`, `on` are names of people's namespaces, not truth values (YAML 1.2).
+        strict_booleans: true,
         with_snippet: false,
     };
     serde_saphyr::from_multiple_with_options::<Tree>(text, options).map_err(|error| {
@@ -378,6 +380,18 @@ mod tests {
         assert_eq!(fields.field("a").unwrap().port().unwrap(), 1);
         assert_eq!((items[1].text().unwrap(), items[1].tree.line), ("80", 4));
         assert_eq!(items[0].port().unwrap_err().what, "f:3: b[0]");
+    }
+
+    #[test]
+    fn only_true_and_false_are_truth_values() {
+        for text in ["y", "n", "yes", "no", "on", "off", "10.0.0.1", "2026-01-01"] {
+            let trees = documents("f", &format!("a: {text}")).unwrap();
+            let fields =
+                Cursor::new(At { source: "f", thing: "" }, &trees[0]).any_fields().unwrap();
+            assert_eq!(fields.field("a").unwrap().text().unwrap(), text);
+        }
+        let trees = documents("f", "true").unwrap();
+        assert_eq!(trees[0].node, Node::Bool(true));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! exist are valid, because names, selectors, services and durations parse in their constructors.
 
 mod node;
+mod offline;
 mod ovctl;
 mod policy;
 mod token;
@@ -16,6 +17,9 @@ use crate::types::{HumanDuration, Revision};
 
 pub use node::{
     Check, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand, RunArgs,
+};
+pub use offline::{
+    DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,
 };
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,

@@ -76,7 +76,6 @@ fn usage_errors_exit_with_two() {
         "key rotate a b c",
         "audit list --limit 0",
         "entity label web",
-        "policy lint",
         "--output yaml status",
     ] {
         let error = ovctl(bad).unwrap_err();

@@ -30,13 +30,13 @@ pub(in crate::policy) fn side(scene: &Scene, direction: Direction, from: &End, t
     let mut allowed = Vec::new();
     for policy in scene.network_policies() {
         let Some(rules) = policy.rules(direction) else { continue };
-        if !is_selected(scene, policy, *pod) {
+        if !side_selects(scene, policy, *pod) {
             continue;
         }
         first.get_or_insert_with(|| format!("NetworkPolicy {}", policy.full_name()));
         for (index, rule) in rules.iter().enumerate() {
             let is_peer = rule.peers.is_empty()
-                || rule.peers.iter().any(|peer| is_meant(scene, policy, peer, other));
+                || rule.peers.iter().any(|peer| peer_means(scene, policy, peer, other));
             if is_peer {
                 // Named ports are those of the destination, whichever side the policy is on.
                 let spans = spans_at(&rule.ports, scene.is_ipv6(to), scene.ports_of(to));
@@ -52,13 +52,20 @@ pub(in crate::policy) fn side(scene: &Scene, direction: Direction, from: &End, t
     }
 }
 
-fn is_selected(scene: &Scene, policy: &NetworkPolicy, pod: NodeId) -> bool {
+/// Whether the policy selects this pod.
+pub(in crate::policy) fn side_selects(scene: &Scene, policy: &NetworkPolicy, pod: NodeId) -> bool {
     scene.facts(pod).is_some_and(|facts| {
         facts.name.namespace == policy.namespace && policy.pods.matches(&facts.labels)
     })
 }
 
-fn is_meant(scene: &Scene, policy: &NetworkPolicy, peer: &Peer, end: &End) -> bool {
+/// Whether a peer of the policy means this end.
+pub(in crate::policy) fn peer_means(
+    scene: &Scene,
+    policy: &NetworkPolicy,
+    peer: &Peer,
+    end: &End,
+) -> bool {
     match (peer, end) {
         (Peer::Pods { .. }, End::Outside(_)) => false,
         (Peer::Pods { namespaces, pods }, End::Member(id)) => {

@@ -9,7 +9,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub(super) use isolation::{Side, side};
+pub(super) use isolation::{Side, peer_means, side, side_selects};
 pub(super) use read::read;
 
 use super::expression::LabelSelector;

@@ -1,6 +1,8 @@
 //! Tests of the whole room: small towns by hand, and random worlds against a naive model.
 
 mod answers;
+mod conformance;
+mod offline;
 mod paths;
 mod property;
 mod selection;
