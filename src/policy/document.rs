@@ -238,14 +238,20 @@ where
         if items.is_empty() {
             return Err(field.wrong("an empty list: leave the field out, or name something"));
         }
-        return field.items()?.iter().map(Cursor::parsed).collect();
+        return field.items()?.iter().map(one).collect();
     }
-    // A protocol number is a number.
+    Ok(vec![one(field)?])
+}
+
+/// One text. A protocol number is a number, and reads like its text.
+fn one<T>(field: &Cursor<'_>) -> Result<T, Problem>
+where
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
     if let Node::Number(number) = &field.tree.node {
-        return match number.to_string().parse() {
-            Ok(value) => Ok(vec![value]),
-            Err(_) => Err(field.wrong(format!("`{number}` makes no sense here"))),
-        };
+        let text = number.to_string();
+        return text.parse().map_err(|error: T::Err| field.wrong(error.to_string()));
     }
-    Ok(vec![field.parsed()?])
+    field.parsed()
 }

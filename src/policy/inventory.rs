@@ -83,16 +83,17 @@ pub fn read_inventory(source: &str, text: &str, now: Timestamp) -> Result<Invent
         inventory.semantics = Some(Semantics::Kubernetes);
     }
     read_namespaces(&fields, is_case, &mut inventory)?;
+    let (mut names, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let list = if is_case { "pods" } else { "entities" };
     for item in fields.items(list)? {
         let entity = read_entity(&item, is_case)?;
-        let twin = inventory.entities.iter().find(|other| {
-            other.name == entity.name
-                || (entity.address.is_some() && other.address == entity.address)
-        });
-        if let Some(twin) = twin {
-            let what = if twin.name == entity.name { "name" } else { "address" };
-            return Err(item.wrong(format!("{} already has this {what}", twin.name)));
+        if !names.insert(entity.name.clone()) {
+            return Err(item.wrong(format!("there is another {}", entity.name)));
+        }
+        if let Some(address) = entity.address
+            && !addresses.insert(address)
+        {
+            return Err(item.wrong(format!("another entity has the address {address} already")));
         }
         inventory.namespaces.entry(entity.name.namespace.clone()).or_default();
         inventory.entities.push(entity);

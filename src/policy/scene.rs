@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
-use super::kubernetes::NetworkPolicy;
+use super::kubernetes::{NetworkPolicy, side_selects};
 use super::span::NamedPorts;
 use super::tree::{At, shown};
 use super::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World, check_rule, did_you_mean};
@@ -32,6 +32,8 @@ pub struct Scene {
     ports: BTreeMap<NodeId, NamedPorts>,
     ids: BTreeMap<EntityName, NodeId>,
     network_policies: Vec<NetworkPolicy>,
+    /// Which NetworkPolicies select a member, so that each pair asks those alone.
+    selected_by: BTreeMap<NodeId, Vec<usize>>,
     origins: BTreeMap<RuleId, RuleOrigin>,
     now: Timestamp,
 }
@@ -102,6 +104,12 @@ impl Scene {
             }
             scene.network_policies.push(policy.as_ref().clone());
         }
+        let selecting = |id: NodeId| -> Vec<usize> {
+            let policies = scene.network_policies.iter().enumerate();
+            policies.filter(|(_, p)| side_selects(&scene, p, id)).map(|(index, _)| index).collect()
+        };
+        let selected_by = scene.members().map(|(id, _)| (id, selecting(id))).collect();
+        scene.selected_by = selected_by;
         Ok(scene)
     }
 
@@ -138,6 +146,7 @@ impl Scene {
             ports,
             ids,
             network_policies: Vec::new(),
+            selected_by: BTreeMap::new(),
             origins: BTreeMap::new(),
             now,
         }
@@ -331,6 +340,12 @@ impl Scene {
     #[must_use]
     pub fn network_policies(&self) -> &[NetworkPolicy] {
         &self.network_policies
+    }
+
+    /// The NetworkPolicies that select a member, in either direction.
+    pub(super) fn policies_of(&self, id: NodeId) -> impl Iterator<Item = &NetworkPolicy> {
+        let indexes = self.selected_by.get(&id).into_iter().flatten();
+        indexes.filter_map(|index| self.network_policies.get(*index))
     }
 
     /// Where a rule comes from.

@@ -25,7 +25,7 @@ const EXCEPT_MAX: usize = 1024;
 pub enum CidrError {
     /// A part is no prefix.
     #[error(
-        "`{0}` is not a CIDR: write 10.0.0.0/8, fd00::/8, or 10.0.0.0/8!10.1.0.0/16 to leave a part out"
+        "`{0}` is neither a name nor a CIDR: write 10.0.0.0/8, fd00::/8, or 10.0.0.0/8!10.1.0.0/16 to leave a part out"
     )]
     Syntax(String),
     /// Bits below the prefix are set, so it is not clear what is meant.
@@ -71,6 +71,18 @@ impl CidrBlock {
         Ok(Self { cidr, except })
     }
 
+    /// Reads `ADDRESS/LENGTH`, host bits or not. Stricter than the parser of [`Prefix`]: leading zeros,
+    /// which some read as octal, are no address.
+    #[must_use]
+    pub fn prefix(text: &str) -> Option<Prefix> {
+        let (address, length) = text.split_once('/')?;
+        let address: IpAddr = address.parse().ok()?;
+        let is_number =
+            (1..=3).contains(&length.len()) && length.bytes().all(|b| b.is_ascii_digit());
+        let length = length.parse().ok().filter(|_| is_number)?;
+        Prefix::new(address, length).ok()
+    }
+
     /// Whether `address` is inside and not cut out.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
@@ -84,7 +96,7 @@ fn prefix(text: &str) -> Result<Prefix, CidrError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(Prefix::from(address));
     }
-    let parsed: Prefix = text.parse().map_err(|_| CidrError::Syntax(shown()))?;
+    let parsed = CidrBlock::prefix(text).ok_or_else(|| CidrError::Syntax(shown()))?;
     if parsed.trunc() == parsed {
         Ok(parsed)
     } else {

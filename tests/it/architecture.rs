@@ -29,6 +29,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ring", &["keys", "wire", "control", "agent", "cli"]),
     ("rtnetlink", &["sys"]),
     ("rustls", &["control", "agent", "cli", "app"]),
+    ("serde_saphyr", &["policy"]),
     ("socket2", &["sys"]),
     ("sqlx", &["control/store"]),
     ("tokio_rustls", &["control"]),

@@ -68,6 +68,9 @@ fn usage_errors_exit_with_two() {
         "policy allow web db --port tcp/0",
         "policy allow web db --direct --via sap-1",
         "policy allow web db --expires soon",
+        "policy test --semantics open",
+        "policy matrix --as png",
+        "policy lint web",
         "overlay create a_b",
         "overlay create a --cidr 10.0.0.0/33",
         "token create --uses -1",
@@ -82,6 +85,9 @@ fn usage_errors_exit_with_two() {
         assert_eq!(error.exit_code(), 2, "{bad}: {error}");
     }
     assert!(ovctl("policy allow web db --port tcp/1").is_ok());
+    assert!(ovctl("policy test --inventory i -f a -f b --tests t --semantics kubernetes").is_ok());
+    assert!(ovctl("policy matrix --inventory i --file a --as dot").is_ok());
+    assert!(ovctl("policy diff --inventory i --old a -f b").is_ok());
 }
 
 #[test]

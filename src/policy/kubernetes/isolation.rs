@@ -28,11 +28,8 @@ pub(in crate::policy) fn side(scene: &Scene, direction: Direction, from: &End, t
     let End::Member(pod) = own else { return Side::Open };
     let mut first = None;
     let mut allowed = Vec::new();
-    for policy in scene.network_policies() {
+    for policy in scene.policies_of(*pod) {
         let Some(rules) = policy.rules(direction) else { continue };
-        if !side_selects(scene, policy, *pod) {
-            continue;
-        }
         first.get_or_insert_with(|| format!("NetworkPolicy {}", policy.full_name()));
         for (index, rule) in rules.iter().enumerate() {
             let is_peer = rule.peers.is_empty()

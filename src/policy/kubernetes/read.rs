@@ -5,7 +5,7 @@ use super::{Direction, NetworkPolicy, Peer, PolicyRule};
 use crate::api::{Problem, ProblemCode};
 use crate::policy::expression::{LabelSelector, read_labels};
 use crate::policy::tree::{At, Cursor, Fields, Node, shown};
-use crate::types::{CidrBlock, Name, PortRange, Prefix, Protocol, Service};
+use crate::types::{CidrBlock, Name, PortRange, Protocol, Service};
 
 const API_VERSION: &str = "networking.k8s.io/v1";
 
@@ -252,8 +252,7 @@ fn read_block(from: &Cursor<'_>) -> Result<CidrBlock, Problem> {
     let cidr_field = fields.needed("cidr")?;
     let prefix = |field: &Cursor<'_>| {
         let text = field.text()?;
-        let parsed: Result<Prefix, _> = text.parse();
-        parsed.map_err(|_| field.wrong(format!("`{}` is no CIDR", shown(text))))
+        CidrBlock::prefix(text).ok_or_else(|| field.wrong(format!("`{}` is no CIDR", shown(text))))
     };
     let cidr = prefix(&cidr_field)?;
     let mut except = Vec::new();

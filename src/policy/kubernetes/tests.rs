@@ -371,6 +371,8 @@ fn what_kubernetes_would_refuse_is_refused_by_name() {
         ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]", "cidr"),
         ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.256/8}}]}]", "cidr"),
         ("ingress: [{from: [{ipBlock: {cidr: ''}}]}]", "cidr"),
+        ("ingress: [{from: [{ipBlock: {cidr: 010.0.0.0/8}}]}]", "cidr"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/+8}}]}]", "cidr"),
         ("ingress: [{from: [{ipBlock: {}}]}]", "ipBlock"),
         ("ingress: [{from: [{ipBlock: {except: [10.0.0.0/8]}}]}]", "ipBlock"),
         ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]", "except[0]"),

@@ -2,6 +2,7 @@
 
 mod answers;
 mod conformance;
+mod documents;
 mod offline;
 mod paths;
 mod property;
