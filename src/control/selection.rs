@@ -150,3 +150,19 @@ pub(crate) fn dangling(world: &World, ends: [&BoundSelector; 2]) -> Vec<EntityNa
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_node_enforces_is_refused_by_name() {
+        let world = World::default();
+        for text in ["group:backends", "10.0.0.0/8!10.1.0.0/16"] {
+            let problem = bind(&world, &text.parse().unwrap()).unwrap_err();
+            assert_eq!(problem.code, ProblemCode::Usage);
+            assert!(problem.what.contains(text), "{problem}");
+        }
+        assert_eq!(bind(&world, &Selector::Any).unwrap(), BoundSelector::Any);
+    }
+}

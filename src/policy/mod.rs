@@ -3,7 +3,7 @@
 //! The one evaluator ([`evaluate`]) answers for the server and for people; the matcher on the hot
 //! path (`forward`) is held against it by a property test. Tables of overlays of
 //! either semantics are those of default-deny: the server makes no `kubernetes` overlays in this
-//! version. [`Scene`] and [`judge`] answer offline for both, with groups, CIDRs and NetworkPolicies.
+//! version. [`Scene`] and [`judge()`] answer offline for both, with groups, CIDRs and NetworkPolicies.
 
 mod can;
 mod check;

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, MergeKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::did_you_mean;
 use crate::api::{Problem, ProblemCode};
@@ -165,7 +165,6 @@ pub(super) fn documents(source: &str, text: &str) -> Result<Vec<Tree>, Problem> 
             max_events: 3 * NODES_MAX,
         },
         duplicate_keys: DuplicateKeyPolicy::Error,
-        merge_keys: MergeKeyPolicy::Error,
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: ALIAS_EVENTS_MAX,
             max_replay_stack_depth: 16,
@@ -434,5 +433,6 @@ mod tests {
             assert!(documents("f", &text).is_err(), "{}", shown(&text));
         }
         assert!(documents("f", "a: &a [x]\nb: *a\n").is_ok(), "an honest alias is fine");
+        assert!(documents("f", "a: &a {x: 1}\nb: {<<: *a, y: 2}\n").is_ok(), "so is a merge");
     }
 }
