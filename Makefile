@@ -12,13 +12,14 @@ DENY_VERSION := 0.20.2
 DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo shell test test-long lint fmt deny doc fuzz advisories setup programs
+.PHONY: help demo shell test test-long bench lint fmt deny doc fuzz advisories setup setup-bench programs
 
 help:
 	@echo 'make demo        play Figure 1 of the paper: server, SaP, three services, a user'
 	@echo 'make test        every test, lints included'
 	@echo 'make shell       the machines of the demo with nothing started, and a shell'
 	@echo 'make test-long   what takes too long for make test'
+	@echo 'make bench       speed against raw, kernel VXLAN and our naive mode (docs/performance.md)'
 	@echo 'make lint        formatting and clippy           make fmt    format'
 	@echo 'make fuzz        fuzz for FUZZ_SECONDS=60        make deny   licences, bans, sources'
 	@echo 'make doc         build the documentation         make advisories   known vulnerabilities'
@@ -48,6 +49,13 @@ test-long: setup
 	cargo test --locked -- --include-ignored
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=600
 
+# Everything is built before anything is measured.
+bench: setup setup-bench
+	cargo build --locked --release --bins --example bench
+	cargo bench --locked --bench micro --no-run
+	cargo bench --locked --bench micro
+	@exec $(TARGET)/release/examples/bench
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -71,11 +79,18 @@ advisories: $(DENY)
 	else echo 'advisories: NOT CHECKED: the advisory database cannot be fetched from here'; fi
 
 fuzz:
-	@if [ -x fuzz/run ]; then fuzz/run $(FUZZ_SECONDS); \
-	elif [ -f fuzz/Cargo.toml ]; then \
-	  cd fuzz && for target in $$(ls fuzz_targets | sed 's/\.rs$$//'); do \
-	    cargo run --bin $$target -- $(FUZZ_SECONDS) || exit 1; done; \
-	else echo 'fuzz: there are no fuzz targets'; exit 1; fi
+	@fuzz/run $(FUZZ_SECONDS)
+
+# What is missing is named by its package; `install` puts it there or says how.
+define install
+	[ -z "$$missing" ] && exit 0; \
+	install="apt-get update && apt-get install -y --no-install-recommends$$missing"; \
+	if ! command -v apt-get > /dev/null; then \
+	  echo "missing:$$missing (names as in Debian); install them and try again" >&2; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive sh -c "$$install"; \
+	elif sudo -n true 2> /dev/null; then sudo -n env DEBIAN_FRONTEND=noninteractive sh -c "$$install"; \
+	else printf 'missing:%s\n  do:  sudo sh -c "%s"\n' "$$missing" "$$install" >&2; exit 1; fi
+endef
 
 setup:
 	@missing=; \
@@ -84,10 +99,12 @@ setup:
 	command -v hostname > /dev/null || missing="$$missing hostname"; \
 	command -v nsenter > /dev/null || missing="$$missing util-linux"; \
 	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
-	[ -z "$$missing" ] && exit 0; \
-	install="apt-get update && apt-get install -y --no-install-recommends$$missing"; \
-	if ! command -v apt-get > /dev/null; then \
-	  echo "missing:$$missing (names as in Debian); install them and try again" >&2; exit 1; \
-	elif [ "$$(id -u)" = 0 ]; then sh -c "$$install"; \
-	elif sudo -n true 2> /dev/null; then sudo -n sh -c "$$install"; \
-	else printf 'missing:%s\n  do:  sudo sh -c "%s"\n' "$$missing" "$$install" >&2; exit 1; fi
+	$(install)
+
+# iperf3's package asks whether it should run as a service: no.
+setup-bench:
+	@missing=; \
+	command -v iperf3 > /dev/null || missing="$$missing iperf3"; \
+	command -v nft > /dev/null || missing="$$missing nftables"; \
+	command -v taskset > /dev/null || missing="$$missing util-linux"; \
+	$(install)

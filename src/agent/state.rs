@@ -18,13 +18,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
-use crate::types::{ApiVersion, EntityName, Incarnation, NodeId, NodeKind, OverlayId, Secret};
+use crate::types::{
+    ApiVersion, EntityName, Incarnation, NodeId, NodeKind, OverlayId, Secret, Timestamp,
+};
 
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity.json";
@@ -153,6 +156,14 @@ impl StateDir {
     pub fn table_before(&self) -> Option<NodeTable> {
         let uid = self.uid().ok()?;
         read(&self.path.join(TABLE_BEFORE), uid).ok().flatten()
+    }
+
+    /// When the newest table was written; none when there is none.
+    #[must_use]
+    pub fn table_written(&self) -> Option<Timestamp> {
+        let written =
+            fs::metadata(self.path.join(TABLE)).and_then(|found| found.modified()).ok()?;
+        written.duration_since(UNIX_EPOCH).ok().map(|since| Timestamp(since.as_secs()))
     }
 
     /// Keeps `table` as the newest; the newest so far becomes the one before.

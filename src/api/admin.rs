@@ -510,7 +510,7 @@ pub struct KeyStatus {
     pub to: EntityName,
     /// The source, when this line is about a single pair.
     pub from: Option<EntityName>,
-    /// What is stamped by senders at the moment.
+    /// What it was rotated to last; during a rotation, what it is rotating from.
     pub version: KeyVersion,
     /// What it is rotating to.
     pub next: Option<KeyVersion>,

@@ -196,6 +196,10 @@ pub(crate) async fn run(
     wanted: Wanted,
 ) -> Result<(), Problem> {
     let shared = Arc::new(shared);
+    // A host without a clock of its own starts in the past, where rules that ended would hold again.
+    if let Some(written) = state.table_written() {
+        clock::not_before(written);
+    }
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);

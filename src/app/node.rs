@@ -20,7 +20,7 @@ use crate::cli::{Outcome, node_status};
 use crate::config::node as file;
 use crate::sys::SysError;
 use crate::telemetry::{self, LogOptions};
-use crate::types::{Name, NodeKind};
+use crate::types::{DataPath, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,8 @@ pub struct RunOptions {
     pub listen: Option<SocketAddr>,
     /// The log filter.
     pub log: Option<String>,
+    /// How packets are moved.
+    pub data_path: DataPath,
 }
 
 impl From<RunArgs> for RunOptions {
@@ -54,6 +56,7 @@ impl From<RunArgs> for RunOptions {
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
             log: args.log,
+            data_path: args.data_path,
         }
     }
 }
@@ -69,6 +72,7 @@ impl From<JoinArgs> for RunOptions {
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
             log: args.log,
+            data_path: DataPath::default(),
         }
     }
 }
@@ -94,6 +98,7 @@ pub(crate) struct Settings {
     pub(crate) name: Option<Name>,
     pub(crate) endpoints: Vec<(IpAddr, Option<u16>)>,
     pub(crate) listen: SocketAddr,
+    pub(crate) data_path: DataPath,
     pub(crate) uid: u32,
 }
 
@@ -125,6 +130,7 @@ impl Settings {
             name: options.name.or(file.name),
             endpoints,
             listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
+            data_path: options.data_path,
             uid,
         })
     }

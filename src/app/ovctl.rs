@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
+use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
@@ -13,7 +13,10 @@ use crate::cli::{
 /// Runs `ovctl` with the arguments of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Ovctl { global, command } = Ovctl::from_command_line();
+    let Ovctl { global, command } = match Ovctl::from_command_line() {
+        Ok(parsed) => parsed,
+        Err(problem) => return conclude(&mut Output::standard(Format::Json), Err(problem)),
+    };
     let mut output = Output::standard(global.output);
     let outcome = dispatch(&global, command, &mut output);
     conclude(&mut output, outcome)
@@ -101,7 +104,6 @@ fn serve(global: &Global, args: ServeArgs) -> Result<Outcome, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::Format;
 
     #[test]
     fn outcomes_and_problems_become_exit_codes() {

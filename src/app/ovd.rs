@@ -19,7 +19,7 @@ use crate::local::Socket;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
-use crate::types::NodeKind;
+use crate::types::{DataPath, NodeKind};
 
 /// Flows of one entity.
 const FLOWS: usize = 1 << 16;
@@ -112,7 +112,7 @@ async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Read
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
     check_tun()?;
-    let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
+    let udp = UdpSocket::bind(settings.listen, settings.data_path).map_err(node::failed)?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
     let identity = identify(settings, state, start, udp.local_addr(), &network).await?;
@@ -148,7 +148,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let (plane, port) =
         EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
             .map_err(node::failed)?;
-    let plane = Plane::Entity(plane, Devices::new(network));
+    let plane = Plane::Entity(plane, Devices::new(network, settings.data_path));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     daemon::run(shared, state, plane, port, socket, wanted).await
 }
@@ -156,7 +156,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
 /// Makes a device for a moment: better to miss the right now than after the token is used up.
 fn check_tun() -> Result<(), Problem> {
     let name = format!("ovtry{}", std::process::id() % 1_000_000);
-    Tun::open(&name).map(drop).map_err(node::failed)
+    Tun::open(&name, DataPath::default()).map(drop).map_err(node::failed)
 }
 
 /// What this host uses already, by name.

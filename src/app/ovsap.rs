@@ -95,7 +95,7 @@ async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Read
 
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    let udp = UdpSocket::bind(settings.listen).map_err(node::failed)?;
+    let udp = UdpSocket::bind(settings.listen, settings.data_path).map_err(node::failed)?;
     let socket = Socket::bind(&settings.socket)?;
     let identity = identify(settings, state, start, udp.local_addr()).await?;
     Ok(Ready { identity, udp, socket })

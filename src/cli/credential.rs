@@ -97,9 +97,12 @@ fn split_url(server: &str) -> Result<(String, Option<Secret>), Problem> {
 /// Splits `ova1.SECRET[.PIN]`. Messages never quote the token.
 fn split_token(text: &str, path: &Path) -> Result<(Bearer, Option<Secret>), Problem> {
     let bad = |why: &str| {
-        Problem::new(ProblemCode::Usage, format!("{} holds no admin token", path.display()))
-            .why(why)
-            .fix("it is the one line `ova1.…` that `ovctl token create --role admin` printed")
+        Problem::new(
+            ProblemCode::Usage,
+            format!("{} holds no admin or viewer token", path.display()),
+        )
+        .why(why)
+        .fix("it is the one line `ova1.…` that `ovctl token create --role admin` printed")
     };
     if text.starts_with("ovt1.") {
         return Err(bad("it is a join token: for ovd and ovsap, not for ovctl"));
@@ -135,7 +138,7 @@ fn read_file(path: &Path) -> Result<(Zeroizing<String>, Option<String>), Problem
         let mode = file.metadata().map_err(unreadable)?.mode();
         // A warning and no refusal: `token create > FILE` makes such files.
         warning = (mode & 0o077 != 0)
-            .then(|| format!("others can read this admin token: chmod 600 {}", path.display()));
+            .then(|| format!("others can read this token: chmod 600 {}", path.display()));
         file.take(FILE_MAX).read_to_string(&mut text)
     };
     match read {

@@ -125,13 +125,18 @@ pub(crate) fn health(health: &NodeHealth) -> String {
     text
 }
 
+/// The text, or the dash that stands for nothing in tables too.
+pub(crate) fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "–" } else { text }
+}
+
 /// The same in lines, with what a node complains of.
 pub(crate) fn health_lines(node: &NodeHealth, now: Timestamp) -> Vec<String> {
     let seen = node.seen.map_or_else(|| "never".to_owned(), |seen| relative(seen, now));
     let mut lines = vec![
         format!("state      {}, seen {seen}", health(node)),
         format!("table      serial {} of {}", node.acknowledged, node.serial),
-        format!("version    {}", node.version),
+        format!("version    {}", or_dash(&node.version)),
     ];
     lines.extend(node.problems.iter().map(|problem| format!("! {problem}")));
     lines
@@ -157,11 +162,11 @@ fn lines(entity: &Entity, now: Timestamp) -> Vec<String> {
     for member in &entity.members {
         lines.push(format!("  address    {} in {}", member.address, member.overlay));
     }
-    lines.push(format!("  labels     {}", joined(&entity.labels)));
+    lines.push(format!("  labels     {}", or_dash(&joined(&entity.labels))));
     for (name, service) in &entity.ports {
         lines.push(format!("  port       {name} is {service}"));
     }
-    lines.push(format!("  endpoints  {}", joined(&entity.endpoints)));
+    lines.push(format!("  endpoints  {}", or_dash(&joined(&entity.endpoints))));
     lines.push(format!("  joined     {} ({})", relative(entity.joined, now), entity.joined));
     lines.extend(health_lines(&entity.health, now).iter().map(|line| format!("  {line}")));
     lines
@@ -185,7 +190,7 @@ async fn label(client: &Client, output: &mut Output, args: LabelArgs) -> Result<
         |change| {
             vec![
                 headline(change, &format!("entity {name}"), "labelled"),
-                format!("  labels {}", joined(&change.result.labels)),
+                format!("  labels {}", or_dash(&joined(&change.result.labels))),
             ]
         },
     ))

@@ -13,6 +13,9 @@ use super::args::Format;
 use crate::api::{Problem, ProblemCode};
 use crate::types::Timestamp;
 
+/// The contract that JSON output follows.
+const API_VERSION: &str = "ovmesh/v1";
+
 /// Where a command shows what it found.
 pub struct Output {
     format: Format,
@@ -69,8 +72,13 @@ impl Output {
         self.write(text);
     }
 
-    /// Writes a JSON document, indented.
+    /// Writes a JSON document, indented, and says which contract it follows.
     pub fn json(&mut self, value: &Value) {
+        let mut value = value.clone();
+        // One thing alone comes without it from the server.
+        if let Value::Object(fields) = &mut value {
+            fields.entry("apiVersion").or_insert_with(|| API_VERSION.into());
+        }
         // A Value always serialises; `{:#}` is its indented form.
         self.write(&format!("{value:#}\n"));
     }
@@ -91,7 +99,7 @@ impl Output {
     /// Writes a problem to stderr: sentences, or JSON under `-o json`.
     pub fn problem(&mut self, problem: &Problem) {
         if self.format == Format::Json {
-            let body = serde_json::json!({ "apiVersion": "ovmesh/v1", "error": problem });
+            let body = serde_json::json!({ "apiVersion": API_VERSION, "error": problem });
             let _ = writeln!(self.notes, "{body:#}");
             return;
         }

@@ -4,7 +4,7 @@ use super::Outcome;
 use super::args::{Format, SapCommand};
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show};
-use super::entity::{health, health_lines};
+use super::entity::{health, health_lines, or_dash};
 use super::output::{Output, Table, joined, relative};
 use crate::api::Problem;
 use crate::api::admin::{Change, List, Sap};
@@ -80,8 +80,8 @@ fn show_one(output: &mut Output, answer: &Answer<Sap>) {
         Format::Table => {
             let now = output.now();
             output.line(format!("sap {} ({})", sap.name, sap.id));
-            output.line(format!("  overlays   {}", joined(&sap.overlays)));
-            output.line(format!("  endpoints  {}", joined(&sap.endpoints)));
+            output.line(format!("  overlays   {}", or_dash(&joined(&sap.overlays))));
+            output.line(format!("  endpoints  {}", or_dash(&joined(&sap.endpoints))));
             output.line(format!("  joined     {} ({})", relative(sap.joined, now), sap.joined));
             for line in health_lines(&sap.health, now) {
                 output.line(format!("  {line}"));

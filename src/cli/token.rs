@@ -103,9 +103,9 @@ fn request(args: TokenCreateArgs) -> TokenCreate {
 /// What a token is good for: `joins one entity as web in default, until …`.
 fn purpose(token: &Token, now: Timestamp) -> String {
     let until = format!("until {} ({})", token.expires, relative(token.expires, now));
-    let kind = match token.role {
-        Role::Entity => "entity",
-        Role::Sap => "SaP",
+    let (kind, kinds) = match token.role {
+        Role::Entity => ("entity", "entities"),
+        Role::Sap => ("SaP", "SaPs"),
         Role::Admin if token.namespaces.is_empty() => return format!("changes anything, {until}"),
         Role::Admin => {
             let namespaces = joined(&token.namespaces);
@@ -114,9 +114,9 @@ fn purpose(token: &Token, now: Timestamp) -> String {
         Role::Viewer => return format!("reads anything, {until}"),
     };
     let mut text = match token.uses {
-        0 => format!("joins any number of {kind}s"),
+        0 => format!("joins any number of {kinds}"),
         1 => format!("joins one {kind}, once,"),
-        uses => format!("joins up to {uses} {kind}s"),
+        uses => format!("joins up to {uses} {kinds}"),
     };
     if let Some(name) = &token.name {
         text.push_str(&format!(" as {name}"));
@@ -130,7 +130,7 @@ fn purpose(token: &Token, now: Timestamp) -> String {
         text.push_str(&format!(" with {}", joined(&token.labels)));
     }
     if token.ephemeral {
-        text.push_str(", deleted when it leaves");
+        text.push_str(", deleted when it stays away");
     }
     format!("{} {until}", text.trim_end_matches(','))
 }
@@ -195,7 +195,7 @@ fn table(tokens: &[Token], now: Timestamp) -> Table {
             joined(&token.labels),
             match token.role {
                 Role::Entity | Role::Sap => format!("{}/{limit}", token.used),
-                Role::Admin | Role::Viewer => token.used.to_string(),
+                Role::Admin | Role::Viewer => String::new(),
             },
             state(token, now).to_owned(),
             relative(token.expires, now),

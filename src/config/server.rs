@@ -17,6 +17,9 @@ const GRACE_MIN: Duration = Duration::from_secs(1);
 /// The shortest time between scheduled rotations: each rotation must be able to end.
 const INTERVAL_MIN: Duration = Duration::from_secs(60);
 
+/// The shortest absence that deletes an ephemeral node: longer than a restart of `ovd` takes.
+const REST_MIN: Duration = Duration::from_secs(10);
+
 /// Everything that the server is told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
@@ -32,6 +35,8 @@ pub struct ServerConfig {
     pub key_grace: Duration,
     /// How often keys rotate by themselves.
     pub key_interval: Duration,
+    /// How long an ephemeral node may be away before it is deleted.
+    pub ephemeral_rest: Duration,
     /// Users beside root and the server's own that may use the unix socket.
     pub admin_uids: Vec<u32>,
 }
@@ -53,6 +58,8 @@ pub struct ServerFile {
     pub key_grace: Option<HumanDuration>,
     /// See [`ServerConfig::key_interval`].
     pub key_interval: Option<HumanDuration>,
+    /// See [`ServerConfig::ephemeral_rest`].
+    pub ephemeral_rest: Option<HumanDuration>,
     /// See [`ServerConfig::admin_uids`].
     #[serde(default)]
     pub admin_uids: Vec<u32>,
@@ -80,7 +87,7 @@ pub enum ServerConfigError {
     /// A URL that nodes could not use.
     #[error("`{0}` is no address for nodes: write it as https://HOST:PORT")]
     Url(String),
-    /// A duration that keys cannot keep.
+    /// A duration that cannot be kept.
     #[error("{field} is {value}, and must be at least {min}")]
     TooShort {
         /// Which one.
@@ -140,6 +147,12 @@ impl ServerFile {
                 INTERVAL_MIN,
                 Duration::from_secs(24 * 3600),
             )?,
+            ephemeral_rest: at_least(
+                "ephemeral_rest",
+                self.ephemeral_rest,
+                REST_MIN,
+                Duration::from_secs(300),
+            )?,
             admin_uids: self.admin_uids,
         })
     }
@@ -188,6 +201,7 @@ mod tests {
             ("lisen = '[::]:1'", "lisen"),
             ("key_grace = '10ms'", "key_grace"),
             ("key_interval = '1s'", "key_interval"),
+            ("ephemeral_rest = '1s'", "ephemeral_rest"),
             ("public_urls = ['http://a']", "http://a"),
             ("public_urls = ['https://a/b c']", "https://a/b c"),
             ("listen = 'x'", "listen"),

@@ -9,10 +9,10 @@ use super::live::{Live, NodeState};
 use super::publish::Hold;
 use super::rotation::{self, RingId};
 use super::server::{Server, now, now_millis};
-use super::store::{self, Done, keys::RingRow};
+use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;
 use crate::keys::rotation::{HURRY_MILLIS, Step};
-use crate::types::Timestamp;
+use crate::types::{NodeId, Timestamp};
 
 /// Least time between two looks: many acknowledgements make one.
 const REST: Duration = Duration::from_millis(100);
@@ -49,8 +49,43 @@ impl Server {
             self.publish(Hold::Nobody).await?;
             drop(gate);
         }
+        if *expired_before != at {
+            self.delete_ephemeral().await?;
+        }
         *expired_before = at;
         self.rotate().await
+    }
+
+    /// Deletes ephemeral nodes that have been away for too long.
+    async fn delete_ephemeral(self: &Arc<Self>) -> Result<(), Problem> {
+        let rest = self.settings.ephemeral_rest;
+        let away = |live: &Live, id: &NodeId| {
+            live.nodes.get(id).is_some_and(|node| node.is_gone_for(rest))
+        };
+        if !self.live().nodes.values().any(|node| node.is_gone_for(rest)) {
+            return Ok(());
+        }
+        let ephemeral = nodes::ephemeral(&mut *self.store.read().await?).await?;
+        let gone = |live: &Live| -> Vec<NodeId> {
+            ephemeral.iter().copied().filter(|id| away(live, id)).collect()
+        };
+        if gone(&self.live()).is_empty() {
+            return Ok(());
+        }
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        // Somebody may have come back, or been deleted, while we waited.
+        let gone = gone(&self.live());
+        let mut transaction = self.store.write().await?;
+        for id in gone {
+            let done = join::leave(&mut transaction, id, now()).await?;
+            let revision = store::revision(&mut transaction).await?;
+            store::audit::record(&mut transaction, revision, now(), "ephemeral", &done).await?;
+            tracing::info!(node = %id, "an ephemeral node was away for too long and is deleted");
+        }
+        self.commit(transaction).await?;
+        self.publish(Hold::Nobody).await?;
+        drop(gate);
+        Ok(())
     }
 
     /// Takes each rotation as far as it can go at the moment.
@@ -66,7 +101,7 @@ impl Server {
         }
         let gate = Arc::clone(&self.gate).lock_owned().await;
         let at = now_millis();
-        let (mut moved, due, keys) = {
+        let ((mut moved, cut_off), due, keys) = {
             let live = self.live();
             (self.moved(&live, at), live.keys.due(interval, at), Arc::clone(&live.keys))
         };
@@ -77,24 +112,15 @@ impl Server {
         for row in moved.values() {
             store::keys::put_ring(&mut transaction, row).await?;
         }
+        for action in cut_off {
+            self.record(&mut transaction, "rotation", action).await?;
+        }
         for overlay in due {
             let changed =
                 rotation::start_overlay(&mut transaction, &keys, overlay, None, at).await?;
-            let done = Done {
-                result: (),
-                action: format!("key rotate {overlay} (scheduled)"),
-                before: serde_json::Value::Null,
-                after: serde_json::Value::Null,
-            };
-            let revision = store::revision(&mut transaction).await?;
-            store::audit::record(
-                &mut transaction,
-                revision,
-                Timestamp(at / 1000),
-                "schedule",
-                &done,
-            )
-            .await?;
+            let name = self.live().world.overlays.get(&overlay).map(|facts| facts.name.clone());
+            let action = format!("key rotate --overlay {} (scheduled)", name.unwrap_or_default());
+            self.record(&mut transaction, "schedule", action).await?;
             moved.extend(changed.into_iter().map(|row| (id_of(&row), row)));
         }
         for row in moved.values().filter(|row| row.ring.step == Step::Steady) {
@@ -108,10 +134,24 @@ impl Server {
         Ok(())
     }
 
-    /// The rings that go a step on.
-    fn moved(&self, live: &Live, at: u64) -> BTreeMap<RingId, RingRow> {
+    /// Records what the server did by itself.
+    async fn record(
+        &self,
+        transaction: &mut store::WriteTransaction,
+        actor: &str,
+        action: String,
+    ) -> Result<(), Problem> {
+        let null = serde_json::Value::Null;
+        let done = Done { result: (), action, before: null.clone(), after: null };
+        let revision = store::revision(transaction).await?;
+        store::audit::record(transaction, revision, now(), actor, &done).await
+    }
+
+    /// The rings that go a step on, and whom that cuts off, in words.
+    fn moved(&self, live: &Live, at: u64) -> (BTreeMap<RingId, RingRow>, Vec<String>) {
         let grace = millis(self.settings.key_grace);
         let mut moved = BTreeMap::new();
+        let mut cut_off = Vec::new();
         for (id, row) in &live.keys.rings {
             if row.ring.step == Step::Steady {
                 continue;
@@ -125,18 +165,21 @@ impl Server {
                     .iter()
                     .map(|id| rotation::name_of(&live.world, *id).to_string())
                     .collect();
+                let (to, laggards) =
+                    (rotation::name_of(&live.world, row.destination), names.join(" "));
                 tracing::warn!(
-                    to = %rotation::name_of(&live.world, row.destination),
-                    laggards = %names.join(" "),
+                    %to,
+                    %laggards,
                     "a hurried key rotation cut off who had not acknowledged"
                 );
+                cut_off.push(format!("key rotation to {to} cut off {laggards}"));
             }
             if change.to == Step::Steady {
                 row.rotated = Timestamp(at / 1000);
             }
             moved.insert(*id, row);
         }
-        moved
+        (moved, cut_off)
     }
 
     /// Remembers which serials carry the step that these rings are in. The caller holds the gate, and

@@ -72,7 +72,7 @@ fn check(path: &Path, what: &str, mode: &str) -> Result<(), Problem> {
             format!("others may read the {what} {shown}"),
         )
         .why(format!("its mode is {:04o}, must be {mode}: it holds secrets", facts.mode() & 0o777))
-        .fix(format!("chmod {mode} {shown}")));
+        .fix(format!("chmod {} {shown}", mode.trim_start_matches('0'))));
     }
     Ok(())
 }

@@ -34,6 +34,9 @@ const PER_ADDRESS_MAX: usize = 64;
 /// keep an admin out.
 const POLLS_MAX: usize = 16_384;
 
+/// Under which address users of this host are counted who reach the unix socket and may not use it.
+const LOCAL_STRANGERS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
 /// Where a request comes from.
 #[derive(Clone, Debug)]
 pub(crate) enum Origin {
@@ -190,17 +193,35 @@ pub async fn serve(
                 Ok((stream, _)) => {
                     // Whoever may read the database may be admin: root and the server's own user.
                     let uid = stream.peer_cred().map(|peer| peer.uid());
-                    let Some(uid) = uid.ok().filter(|uid| {
-                        *uid == 0 || *uid == own_uid() || admins.contains(uid)
-                    }) else { continue };
-                    let (router, watcher) = (router.clone(), graceful.watcher());
-                    tokio::spawn(connection(stream, Origin::Unix { uid }, router, watcher));
+                    let Ok(uid) = uid else { continue };
+                    let watcher = graceful.watcher();
+                    if uid == 0 || uid == own_uid() || admins.contains(&uid) {
+                        let origin = Origin::Unix { uid };
+                        tokio::spawn(connection(stream, origin, router.clone(), watcher));
+                    } else if let Some(slot) = Slot::take(&counts, LOCAL_STRANGERS) {
+                        // Told why, so that nobody takes it for a server that is down.
+                        let origin = Origin::Tls { slot };
+                        tokio::spawn(connection(stream, origin, refusing(uid), watcher));
+                    }
                 }
                 Err(error) => pause(&error).await,
             },
         }
     }
     let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+}
+
+/// Answers every request of a user who may not ask.
+fn refusing(uid: u32) -> axum::Router {
+    let problem = Problem::new(
+        ProblemCode::Unauthorized,
+        format!("the user {uid} may not administer this server"),
+    )
+    .why("its unix socket is for root, the server's own user, and the admin_uids of server.toml")
+    .fix("run it as root or as the server's user, or use --server and --token-file");
+    axum::Router::new().fallback(move || {
+        std::future::ready((axum::http::StatusCode::FORBIDDEN, axum::Json(problem.clone())))
+    })
 }
 
 /// Out of file descriptors, mostly: accepting at once again would spin.
@@ -229,3 +250,6 @@ async fn connection(
         tracing::debug!(%error, "a connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests;

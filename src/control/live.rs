@@ -18,6 +18,11 @@ use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
 const BETWEEN_POLLS: Duration = Duration::from_secs(3);
 
+/// How often one node may bring news (endpoints, version) that recompile tables, and how long its
+/// line may be.
+const NEWS_EVERY: Duration = Duration::from_secs(1);
+const NEWS_LINE: Duration = Duration::from_secs(3);
+
 /// A compiled table.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
@@ -46,11 +51,15 @@ pub(crate) struct NodeState {
     /// Numbers polls; an older one gives way to a newer.
     pub(crate) poll_number: u64,
     pub(crate) polled: Option<Instant>,
+    /// Since when this server knows it: its start, or when the node joined.
+    pub(crate) known: Instant,
     pub(crate) seen: Option<Timestamp>,
     pub(crate) version: String,
     pub(crate) problems: Vec<String>,
     pub(crate) round_trips: Vec<RoundTrip>,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// When its next news may change tables.
+    pub(crate) news_from: Instant,
     /// Wakes its poll.
     pub(crate) wake: watch::Sender<u64>,
 }
@@ -67,11 +76,13 @@ impl NodeState {
             polls: 0,
             poll_number: 0,
             polled: None,
+            known: Instant::now(),
             seen: None,
             version: String::new(),
             problems: Vec::new(),
             round_trips: Vec::new(),
             endpoints: Vec::new(),
+            news_from: Instant::now(),
             wake: watch::Sender::new(0),
         }
     }
@@ -94,11 +105,29 @@ impl NodeState {
         self.polls > 0 || self.polled.is_some_and(|at| at.elapsed() < BETWEEN_POLLS)
     }
 
+    /// Whether nothing was heard of it for `limit`. A server that was away itself counts from its start.
+    pub(crate) fn is_gone_for(&self, limit: Duration) -> bool {
+        self.polls == 0 && self.polled.unwrap_or(self.known).elapsed() >= limit
+    }
+
+    /// Takes a turn to bring news, one each `NEWS_EVERY`, so that a node that keeps changing its mind
+    /// keeps nobody else waiting. None when too many of its own are in line.
+    pub(crate) fn take_turn(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let turn = self.news_from.max(now);
+        if turn > now + NEWS_LINE {
+            return None;
+        }
+        self.news_from = turn + NEWS_EVERY;
+        Some(turn)
+    }
+
     /// For lists.
     pub(crate) fn health(&self) -> NodeHealth {
         NodeHealth {
             online: self.is_online(),
-            seen: self.seen,
+            // It holds a connection: it is being heard of.
+            seen: if self.polls > 0 { Some(super::server::now()) } else { self.seen },
             serial: self.newest_serial(),
             acknowledged: self.acknowledged,
             version: self.version.clone(),

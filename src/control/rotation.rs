@@ -301,7 +301,7 @@ pub(crate) fn status(live: &Live, id: RingId, row: &RingRow) -> KeyStatus {
             .map_or_else(Name::default, |overlay| overlay.name.clone()),
         to: name_of(&live.world, row.destination),
         from: row.source.map(|source| name_of(&live.world, source)),
-        version: row.ring.stamped(),
+        version: row.ring.current,
         next: row.ring.next,
         step: row.ring.step.to_string(),
         rotated: row.rotated,

@@ -26,6 +26,8 @@ pub struct Settings {
     pub key_grace: Duration,
     /// How often keys rotate by themselves.
     pub key_interval: Duration,
+    /// How long an ephemeral node may be away before it is deleted.
+    pub ephemeral_rest: Duration,
     /// The URLs that tokens carry.
     pub urls: Vec<String>,
     /// The pin that tokens carry.

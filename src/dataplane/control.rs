@@ -146,9 +146,10 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::DataPath;
 
     fn port() -> (Punter, ControlPort) {
-        let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), DataPath::Full).unwrap();
         ControlPort::new(Arc::new(udp))
     }
 

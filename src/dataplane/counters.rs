@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sys::udp::Sent;
 use crate::types::DropReason;
+use crate::wire::gue;
 
 /// Counters of one hallway, on cache lines of their own (128 bytes: processors fetch pairs of 64), so
 /// that hallways do not slow each other down.
@@ -85,15 +87,30 @@ impl Tally {
         Self { packets: 0, bytes: 0, drops: [0; DropReason::COUNT], has_drops: false }
     }
 
-    pub(super) fn passed(&mut self, bytes: usize) {
-        self.packets += 1;
+    pub(super) fn passed(&mut self, packets: usize, bytes: usize) {
+        self.packets += packets as u64;
         self.bytes += bytes as u64;
     }
 
+    /// What became of datagrams; counters speak of inner bytes.
+    pub(super) fn sent(&mut self, sent: Sent) {
+        match sent.result {
+            Ok(()) => {
+                let headers = sent.datagrams * gue::HEADER_LEN;
+                self.passed(sent.datagrams, sent.bytes.saturating_sub(headers));
+            }
+            Err(reason) => self.dropped_many(reason, sent.datagrams),
+        }
+    }
+
     pub(super) fn dropped(&mut self, reason: DropReason) {
+        self.dropped_many(reason, 1);
+    }
+
+    pub(super) fn dropped_many(&mut self, reason: DropReason, packets: usize) {
         self.has_drops = true;
         if let Some(count) = self.drops.get_mut(reason as usize) {
-            *count += 1;
+            *count += packets as u64;
         }
     }
 }
@@ -147,8 +164,8 @@ mod tests {
     fn a_tally_is_added_once_and_then_empty() {
         let counters = Counters::new();
         let mut tally = Tally::new();
-        tally.passed(100);
-        tally.passed(28);
+        tally.passed(1, 100);
+        tally.passed(1, 28);
         tally.dropped(DropReason::NoRule);
         tally.dropped(DropReason::NoRule);
         tally.dropped(DropReason::GueLength);

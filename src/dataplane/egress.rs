@@ -4,11 +4,15 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::counters::{Counters, Tally};
-use super::hallway::{Common, now};
+use super::hallway::{Common, is_trickle, now};
+use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, PacketBatch};
+use crate::sys::offload::split::Split;
+use crate::sys::offload::vnet::VnetHeader;
+use crate::sys::offload::{Head, checksum};
 use crate::sys::tun::Tun;
-use crate::sys::udp::{Outgoing, TTL};
+use crate::sys::udp::{Outgoing, SendQueue, TTL};
 use crate::types::{DropReason, OverlayId};
 use crate::wire::{Facts, Family, gue, inner};
 
@@ -30,9 +34,13 @@ pub(super) fn run(
     counters: &Counters,
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
+    let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
-    let mut tally = Tally::new();
+    let (mut refused, mut passed) = (Tally::new(), Tally::new());
     while !common.wake.is_stopped() {
+        if is_trickle(batch.len()) {
+            common.wake.wait(tun.as_fd(), None)?;
+        }
         tun.read_batch(&mut batch)?;
         if batch.is_empty() {
             common.wake.wait(tun.as_fd(), None)?;
@@ -42,32 +50,34 @@ pub(super) fn run(
         let now = now();
         // A publish may have moved the overlay, or it may be gone.
         let index = snapshot.overlay_index(overlay);
+        let mut memo = Memo::default();
         judged.clear();
-        judged.extend(batch.iter().map(|(_, packet)| {
+        for at in 0..batch.len() {
+            let Some((header, packet)) = batch.packet_mut(at) else { break };
             let verdict = |facts: &Facts| match index {
-                Some(index) => snapshot.egress(index, facts, &common.flows, now),
+                Some(index) => {
+                    memo.verdict(None, facts, || snapshot.egress(index, facts, &common.flows, now))
+                }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            judge(verdict, packet)
-        }));
-        for one in &judged {
-            if let Some(reason) = one.refusal() {
-                tally.dropped(reason);
-            }
+            judged.push(judge(verdict, packet).completed(header, packet));
         }
         // Sealed hops: `seal` goes here, over what was judged and before it is sent.
-        let outgoing = batch.iter().zip(&judged).filter_map(|((_, bytes), one)| one.wrap(bytes));
-        common.udp.send_batch(outgoing, |result| match result {
-            Ok(bytes) => tally.passed(bytes),
-            Err(reason) => tally.dropped(reason),
+        let outgoing = batch.iter().zip(&judged).flat_map(|((header, packet), one)| {
+            one.wrap(header, packet).unwrap_or_else(|reason| {
+                refused.dropped(reason);
+                Leaving::Single(None)
+            })
         });
-        counters.egress.add(&mut tally);
+        common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
+        counters.egress.add(&mut refused);
+        counters.egress.add(&mut passed);
     }
     Ok(())
 }
 
 /// Judges one packet: pure, apart from what `verdict` remembers of flows.
-fn judge(verdict: impl Fn(&Facts) -> Verdict, packet: &[u8]) -> Judged {
+fn judge(verdict: impl FnOnce(&Facts) -> Verdict, packet: &[u8]) -> Judged {
     match family_of(packet).and_then(|family| inner::parse(family, packet)) {
         Ok(facts) => Judged {
             verdict: verdict(&facts),
@@ -81,7 +91,7 @@ fn judge(verdict: impl Fn(&Facts) -> Verdict, packet: &[u8]) -> Judged {
     }
 }
 
-/// A TUN carries no header before the packet, so the version nibble is all there is.
+/// A TUN does not say the family, so the version nibble is all there is.
 fn family_of(packet: &[u8]) -> Result<Family, DropReason> {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) => Ok(Family::V4),
@@ -92,25 +102,39 @@ fn family_of(packet: &[u8]) -> Result<Family, DropReason> {
 }
 
 impl Judged {
-    /// Why it does not leave. `Deliver` is no answer to a packet that wants out.
-    fn refusal(&self) -> Option<DropReason> {
-        match self.verdict {
-            Verdict::Send { .. } => None,
-            Verdict::Deliver { .. } => Some(DropReason::NoPath),
-            Verdict::Drop(reason) => Some(reason),
+    /// Completes what the host left half done of a packet that leaves as one datagram. (Segments get
+    /// checksums of their own.)
+    fn completed(self, header: Option<VnetHeader>, packet: &mut [u8]) -> Self {
+        let Some(VnetHeader { gso: None, partial: Some(partial) }) = header else { return self };
+        let Verdict::Send { .. } = self.verdict else { return self };
+        let is_whole =
+            packet.get_mut(..self.len).is_some_and(|packet| checksum::complete(packet, partial));
+        if is_whole {
+            return self;
         }
+        Self { verdict: Verdict::Drop(DropReason::InnerLength), ..self }
     }
 
-    /// The datagram that carries `packet`.
-    fn wrap<'a>(&self, packet: &'a [u8]) -> Option<Outgoing<'a>> {
-        let Verdict::Send { hop, key } = self.verdict else { return None };
-        Some(Outgoing {
-            to: hop,
-            header: Some(gue::data_header(self.family, key.bits())),
-            payload: packet.get(..self.len).unwrap_or(packet),
-            tos: self.ecn,
-            ttl: TTL,
-        })
+    /// The datagrams that carry `packet`, or why there are none.
+    fn wrap<'a>(
+        &self,
+        header: Option<VnetHeader>,
+        packet: &'a [u8],
+    ) -> Result<Leaving<'a>, DropReason> {
+        let (hop, key) = match self.verdict {
+            Verdict::Send { hop, key } => (hop, key),
+            // `Deliver` is no answer to a packet that wants out.
+            Verdict::Deliver { .. } => return Err(DropReason::NoPath),
+            Verdict::Drop(reason) => return Err(reason),
+        };
+        let header = header.ok_or(DropReason::InnerLength)?;
+        let prefix = gue::data_header(self.family, key.bits());
+        let payload = packet.get(..self.len).unwrap_or(packet);
+        let whole = Outgoing { to: hop, head: Head::gue(prefix), payload, tos: self.ecn, ttl: TTL };
+        match header.gso {
+            None => Ok(Leaving::Single(Some(whole))),
+            Some(gso) => Ok(Leaving::Cut(whole, Split::new(prefix, packet, gso)?)),
+        }
     }
 }
 
@@ -118,11 +142,18 @@ impl Judged {
 mod tests {
     use super::super::hallway::tests::{V4_DATA, datagram};
     use super::*;
+    use crate::sys::offload::vnet::Partial;
     use crate::types::AuthorizationKey;
+
+    const PLAIN: Option<VnetHeader> = Some(VnetHeader::PLAIN);
 
     fn send() -> Verdict {
         let key = AuthorizationKey::from_bits(0x1a2b_3c4d);
         Verdict::Send { hop: "192.0.2.9:6080".parse().unwrap(), key }
+    }
+
+    fn wrap<'a>(judged: &Judged, packet: &'a [u8]) -> Outgoing<'a> {
+        judged.wrap(PLAIN, packet).unwrap().next().unwrap()
     }
 
     #[test]
@@ -130,12 +161,10 @@ mod tests {
         let vector = datagram(V4_DATA);
         let packet = &vector[gue::HEADER_LEN..];
 
-        let judged = judge(|_| send(), packet);
-        let outgoing = judged.wrap(packet).unwrap();
+        let outgoing = wrap(&judge(|_| send(), packet), packet);
 
-        assert_eq!([&outgoing.header.unwrap()[..], outgoing.payload].concat(), vector);
+        assert_eq!([outgoing.head.as_slice(), outgoing.payload].concat(), vector);
         assert_eq!((outgoing.tos, outgoing.ttl), (0, TTL));
-        assert_eq!(judged.refusal(), None);
     }
 
     #[test]
@@ -146,25 +175,37 @@ mod tests {
         let sum = 0x14a1_u16 - 0xba;
         packet[10..12].copy_from_slice(&sum.to_be_bytes());
 
-        let judged = judge(|_| send(), &packet);
-
-        assert_eq!(judged.wrap(&packet).unwrap().tos, 0b10);
+        assert_eq!(wrap(&judge(|_| send(), &packet), &packet).tos, 0b10);
     }
 
     #[test]
     fn what_is_no_ip_or_was_refused_stays() {
         let vector = datagram(V4_DATA);
         let packet = &vector[gue::HEADER_LEN..];
-        let refusal = |verdict, packet: &[u8]| {
-            let judged = judge(|_| verdict, packet);
-            assert!(judged.wrap(packet).is_none());
-            judged.refusal()
-        };
+        let refusal = |verdict, packet: &[u8]| judge(|_| verdict, packet).wrap(PLAIN, packet).err();
 
+        assert_eq!(refusal(send(), packet), None);
         assert_eq!(refusal(send(), &[]), Some(DropReason::InnerLength));
         assert_eq!(refusal(send(), &[0x50; 40]), Some(DropReason::InnerVersion));
         assert_eq!(refusal(send(), &packet[..30]), Some(DropReason::InnerLength));
         assert_eq!(refusal(Verdict::Drop(DropReason::NoRow), packet), Some(DropReason::NoRow));
         assert_eq!(refusal(Verdict::Deliver { overlay: 0 }, packet), Some(DropReason::NoPath));
+    }
+
+    #[test]
+    fn headers_of_the_device_that_lie_refuse_the_packet() {
+        let mut packet = datagram(V4_DATA)[gue::HEADER_LEN..].to_vec();
+        let judged = judge(|_| send(), &packet);
+
+        assert_eq!(judged.wrap(None, &packet).err(), Some(DropReason::InnerLength));
+        for (start, offset) in [(0, 16), (19, 0), (20, 17), (38, 0), (u16::MAX, u16::MAX)] {
+            let partial = Some(Partial { start, offset });
+            let header = Some(VnetHeader { gso: None, partial });
+            let judged = judged.completed(header, &mut packet);
+            assert_eq!(judged.wrap(header, &packet).err(), Some(DropReason::InnerLength));
+        }
+        let header =
+            Some(VnetHeader { gso: None, partial: Some(Partial { start: 20, offset: 2 }) });
+        assert!(judged.completed(header, &mut packet).wrap(header, &packet).is_ok());
     }
 }

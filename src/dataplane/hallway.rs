@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::publish::Reader;
 use crate::forward::{FlowTable, Now, Snapshot};
-use crate::sys::batch::{Meta, PacketBatch};
+use crate::sys::batch::{DatagramBatch, Meta};
 use crate::sys::clock;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Wake;
@@ -30,18 +30,33 @@ pub(super) struct Common {
 /// The time for one batch, and for the flow table's start.
 #[must_use]
 pub fn now() -> Now {
-    Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall() }
+    Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall_for_rules() }
+}
+
+/// Whether a batch of `len` was so small that there is hardly more at once: then to wait comes before
+/// to read, and saves the read that would find nothing.
+pub(super) fn is_trickle(len: usize) -> bool {
+    (1..=2).contains(&len)
 }
 
 /// Fills `batch` from the UDP socket or waits for more; `false` when there is nothing to do now.
-pub(super) fn receive(udp: &UdpSocket, wake: &Wake, batch: &mut PacketBatch) -> bool {
-    let result = udp
-        .receive_batch(batch)
-        .and_then(|()| if batch.is_empty() { wake.wait(udp.as_fd(), None) } else { Ok(()) });
-    if result.is_err() {
+pub(super) fn receive(udp: &UdpSocket, wake: &Wake, batch: &mut DatagramBatch) -> bool {
+    if try_receive(udp, wake, batch).is_err() {
+        batch.clear();
         rest(wake);
     }
     !batch.is_empty()
+}
+
+fn try_receive(udp: &UdpSocket, wake: &Wake, batch: &mut DatagramBatch) -> io::Result<()> {
+    if !is_trickle(batch.len()) {
+        udp.receive_batch(batch)?;
+        if !batch.is_empty() {
+            return Ok(());
+        }
+    }
+    wake.wait(udp.as_fd(), None)?;
+    udp.receive_batch(batch)
 }
 
 /// Waits a little, unless somebody calls.
@@ -97,7 +112,7 @@ pub(super) mod tests {
 
     pub(crate) fn meta(tos: u8, ttl: u8) -> Meta {
         let from = "192.0.2.1:6080".parse().unwrap();
-        Meta { from, len: 0, tos, ttl, is_truncated: false }
+        Meta { from, len: 0, tos, ttl, segment: 0, is_truncated: false }
     }
 
     #[test]

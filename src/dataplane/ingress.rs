@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::control::Punter;
 use super::counters::{Counters, Tally};
+use super::deliver::Delivery;
 use super::ecn;
 use super::hallway::{Common, Opened, now, open, receive};
 use super::publish::Reader;
+use super::train::{Memo, Pieces};
 use crate::forward::Verdict;
-use crate::sys::batch::{BATCH, Meta, PacketBatch};
+use crate::sys::batch::{DatagramBatch, Meta};
+use crate::sys::offload::coalesce::Coalescer;
 use crate::sys::tun::Tun;
 use crate::types::{DropReason, OverlayId};
 use crate::wire::{Facts, Family, gue};
@@ -44,10 +48,9 @@ pub(super) fn run(
     mut punter: Punter,
     counters: &Counters,
 ) {
-    let mut batch = PacketBatch::new();
-    let mut judged = Vec::with_capacity(BATCH);
+    let mut batch = DatagramBatch::new();
+    let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
-    let mut tally = Tally::new();
     while !common.wake.is_stopped() {
         let has_packets = receive(&common.udp, &common.wake, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
@@ -55,43 +58,72 @@ pub(super) fn run(
         if !has_packets {
             continue;
         }
-        let snapshot = common.snapshot.latest();
-        let now = now();
-        // Sealed hops: `open` goes here, before anything is believed.
-        judged.clear();
-        judged.extend(batch.iter().map(|(meta, datagram)| {
-            let verdict =
-                |from, key, facts: &Facts| snapshot.ingress(from, key, facts, &common.flows, now);
-            judge(|from| snapshot.knows(from), verdict, meta, datagram)
-        }));
+        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
         overlays.clear();
         overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
-        for ((meta, bytes), one) in batch.iter_mut().zip(&judged) {
-            let result = match *one {
-                Judged::Deliver { overlay, family, len, mark } => {
-                    let tun = overlays
-                        .iter()
-                        .find(|(index, _)| *index == overlay)
-                        .and_then(|(_, id)| devices.get(id));
-                    deliver(tun, family, bytes, len, mark).map(|()| tally.passed(len))
+        let device = |overlay: usize| {
+            let (_, id) = overlays.iter().find(|(index, _)| *index == overlay)?;
+            devices.get(id)
+        };
+        let mut memo = Memo::default();
+        for slot in 0..batch.len() {
+            let Some((meta, range)) = batch.slot(slot) else { break };
+            let bytes = batch.bytes().get(range.clone()).unwrap_or(&[]);
+            let is_known = snapshot.knows(meta.from);
+            for piece in Pieces::new(&meta, range, bytes) {
+                let datagram = batch.bytes().get(piece.range.clone()).unwrap_or(&[]);
+                let verdict = |from, key, facts: &Facts| {
+                    let ask = || snapshot.ingress(from, key, facts, flows, now);
+                    memo.verdict(Some((from, key)), facts, ask)
+                };
+                // Sealed hops: `open` goes here, before anything is believed.
+                let result = match judge(|_| is_known, verdict, &meta, datagram) {
+                    Judged::Deliver { overlay, family, len, mark } => {
+                        let packet = inside(&piece.range, len);
+                        if let Some(mark) = mark
+                            && let Some(packet) = batch.bytes_mut().get_mut(packet.clone())
+                        {
+                            ecn::mark(family, packet, mark);
+                        }
+                        match piece.large {
+                            None => delivery.add(batch.bytes(), packet, overlay, device),
+                            Some(size) => {
+                                delivery.add_large(
+                                    batch.bytes_mut(),
+                                    packet,
+                                    size,
+                                    overlay,
+                                    device,
+                                );
+                            }
+                        }
+                        Ok(())
+                    }
+                    Judged::Punt { is_known } => {
+                        punter.punt(meta.from, is_known, datagram, now.monotonic_millis)
+                    }
+                    Judged::Drop(reason) => Err(reason),
+                };
+                if let Err(reason) = result {
+                    delivery.tally.dropped(reason);
                 }
-                Judged::Punt { is_known } => {
-                    punter.punt(meta.from, is_known, bytes, now.monotonic_millis)
-                }
-                Judged::Drop(reason) => Err(reason),
-            };
-            if let Err(reason) = result {
-                tally.dropped(reason);
             }
         }
-        counters.ingress.add(&mut tally);
+        delivery.finish(batch.bytes(), device);
+        counters.ingress.add(&mut delivery.tally);
     }
+}
+
+/// Where the packet of a datagram lies.
+fn inside(datagram: &Range<usize>, len: usize) -> Range<usize> {
+    let start = datagram.start + gue::HEADER_LEN;
+    start..start + len
 }
 
 /// Judges one datagram: pure, apart from what `verdict` remembers of flows.
 fn judge(
     knows: impl Fn(SocketAddr) -> bool,
-    verdict: impl Fn(SocketAddr, u32, &Facts) -> Verdict,
+    verdict: impl FnOnce(SocketAddr, u32, &Facts) -> Verdict,
     meta: &Meta,
     datagram: &[u8],
 ) -> Judged {
@@ -115,25 +147,6 @@ fn judge(
         Verdict::Send { .. } => Judged::Drop(DropReason::NoPath),
         Verdict::Drop(reason) => Judged::Drop(reason),
     }
-}
-
-fn deliver(
-    tun: Option<&Arc<Tun>>,
-    family: Family,
-    datagram: &mut [u8],
-    len: usize,
-    mark: Option<u8>,
-) -> Result<(), DropReason> {
-    // The device may have gone while the table that names it is still in force.
-    let tun = tun.ok_or(DropReason::SendFailed)?;
-    let packet = datagram
-        .get_mut(gue::HEADER_LEN..)
-        .and_then(|packet| packet.get_mut(..len))
-        .ok_or(DropReason::InnerLength)?;
-    if let Some(mark) = mark {
-        ecn::mark(family, packet, mark);
-    }
-    tun.write(packet).map_err(|_| DropReason::SendFailed)
 }
 
 #[cfg(test)]
@@ -191,11 +204,5 @@ mod tests {
             judge_known(&meta(0, 64), &datagram(V4_DATA), send),
             Judged::Drop(DropReason::NoPath)
         );
-    }
-
-    #[test]
-    fn without_a_device_nothing_is_delivered() {
-        let mut bytes = datagram(V4_DATA);
-        assert_eq!(deliver(None, Family::V4, &mut bytes, 38, None), Err(DropReason::SendFailed));
     }
 }

@@ -1,15 +1,15 @@
 //! The three hallways, on OS threads.
 //!
-//! 1. **egress** (`ovd`, a thread for each TUN): a batch from the TUN; facts; verdicts; one
-//!    `sendmmsg` with the GUE headers.
-//! 2. **ingress** (`ovd`, one thread): a batch from the UDP socket; header; outer source; facts;
-//!    verdicts; ECN; one write to the TUN for each packet.
-//! 3. **transit** (`ovsap`, one thread): a batch from the UDP socket; header; outer source; facts;
-//!    verdicts; outer TTL less one; one `sendmmsg` of the datagrams as they came.
+//! 1. **egress** (`ovd`, a thread for each TUN): a batch from the TUN; facts; verdicts, one for each
+//!    large packet; cutting; trains with the GUE headers to the UDP socket.
+//! 2. **ingress** (`ovd`, one thread): trains from the UDP socket; of each datagram header, outer
+//!    source, facts, verdict, ECN; runs of one flow to the TUN, one write each.
+//! 3. **transit** (`ovsap`, one thread): trains from the UDP socket; of each datagram header, outer
+//!    source, facts, verdict; what passes as trains by hop, size, TOS and TTL (less one).
 //!
-//! Every hallway first judges the whole batch, a pure function over bytes, and then moves it, so that
-//! offloads can regroup what was judged. Sealed hops will stand between the two: `open` before the
-//! judging, `seal` after it; the places are marked.
+//! Every packet is first judged, a pure function over bytes, and then put where `sys` groups what
+//! leaves. Sealed hops will stand around the judging: `open` before it, `seal` after it; the places
+//! are marked.
 //!
 //! Per packet there is no lock, no channel, no allocation and no log; the snapshot, the devices and
 //! the time are read once a batch. Control messages leave the hallway by a bounded channel, under a
@@ -26,12 +26,14 @@
 
 mod control;
 mod counters;
+mod deliver;
 mod ecn;
 mod egress;
 mod hallway;
 mod ingress;
 mod plane;
 pub mod publish;
+mod train;
 mod transit;
 
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};

@@ -1,6 +1,8 @@
 //! Starts, extends and stops the threads of one process.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
@@ -68,6 +70,12 @@ impl Shared {
     }
 }
 
+/// Makes a panic an error: nobody waits for an egress thread, so that its end has to be told.
+fn caught(run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
+}
+
 /// The hallways of `ovd`: one ingress, and one egress for each overlay. Dropping it stops them.
 #[derive(Debug)]
 pub struct EntityPlane {
@@ -127,7 +135,8 @@ impl EntityPlane {
         let name = format!("ov-egress-{}", self.started);
         let device = Arc::clone(&tun);
         let hallway = Hallway::spawn(name, wake, move || {
-            if let Err(error) = egress::run(&device, overlay, common, &counters) {
+            let run = || egress::run(&device, overlay, common, &counters);
+            if let Err(error) = caught(run) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",
@@ -222,5 +231,16 @@ impl SapPlane {
     /// Stops the thread and waits for it.
     pub fn stop(self) {
         drop(self);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_ends_with_an_error() {
+        assert!(caught(|| Ok(())).is_ok());
+        assert!(caught(|| panic!("on purpose")).is_err());
     }
 }

@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 use super::control::Punter;
 use super::counters::{Counters, Tally};
 use super::hallway::{Common, Opened, now, open, receive};
+use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
-use crate::sys::batch::{BATCH, Meta, PacketBatch};
-use crate::sys::udp::Outgoing;
+use crate::sys::batch::{DatagramBatch, Meta};
+use crate::sys::offload::Head;
+use crate::sys::offload::split::Split;
+use crate::sys::udp::{Outgoing, SendQueue};
 use crate::types::DropReason;
 use crate::wire::{Facts, gue};
 
@@ -29,50 +32,49 @@ enum Judged {
 
 /// Runs until the thread is told to stop.
 pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
-    let mut batch = PacketBatch::new();
-    let mut judged = Vec::with_capacity(BATCH);
-    let mut tally = Tally::new();
+    let mut batch = DatagramBatch::new();
+    let mut queue = SendQueue::new();
+    let (mut refused, mut passed) = (Tally::new(), Tally::new());
     while !common.wake.is_stopped() {
         if !receive(&common.udp, &common.wake, &mut batch) {
             continue;
         }
-        let snapshot = common.snapshot.latest();
-        let now = now();
-        // Sealed hops: `open` goes here, before anything is believed.
-        judged.clear();
-        judged.extend(batch.iter().map(|(meta, datagram)| {
-            let verdict =
-                |from, key, facts: &Facts| snapshot.transit(from, key, facts, &common.flows, now);
-            judge(|from| snapshot.knows(from), verdict, meta, datagram)
-        }));
-        for ((meta, bytes), one) in batch.iter().zip(&judged) {
-            let refusal = match *one {
-                Judged::Send { .. } => continue,
-                Judged::Punt { is_known } => {
-                    punter.punt(meta.from, is_known, bytes, now.monotonic_millis).err()
-                }
-                Judged::Drop(reason) => Some(reason),
-            };
-            if let Some(reason) = refusal {
-                tally.dropped(reason);
-            }
-        }
-        // Sealed hops: `seal` goes here.
-        let outgoing =
-            batch.iter().zip(&judged).filter_map(|((meta, bytes), one)| one.forward(meta, bytes));
-        common.udp.send_batch(outgoing, |result| match result {
-            // Counters speak of inner bytes.
-            Ok(bytes) => tally.passed(bytes.saturating_sub(gue::HEADER_LEN)),
-            Err(reason) => tally.dropped(reason),
+        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
+        let mut memo = Memo::default();
+        let pieces = batch.iter().flat_map(|(meta, bytes)| {
+            let is_known = snapshot.knows(meta.from);
+            Pieces::new(meta, 0..bytes.len(), bytes)
+                .map(move |piece| (meta, bytes, piece, is_known))
         });
-        counters.transit.add(&mut tally);
+        // Sealed hops: `open` goes before the judging, `seal` after it.
+        let outgoing = pieces.flat_map(|(meta, bytes, piece, is_known)| {
+            let datagram = bytes.get(piece.range).unwrap_or(&[]);
+            let verdict = |from, key, facts: &Facts| {
+                let ask = || snapshot.transit(from, key, facts, flows, now);
+                memo.verdict(Some((from, key)), facts, ask)
+            };
+            let leaving = match judge(|_| is_known, verdict, meta, datagram) {
+                Judged::Send { hop, ttl } => forward(meta, datagram, piece.large, hop, ttl),
+                Judged::Punt { is_known } => punter
+                    .punt(meta.from, is_known, datagram, now.monotonic_millis)
+                    .map(|()| Leaving::Single(None)),
+                Judged::Drop(reason) => Err(reason),
+            };
+            leaving.unwrap_or_else(|reason| {
+                refused.dropped(reason);
+                Leaving::Single(None)
+            })
+        });
+        common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
+        counters.transit.add(&mut refused);
+        counters.transit.add(&mut passed);
     }
 }
 
 /// Judges one datagram: pure, apart from what `verdict` remembers of flows.
 fn judge(
     knows: impl Fn(SocketAddr) -> bool,
-    verdict: impl Fn(SocketAddr, u32, &Facts) -> Verdict,
+    verdict: impl FnOnce(SocketAddr, u32, &Facts) -> Verdict,
     meta: &Meta,
     datagram: &[u8],
 ) -> Judged {
@@ -92,16 +94,20 @@ fn judge(
     }
 }
 
-impl Judged {
-    /// The same datagram, towards the next hop.
-    fn forward<'a>(&self, meta: &Meta, datagram: &'a [u8]) -> Option<Outgoing<'a>> {
-        match *self {
-            Self::Send { hop, ttl } => {
-                Some(Outgoing { to: hop, header: None, payload: datagram, tos: meta.tos, ttl })
-            }
-            Self::Punt { .. } | Self::Drop(_) => None,
-        }
-    }
+/// The same bytes towards the next hop. A large packet that nobody cut is cut here, which changes no
+/// byte that the one who sent it did not leave to be changed.
+fn forward<'a>(
+    meta: &Meta,
+    datagram: &'a [u8],
+    large: Option<u16>,
+    hop: SocketAddr,
+    ttl: u8,
+) -> Result<Leaving<'a>, DropReason> {
+    let whole = Outgoing { to: hop, head: Head::EMPTY, payload: datagram, tos: meta.tos, ttl };
+    let Some(size) = large else { return Ok(Leaving::Single(Some(whole))) };
+    let (prefix, packet) =
+        datagram.split_first_chunk::<{ gue::HEADER_LEN }>().ok_or(DropReason::InnerLength)?;
+    Ok(Leaving::Cut(whole, Split::of_size(*prefix, packet, size)?))
 }
 
 #[cfg(test)]
@@ -130,18 +136,25 @@ mod tests {
         assert_eq!(judge_allowed(&meta(0, 0), &bytes), Judged::Drop(DropReason::HopLimit));
     }
 
+    fn leave<'a>(meta: &Meta, bytes: &'a [u8]) -> Vec<Outgoing<'a>> {
+        match judge_allowed(meta, bytes) {
+            Judged::Send { hop, ttl } => forward(meta, bytes, None, hop, ttl).unwrap().collect(),
+            Judged::Punt { .. } | Judged::Drop(_) => Vec::new(),
+        }
+    }
+
     #[test]
     fn the_datagram_leaves_as_it_came_with_its_tos() {
         let mut bytes = datagram(V4_DATA);
         bytes.extend(b"trailing");
         let meta = meta(0b1011_1010, 64);
 
-        let judged = judge_allowed(&meta, &bytes);
-        let outgoing = judged.forward(&meta, &bytes).unwrap();
+        let outgoing = leave(&meta, &bytes);
 
-        assert_eq!(outgoing.payload, bytes);
-        assert!(outgoing.header.is_none());
-        assert_eq!((outgoing.to, outgoing.tos, outgoing.ttl), (hop(), 0b1011_1010, 63));
+        assert_eq!(outgoing.len(), 1);
+        assert_eq!(outgoing[0].payload, bytes);
+        assert!(outgoing[0].head.as_slice().is_empty());
+        assert_eq!((outgoing[0].to, outgoing[0].tos, outgoing[0].ttl), (hop(), 0b1011_1010, 63));
     }
 
     #[test]
@@ -150,7 +163,6 @@ mod tests {
         for verdict in [Verdict::Drop(DropReason::NoRule), Verdict::Deliver { overlay: 0 }] {
             let judged = judge(|_| true, |_, _, _| verdict, &meta(0, 64), &bytes);
             assert!(matches!(judged, Judged::Drop(_)));
-            assert!(judged.forward(&meta(0, 64), &bytes).is_none());
         }
     }
 }

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Now;
+use super::key_budget::KeyBudget;
 
 /// Slots of a bucket: how many a lookup touches at most.
 const BUCKET: usize = 8;
@@ -39,7 +40,7 @@ pub(super) enum Phase {
     Established,
     /// TCP: a FIN or RST was seen.
     Closing,
-    /// Not TCP.
+    /// Not TCP; at a SaP also TCP, as a memory of the verdict alone.
     Stateless,
     /// The starter's rule is gone: nothing passes, so that no reply starts a flow of its own.
     Tombstone,
@@ -160,7 +161,8 @@ pub(super) struct HopMark {
 
 const HOP_KNOWN: u64 = 1 << 63;
 
-/// Flows of one process; fixed size, shared by all hallways without locks.
+/// What one process remembers of packets: its flows, and wrong keys. Fixed size, shared by all
+/// hallways without locks.
 #[derive(Debug)]
 pub struct FlowTable {
     slots: Box<[Slot]>,
@@ -172,6 +174,8 @@ pub struct FlowTable {
     /// Keyed at random, so that nobody can aim at a bucket.
     hasher: RandomState,
     started_millis: Option<u64>,
+    /// Here because it must outlive snapshots, as flows do.
+    pub(super) wrong_keys: KeyBudget,
 }
 
 #[derive(Debug, Default)]
@@ -183,9 +187,11 @@ struct Slot {
     hop: AtomicU64,
 }
 
-/// `token | generation (24 bits) | phase (3 bits) | starter is the lower end`
+/// `token | generation (24 bits) | phase (3 bits) | starter is the lower end | starter is a guess`
 #[derive(Clone, Copy)]
 struct State(u64);
+
+const GUESS: u64 = 1 << 60;
 
 const GENERATION_MASK: u64 = 0xFF_FFFF;
 
@@ -214,6 +220,10 @@ impl State {
 
     fn starter_is_lower(self) -> bool {
         self.0 >> 59 & 1 == 1
+    }
+
+    fn is_guess(self) -> bool {
+        self.0 & GUESS != 0
     }
 }
 
@@ -293,6 +303,17 @@ impl Found<'_> {
         self.state.phase()
     }
 
+    /// Whether the starter is a guess: the flow was taken up in mid-stream.
+    pub(super) fn is_guess(&self) -> bool {
+        self.state.is_guess()
+    }
+
+    /// Notes that nobody saw who started the flow.
+    pub(super) fn mark_guess(&mut self) {
+        self.state.0 |= GUESS;
+        self.slot.state.fetch_or(GUESS, Ordering::Relaxed);
+    }
+
     /// The policy by which the flow was judged last.
     pub(super) fn token(&self) -> u32 {
         self.state.token()
@@ -301,7 +322,12 @@ impl Found<'_> {
     /// Notes a packet of the flow, and the judgement on it.
     pub(super) fn update(&mut self, phase: Phase, token: u32, now: Now) {
         self.touch(now);
-        let next = State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
+        let mut next =
+            State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
+        // Who sends an opening segment is no guess any more.
+        if phase != Phase::Opening {
+            next.0 |= self.state.0 & GUESS;
+        }
         let mut seen = self.state.0;
         while seen != next.0 {
             match self.slot.state.compare_exchange_weak(
@@ -313,7 +339,12 @@ impl Found<'_> {
                 Ok(_) => break,
                 // The slot is another flow's by this time.
                 Err(other) if State(other).generation() != next.generation() => return,
-                Err(other) => seen = other,
+                Err(other) => {
+                    seen = other;
+                    if phase != Phase::Opening {
+                        next.0 |= other & GUESS;
+                    }
+                }
             }
         }
         self.state = next;
@@ -353,6 +384,7 @@ impl FlowTable {
             cursor: AtomicUsize::new(0),
             hasher: RandomState::new(),
             started_millis: None,
+            wrong_keys: KeyBudget::new(),
         }
     }
 
@@ -427,11 +459,12 @@ impl FlowTable {
     ) -> Option<Found<'_>> {
         let starter = key.starter(starter_is_lower);
         // A claim fails when another thread was faster; then the bucket looks different.
-        for _ in 0..4 {
+        for attempt in 0..6 {
             let is_over = self.count_of(starter).load(Ordering::Relaxed) as usize
                 >= self.slots.len() / BUCKET;
             let Some((slot, view)) = self.place(key, starter, is_over, now) else {
-                if is_over && self.reclaim(starter, now) {
+                let spares_tombstones = attempt < 3;
+                if is_over && (self.reclaim(starter, spares_tombstones, now) || spares_tombstones) {
                     continue;
                 }
                 return None;
@@ -453,7 +486,8 @@ impl FlowTable {
     /// The slot of the bucket that an entry of `starter` goes to.
     ///
     /// In order: the one that holds `key`, one of the starter's own where it has used up its share,
-    /// else a free one, an expired one, its own oldest, the oldest, and tombstones last.
+    /// else a free one, an expired one, its own oldest, the oldest, and tombstones last: nobody may
+    /// push out the tombstone of a flow of his own, so that its replies start it anew.
     fn place(
         &self,
         key: &FlowKey,
@@ -474,12 +508,16 @@ impl FlowTable {
                     1
                 } else if view.is_expired(now) {
                     2
+                } else if view.state.phase() == Phase::Tombstone {
+                    // Over its share a source has others of its own elsewhere: see `reclaim`.
+                    if is_over {
+                        return None;
+                    }
+                    5
                 } else if is_own {
                     3
-                } else if view.state.phase() != Phase::Tombstone {
-                    4
                 } else {
-                    5
+                    4
                 };
                 Some((rank, slot, view))
             })
@@ -488,13 +526,16 @@ impl FlowTable {
     }
 
     /// Frees one flow of a starter that has used up its share, found by chance.
-    fn reclaim(&self, starter: (u64, u64, u64), now: Now) -> bool {
+    fn reclaim(&self, starter: (u64, u64, u64), spares_tombstones: bool, now: Now) -> bool {
         let start = self.cursor.fetch_add(RECLAIM_PROBES, Ordering::Relaxed);
         let oldest = (start..start.wrapping_add(RECLAIM_PROBES))
             .filter_map(|at| self.slots.get(at & (self.slots.len() - 1)))
             .filter_map(|slot| slot.view().map(|view| (slot, view)))
             .filter(|(_, view)| {
                 !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter
+            })
+            .filter(|(_, view)| {
+                !spares_tombstones || view.state.phase() != Phase::Tombstone || view.is_expired(now)
             })
             .min_by_key(|(_, view)| (!view.is_expired(now), view.seen_millis));
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))

@@ -121,6 +121,24 @@ fn tombstones_are_the_last_to_give_way() {
 }
 
 #[test]
+fn nobody_pushes_out_the_tombstones_of_his_own_flows() {
+    let table = FlowTable::new(1024);
+    let tombs: Vec<_> = (0..20).map(|number| flow(1, number)).collect();
+    for (key, starter) in &tombs {
+        assert!(table.insert(key, *starter, Phase::Tombstone, 1, at(0)).is_some());
+    }
+    // Ten times the share: most of these push out one of the source's own.
+    for number in 1000..2280 {
+        open(&table, 1, number, at(1000 + u64::from(number)));
+    }
+    let now = at(4000);
+    let kept = tombs.iter().filter(|(key, _)| table.find(key, now).is_some()).count();
+    assert_eq!(kept, 20);
+    // The control: its other old flows did give way.
+    assert!((1000..1100).filter(|&number| has(&table, 1, number, now)).count() < 50);
+}
+
+#[test]
 fn a_late_update_never_lands_on_the_next_flow_of_a_slot() {
     let table = FlowTable::new(64);
     let (key, starter) = flow(1, 1);
@@ -131,6 +149,22 @@ fn a_late_update_never_lands_on_the_next_flow_of_a_slot() {
 
     let found = table.find(&key, at(1)).unwrap();
     assert_eq!((found.phase(), found.token()), (Phase::Opening, 2));
+}
+
+#[test]
+fn a_guess_outlives_updates_that_did_not_know_of_it_and_ends_with_an_opening_segment() {
+    let table = FlowTable::new(64);
+    let (key, starter) = flow(1, 1);
+    let mut taken_up = table.insert(&key, starter, Phase::Established, 1, at(0)).unwrap();
+    let mut early = table.find(&key, at(0)).unwrap();
+    taken_up.mark_guess();
+    assert!(!early.is_guess());
+
+    early.update(Phase::Closing, 2, at(1));
+    assert!(table.find(&key, at(1)).unwrap().is_guess());
+
+    table.find(&key, at(1)).unwrap().update(Phase::Opening, 2, at(2));
+    assert!(!table.find(&key, at(2)).unwrap().is_guess());
 }
 
 #[test]

@@ -104,6 +104,35 @@ impl<'a> Judge<'a> {
         Ok(passed)
     }
 
+    /// Whether the packet belongs to a flow that is known already; says nothing about the rules. For
+    /// TCP at a SaP, which remembers no flows of it, any segment but an opening one does: what it hits
+    /// the destination knows.
+    pub(super) fn has_flow(&self, facts: &Facts) -> bool {
+        if let Fragment::Later { identification } = facts.fragment {
+            return self.is_live(&self.fragment_key(facts, identification));
+        }
+        match facts.upper {
+            Upper::Tcp { flags, .. } if is_opening(flags) => false,
+            Upper::Tcp { .. } if self.place == Place::Sap => true,
+            Upper::IcmpError { quoted, .. } if self.place == Place::Sap => {
+                quoted.protocol == TCP || self.is_live(&self.quoted_key(&quoted))
+            }
+            Upper::IcmpError { quoted, .. } => self.is_live(&self.quoted_key(&quoted)),
+            Upper::Tcp { source_port, destination_port, .. }
+            | Upper::Ports { source_port, destination_port } => {
+                self.is_live(&self.named(facts, source_port, destination_port).key)
+            }
+            Upper::Echo { is_request, identifier } => {
+                self.is_live(&self.named_echo(facts, is_request, identifier).key)
+            }
+            Upper::Opaque => self.is_live(&self.named_opaque(facts).key),
+        }
+    }
+
+    fn is_live(&self, key: &FlowKey) -> bool {
+        self.flows.find(key, self.now).is_some_and(|flow| flow.phase() != Phase::Tombstone)
+    }
+
     /// TCP at an end.
     fn tcp(
         &self,
@@ -123,7 +152,7 @@ impl<'a> Judge<'a> {
             } else {
                 Phase::Established
             };
-            return self.go_forward(crossing, named.forward, flow, phase);
+            return self.go_forward(crossing, named, flow, phase);
         }
         if flow.phase() == Phase::Tombstone {
             flow.touch(self.now);
@@ -139,6 +168,7 @@ impl<'a> Judge<'a> {
             return Ok(self.open(named, named.source_is_lower, Phase::Opening));
         }
         self.still_allowed(crossing, named.reverse, &mut flow)?;
+        self.guess_holds(crossing.from, crossing.to, named.forward, &mut flow)?;
         let phase = after(flow.phase(), flags, true);
         flow.update(phase, self.token, self.now);
         Ok(Passed { flow: Some(flow), is_reply: true })
@@ -162,11 +192,21 @@ impl<'a> Judge<'a> {
             }
             refusal(forward)?;
         }
-        let phase = after(Phase::Established, flags, false);
+        let may_reply = reverse_allows();
         if forward.is_allow() {
-            return Ok(self.open(named, named.source_is_lower, phase));
+            let phase = after(Phase::Established, flags, false);
+            let mut passed = self.open(named, named.source_is_lower, phase);
+            // Either side may have started it. Then both have to be allowed from here on, so that
+            // neither's revoked flow lives on as a reply to the other.
+            if may_reply && let Some(flow) = &mut passed.flow {
+                flow.mark_guess();
+            }
+            return Ok(passed);
         }
-        if reverse_allows() {
+        if may_reply {
+            // Whoever sends this could make the other side pay for hours of entries: until that one
+            // has answered, it counts as half-open.
+            let phase = after(Phase::Answered, flags, true);
             let passed = self.open(named, !named.source_is_lower, phase);
             return Ok(Passed { is_reply: true, ..passed });
         }
@@ -181,6 +221,9 @@ impl<'a> Judge<'a> {
         named: &Named,
         flags: u8,
     ) -> Result<Passed<'a>, DropReason> {
+        if let Some(is_reply) = self.remembered(named, flags) {
+            return Ok(Passed { flow: None, is_reply });
+        }
         let forward = self.decide(crossing.from, crossing.to, named.forward);
         let is_reply = !forward.is_allow();
         let passes = forward.is_allow()
@@ -189,7 +232,23 @@ impl<'a> Judge<'a> {
         if !passes {
             refusal(forward)?;
         }
+        self.open(named, named.source_is_lower != is_reply, Phase::Stateless);
         Ok(Passed { flow: None, is_reply })
+    }
+
+    /// The answer that the rules in force gave to a segment of the same flow and direction: a memory
+    /// of the verdict, never a state that the verdict depends on. Says whether it is a reply.
+    fn remembered(&self, named: &Named, flags: u8) -> Option<bool> {
+        let flow = self.flows.find(&named.key, self.now)?;
+        if flow.token() != self.token || flow.phase() != Phase::Stateless {
+            return None;
+        }
+        let is_reply = flow.starter_is_lower() != named.source_is_lower;
+        if is_reply && is_opening(flags) {
+            return None;
+        }
+        flow.touch(self.now);
+        Some(is_reply)
     }
 
     /// Everything but TCP. `may_open` is false for what is always a reply.
@@ -213,7 +272,7 @@ impl<'a> Judge<'a> {
             return Err(DropReason::NoFlow);
         };
         if flow.starter_is_lower() == named.source_is_lower {
-            return self.go_forward(crossing, named.forward, flow, Phase::Stateless);
+            return self.go_forward(crossing, named, flow, Phase::Stateless);
         }
         if flow.phase() == Phase::Tombstone {
             flow.touch(self.now);
@@ -224,19 +283,22 @@ impl<'a> Judge<'a> {
         Ok(Passed { flow: Some(flow), is_reply: true })
     }
 
-    /// A packet of the side that started the flow: judged by the rules in force every time. Where
-    /// they allow it again, a tombstone is a flow again.
+    /// A packet of the side that started the flow: judged by the rules in force every time, which
+    /// costs no lookup while they are those by which it was judged last. Where they allow it again,
+    /// a tombstone is a flow again.
     fn go_forward(
         &self,
         crossing: Crossing<'_>,
-        asked: Asked,
+        named: &Named,
         mut flow: Found<'a>,
         phase: Phase,
     ) -> Result<Passed<'a>, DropReason> {
-        if !self.decide(crossing.from, crossing.to, asked).is_allow() {
+        let was_allowed = flow.token() == self.token && flow.phase() != Phase::Tombstone;
+        if !was_allowed && !self.decide(crossing.from, crossing.to, named.forward).is_allow() {
             flow.update(Phase::Tombstone, self.token, self.now);
             return Err(DropReason::FlowRevoked);
         }
+        self.guess_holds(crossing.to, crossing.from, named.reverse, &mut flow)?;
         flow.update(phase, self.token, self.now);
         Ok(Passed { flow: Some(flow), is_reply: false })
     }
@@ -252,6 +314,25 @@ impl<'a> Judge<'a> {
         let is_allowed =
             flow.token() == self.token || self.decide(crossing.to, crossing.from, asked).is_allow();
         if is_allowed {
+            return Ok(());
+        }
+        flow.update(Phase::Tombstone, self.token, self.now);
+        Err(DropReason::FlowRevoked)
+    }
+
+    /// Where nobody saw who started the flow: whether the side that was not taken for the starter
+    /// would still be allowed to start it. The other direction is judged already.
+    fn guess_holds(
+        &self,
+        from: u32,
+        to: u32,
+        asked: Asked,
+        flow: &mut Found<'a>,
+    ) -> Result<(), DropReason> {
+        let holds = !flow.is_guess()
+            || flow.token() == self.token && flow.phase() != Phase::Tombstone
+            || self.decide(from, to, asked).is_allow();
+        if holds {
             return Ok(());
         }
         flow.update(Phase::Tombstone, self.token, self.now);

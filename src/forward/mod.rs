@@ -15,6 +15,7 @@
 mod builder;
 mod flows;
 mod judge;
+mod key_budget;
 mod keyring;
 mod matcher;
 mod paths;

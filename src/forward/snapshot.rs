@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::flows::HopMark;
 use super::judge::{Crossing, Judge, Passed, Place};
+use super::key_budget::Pair;
 use super::keyring::{KeyCache, Keyring};
 use super::matcher::Matcher;
 use super::paths::{Paths, Route};
@@ -93,6 +94,12 @@ pub(super) struct Sap {
 impl Overlay {
     fn member(&self, number: u32) -> Option<&Member> {
         self.members.get(number as usize)
+    }
+
+    /// The pair by its ids, which stay when a new table numbers members anew.
+    fn pair(&self, from: u32, to: u32) -> Pair {
+        let id = |number| self.member(number).map_or(0, |member| member.id.0);
+        (self.info.id.0, id(from), id(to))
     }
 
     fn route(&self, from: u32, to: u32) -> Route<'_> {
@@ -268,14 +275,23 @@ impl Snapshot {
         let hop = self.came_from(overlay, from, own, outer).ok_or(DropReason::SourceBinding)?;
         // The keys that may be on a packet for this host are its own; one for any other address
         // fails here, before its address is looked at.
+        let pair = overlay.pair(from, own);
         if !self.accepts(overlay, from, own, key) {
+            // What was meant for another address is a stray, and no guess at this pair's key.
+            if Some(facts.destination) == overlay.info.address {
+                flows.wrong_keys.count_wrong(pair, now);
+            }
             return Err(DropReason::Key);
         }
         if Some(facts.destination) != overlay.info.address {
             return Err(DropReason::InnerAddress);
         }
         let crossing = Crossing { from, to: own, facts };
-        let passed = self.judge(overlay, flows, now, Place::End).pass(crossing)?;
+        let judge = self.judge(overlay, flows, now, Place::End);
+        if flows.wrong_keys.is_over(pair, now) && !judge.has_flow(facts) {
+            return Err(DropReason::KeyBudget);
+        }
+        let passed = judge.pass(crossing)?;
         if let Some(flow) = passed.flow {
             flow.set_hop(hop);
         }
@@ -335,11 +351,17 @@ impl Snapshot {
         if !is_bound {
             return Err(DropReason::SourceBinding);
         }
+        let pair = overlay.pair(from, to);
         if !self.accepts(overlay, from, to, key) {
+            flows.wrong_keys.count_wrong(pair, now);
             return Err(DropReason::Key);
         }
         let crossing = Crossing { from, to, facts };
-        self.judge(overlay, flows, now, Place::Sap).pass(crossing)?;
+        let judge = self.judge(overlay, flows, now, Place::Sap);
+        if flows.wrong_keys.is_over(pair, now) && !judge.has_flow(facts) {
+            return Err(DropReason::KeyBudget);
+        }
+        judge.pass(crossing)?;
         let hop = next.ok_or(DropReason::NoPath)?;
         Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
     }

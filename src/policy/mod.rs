@@ -23,6 +23,8 @@ mod matrix;
 mod model;
 mod nearest;
 mod plan;
+#[cfg(test)]
+pub(crate) mod random;
 mod reach;
 mod scene;
 mod select;

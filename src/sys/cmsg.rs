@@ -1,17 +1,27 @@
-//! Ancillary data of one datagram: TOS and TTL, built and read without pointers.
+//! Ancillary data of one datagram: TOS, TTL and the length of segments, built and read without
+//! pointers.
 //!
 //! ```text
 //! length(usize) level(4) type(4) data, padded to the size of usize
 //! ```
 
-/// Room for the two messages that we send and the two that we ask for, with reserve.
+/// Room for the three messages that we send and the three that we ask for, with reserve.
 const CAPACITY: usize = 128;
 const WORD: usize = size_of::<usize>();
 const HEADER: usize = WORD + 8;
 
 const _: () = assert!(size_of::<libc::cmsghdr>() == HEADER);
 const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
-const _: () = assert!(2 * (HEADER + WORD) <= CAPACITY);
+const _: () = assert!(3 * (HEADER + WORD) <= CAPACITY);
+
+/// What ancillary data say of one datagram; 0 for what is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ancillary {
+    pub(super) tos: u8,
+    pub(super) ttl: u8,
+    /// The length of each datagram but the last, where there are several.
+    pub(super) segment: usize,
+}
 
 /// A buffer for ancillary data.
 #[derive(Clone, Copy)]
@@ -24,10 +34,10 @@ impl Control {
     /// The size of the buffer in bytes.
     pub(super) const CAPACITY: usize = CAPACITY;
 
-    /// Messages that set `tos` and `ttl` of a packet that leaves as IPv6 (`is_v6`) or IPv4; returned
+    /// Messages that set `tos` and `ttl`, and `segment` where it is not 0, of a packet that leaves as IPv6 (`is_v6`) or IPv4; returned
     /// with their length. `is_v6` is the packet's family: a dual-stack socket takes IPv4's messages
     /// for mapped addresses.
-    pub(super) fn encode(is_v6: bool, tos: u8, ttl: u8) -> (Self, usize) {
+    pub(super) fn encode(is_v6: bool, tos: u8, ttl: u8, segment: u16) -> (Self, usize) {
         let (level, tos_type, ttl_type) = if is_v6 {
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, libc::IPV6_HOPLIMIT)
         } else {
@@ -35,46 +45,52 @@ impl Control {
         };
         let mut this = Self::EMPTY;
         let space = HEADER + WORD;
-        this.put(0, level, tos_type, tos);
-        this.put(space, level, ttl_type, ttl);
-        (this, 2 * space)
+        this.put(0, level, tos_type, i32::from(tos).to_ne_bytes());
+        this.put(space, level, ttl_type, i32::from(ttl).to_ne_bytes());
+        if segment == 0 {
+            return (this, 2 * space);
+        }
+        this.put(2 * space, libc::SOL_UDP, libc::UDP_SEGMENT, segment.to_ne_bytes());
+        (this, 3 * space)
     }
 
-    fn put(&mut self, at: usize, level: i32, kind: i32, value: u8) {
-        let message = &mut self.0[at..at + HEADER + 4];
-        message[..WORD].copy_from_slice(&(HEADER + 4).to_ne_bytes());
+    fn put<const N: usize>(&mut self, at: usize, level: i32, kind: i32, value: [u8; N]) {
+        let message = &mut self.0[at..at + HEADER + N];
+        message[..WORD].copy_from_slice(&(HEADER + N).to_ne_bytes());
         message[WORD..WORD + 4].copy_from_slice(&level.to_ne_bytes());
         message[WORD + 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
-        message[HEADER..].copy_from_slice(&i32::from(value).to_ne_bytes());
+        message[HEADER..].copy_from_slice(&value);
     }
 
-    /// TOS and TTL from the first `len` bytes; 0 for what is not there.
-    pub(super) fn decode(&self, len: usize) -> (u8, u8) {
+    /// What the first `len` bytes say.
+    pub(super) fn decode(&self, len: usize) -> Ancillary {
         let mut rest = self.0.get(..len).unwrap_or(&self.0);
-        let (mut tos, mut ttl) = (0, 0);
+        let mut said = Ancillary::default();
         while let Some((header, _)) = rest.split_at_checked(HEADER) {
             let word = |at: usize| i32::from_ne_bytes([0, 1, 2, 3].map(|i| header[at + i]));
             let message_len = header[..WORD].try_into().map_or(0, usize::from_ne_bytes);
             let Some(data) = rest.get(HEADER..message_len) else { break };
             // IPv4 reports the TOS in one byte; all the rest comes in four.
             let value = match *data {
-                [byte] => byte,
-                [a, b, c, d] => i32::from_ne_bytes([a, b, c, d]).try_into().unwrap_or(0),
+                [byte] => i32::from(byte),
+                [a, b, c, d] => i32::from_ne_bytes([a, b, c, d]),
                 _ => 0,
             };
+            let byte = u8::try_from(value).unwrap_or(0);
             match (word(WORD), word(WORD + 4)) {
                 (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    tos = value;
+                    said.tos = byte;
                 }
                 (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    ttl = value;
+                    said.ttl = byte;
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => said.segment = value.try_into().unwrap_or(0),
                 _ => {}
             }
             let Some(next) = rest.get(message_len.next_multiple_of(WORD)..) else { break };
             rest = next;
         }
-        (tos, ttl)
+        said
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
@@ -89,19 +105,20 @@ mod tests {
     #[test]
     fn tos_and_ttl_round_trip_in_both_families() {
         for is_v6 in [false, true] {
-            let (control, len) = Control::encode(is_v6, 0xb9, 63);
-            assert_eq!(control.decode(len), (0xb9, 63), "is_v6: {is_v6}");
-            assert_eq!(control.decode(0), (0, 0));
+            let (control, len) = Control::encode(is_v6, 0xb9, 63, 0);
+            let said = Ancillary { tos: 0xb9, ttl: 63, segment: 0 };
+            assert_eq!(control.decode(len), said, "is_v6: {is_v6}");
+            assert_eq!(control.decode(0), Ancillary::default());
         }
     }
 
     #[test]
     fn lengths_that_lie_end_the_reading() {
         for lie in [0_usize, 1, HEADER - 1, CAPACITY + 1, usize::MAX] {
-            let (mut control, len) = Control::encode(false, 3, 64);
+            let (mut control, len) = Control::encode(false, 3, 64, 0);
             control.0[..WORD].copy_from_slice(&lie.to_ne_bytes());
-            assert_eq!(control.decode(len), (0, 0), "{lie}");
-            assert_eq!(control.decode(usize::MAX), (0, 0), "{lie}");
+            assert_eq!(control.decode(len), Ancillary::default(), "{lie}");
+            assert_eq!(control.decode(usize::MAX), Ancillary::default(), "{lie}");
         }
     }
 }

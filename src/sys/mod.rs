@@ -7,8 +7,9 @@
 //! | module | what |
 //! |---|---|
 //! | [`batch`] | the buffers that hallways work on |
-//! | [`tun`] | a TUN device, read in batches |
-//! | [`udp`] | the data socket: `recvmmsg`, `sendmmsg`, TTL and TOS of each packet |
+//! | [`offload`] | cutting and joining packets, checksums: pure |
+//! | [`tun`] | a TUN device, read in batches, with offloads where the kernel has them |
+//! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`wake`] | stops or nudges a thread that waits for packets |
 //! | [`clock`] | the only place that reads the time for packets |
@@ -21,6 +22,7 @@
 pub mod batch;
 pub mod clock;
 pub mod net;
+pub mod offload;
 pub mod tun;
 pub mod udp;
 pub mod wake;

@@ -1,24 +1,39 @@
 //! A TUN device: the interface that the host sees as the overlay.
 //!
-//! Packets are whole IP packets without any header before them. One system call moves one packet;
-//! offloads (many packets in one call) belong here too and change nothing for the callers.
+//! Where the kernel offers it, each packet comes and goes with a header that says what the host left
+//! to its network card: one read then brings up to 64 KiB of one flow, and one write gives as much.
+//! Each offload is asked for by itself, so that an older kernel gives what it has.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::io::{self, IoSlice, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SysError;
-use super::batch::{BATCH, Meta, PacketBatch};
+use super::batch::PacketBatch;
 use super::error::NET_ADMIN;
+use super::offload::coalesce::{RUN_MAX, Takes};
+use super::offload::vnet::{VNET_LEN, VnetHeader};
+use crate::types::DataPath;
 
 /// The kernel's longest device name, in bytes.
 const NAME_MAX: usize = 15;
+
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const CSUM: u32 = 0x01;
+const TSO: u32 = 0x02 | 0x04;
+/// Since Linux 6.2.
+const USO: u32 = 0x20 | 0x40;
 
 /// An open TUN device; it vanishes when this is dropped.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
     file: File,
+    path: DataPath,
+    has_header: bool,
+    takes_tcp: AtomicBool,
+    takes_udp: AtomicBool,
 }
 
 impl Tun {
@@ -27,20 +42,32 @@ impl Tun {
     /// # Errors
     ///
     /// A bad name, no `/dev/net/tun`, a missing right, a name that another interface has.
-    pub fn open(name: &str) -> Result<Self, SysError> {
+    pub fn open(name: &str, path: DataPath) -> Result<Self, SysError> {
         check_name(name)?;
-        let mut configuration = tun::Configuration::default();
-        configuration.tun_name(name).layer(tun::Layer::L3);
-        // Addresses and MTUs are set by netlink, which also knows IPv6.
-        configuration.platform_config(|platform| {
-            platform.ensure_root_privileges(false);
-        });
-        let device = tun::create(&configuration).map_err(|error| explain(name, &error))?;
-        device.set_nonblock().map_err(|error| explain(name, &error.into()))?;
-        let fd = device.into_raw_fd();
-        // SAFETY: `into_raw_fd` gave the descriptor up, so we are its only owner.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { name: name.to_owned(), file: File::from(fd) })
+        let wants_header = match path {
+            DataPath::Full => true,
+            DataPath::Batch | DataPath::Naive => false,
+        };
+        let with_header = if wants_header { open_file(name, true).ok() } else { None };
+        let (file, has_header) = match with_header {
+            Some(file) => (file, true),
+            // Refused for another reason, it is refused again, and this time the reason counts.
+            None => (open_file(name, false)?, false),
+        };
+        let steps = [CSUM | TSO | USO, CSUM | TSO, CSUM, 0];
+        let granted = steps
+            .into_iter()
+            .filter(|&wanted| has_header || wanted == 0)
+            .find(|&wanted| set_offload(&file, wanted))
+            .unwrap_or(0);
+        Ok(Self {
+            name: name.to_owned(),
+            file,
+            path,
+            has_header,
+            takes_tcp: AtomicBool::new(granted & TSO != 0),
+            takes_udp: AtomicBool::new(granted & USO != 0),
+        })
     }
 
     /// The device's name.
@@ -49,8 +76,23 @@ impl Tun {
         &self.name
     }
 
-    /// Replaces what is in `batch` by the packets that are waiting, at most [`BATCH`]. Never blocks:
-    /// an empty batch means that there is nothing now.
+    /// What may be joined for this device.
+    #[must_use]
+    pub fn takes(&self) -> Takes {
+        Takes {
+            tcp: self.takes_tcp.load(Ordering::Relaxed),
+            udp: self.takes_udp.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes that the kernel refused a large packet that it had said it takes.
+    pub fn refuse_large(&self) {
+        self.takes_tcp.store(false, Ordering::Relaxed);
+        self.takes_udp.store(false, Ordering::Relaxed);
+    }
+
+    /// Replaces what is in `batch` by the packets that are waiting, as many as make a batch. Never
+    /// blocks: an empty batch means that there is nothing now.
     ///
     /// # Errors
     ///
@@ -58,36 +100,89 @@ impl Tun {
     /// next call.
     pub fn read_batch(&self, batch: &mut PacketBatch) -> io::Result<()> {
         batch.clear();
-        let mut lengths = [0; BATCH];
-        let mut count = 0;
-        for (buffer, length) in batch.buffers_mut().zip(&mut lengths) {
-            match (&self.file).read(buffer) {
+        loop {
+            let is_first = batch.is_empty();
+            let Some(room) = batch.room() else { break };
+            let len = match (&self.file).read(room) {
                 // A device that is gone reads as its end.
-                Ok(0) if count == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(0) if is_first => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(0) => break,
-                Ok(len) => *length = len,
+                Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
-                Err(error) if count == 0 => return Err(error),
+                Err(error) if is_first => return Err(error),
                 Err(_) => break,
+            };
+            if self.has_header {
+                let header = room.first_chunk::<VNET_LEN>().copied().and_then(VnetHeader::decode);
+                batch.fill(len, VNET_LEN, header);
+            } else {
+                batch.fill(len, 0, Some(VnetHeader::PLAIN));
             }
-            count += 1;
-        }
-        for len in lengths.into_iter().take(count) {
-            batch.fill(Meta { len, ..Meta::EMPTY });
+            match self.path {
+                DataPath::Full | DataPath::Batch => {}
+                DataPath::Naive => break,
+            }
         }
         Ok(())
     }
 
-    /// Gives one packet to the host.
+    /// Gives one packet to the host, in as many parts as it lies in; at most one more than
+    /// [`RUN_MAX`]. `header_len` is what stands before the payload of a large packet.
     ///
     /// # Errors
     ///
-    /// When the device is down or gone, or the kernel is out of memory. Nothing was delivered then.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        let written = (&self.file).write(packet)?;
-        if written == packet.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    /// When the device is down or gone, the kernel is out of memory, or `header` asks for what this
+    /// device does not do ([`io::ErrorKind::InvalidInput`]). Nothing was delivered then.
+    pub fn write<'a>(
+        &self,
+        header: &VnetHeader,
+        header_len: usize,
+        parts: impl IntoIterator<Item = &'a [u8]>,
+    ) -> io::Result<()> {
+        let encoded = header.encode(header_len as u16);
+        if !self.has_header && *header != VnetHeader::PLAIN {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut slices = [IoSlice::new(&[]); RUN_MAX + 2];
+        let (mut count, mut total) = (0, 0);
+        let mut parts = parts.into_iter();
+        // A first part of no bytes where the device knows no header.
+        let mut next = Some(if self.has_header { &encoded[..] } else { &[] });
+        for slot in &mut slices {
+            let Some(part) = next else { break };
+            *slot = IoSlice::new(part);
+            count += 1;
+            total += part.len();
+            next = parts.next();
+        }
+        let written = (&self.file).write_vectored(slices.get(..count).unwrap_or(&[]))?;
+        if written == total { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
+}
+
+fn open_file(name: &str, has_header: bool) -> Result<File, SysError> {
+    let mut configuration = tun::Configuration::default();
+    configuration.tun_name(name).layer(tun::Layer::L3);
+    // Addresses and MTUs are set by netlink, which also knows IPv6.
+    configuration.platform_config(|platform| {
+        platform.ensure_root_privileges(false);
+        platform.vnet_hdr(has_header);
+    });
+    let device = tun::create(&configuration).map_err(|error| explain(name, &error))?;
+    device.set_nonblock().map_err(|error| explain(name, &error.into()))?;
+    let fd = device.into_raw_fd();
+    // SAFETY: `into_raw_fd` gave the descriptor up, so we are its only owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(File::from(fd))
+}
+
+/// Asks the kernel to leave to us what `wanted` says; `false` when it does not know how.
+fn set_offload(file: &File, wanted: u32) -> bool {
+    let fd = file.as_raw_fd();
+    // SAFETY: `TUNSETOFFLOAD` takes its argument by value and touches no memory of ours.
+    let result = unsafe { libc::ioctl(fd, TUNSETOFFLOAD as _, libc::c_ulong::from(wanted)) };
+    result == 0
 }
 
 impl AsFd for Tun {

@@ -3,22 +3,25 @@
 //! Every packet carries its own TOS and TTL in and out, because a SaP hands them on. The outer header
 //! has DF set. The kernel's memory of path MTUs is not believed ("probe"): its entries come from ICMP
 //! messages that anybody can forge for a UDP socket, and would let an outsider shrink a path.
-//! Offloads (many datagrams in one buffer) belong in here and change nothing for the callers.
+//! Trains (many datagrams in one buffer) are probed at the start; sending them ends when an interface
+//! turns out not to take them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::SysError;
-use super::batch::{BATCH, Meta, PacketBatch};
-use super::cmsg::Control;
-use super::sockaddr::RawAddress;
-use crate::types::DropReason;
-use crate::wire::gue;
+use crate::types::{DataPath, DropReason};
+
+mod receive;
+mod send;
+
+pub use send::{Outgoing, SendQueue, Sent};
 
 /// TTL and hop limit of datagrams that start here.
 pub const TTL: u8 = 64;
@@ -35,24 +38,11 @@ const SEND_PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
+    path: DataPath,
     local: SocketAddr,
     is_v6: bool,
     receive_buffer_bytes: usize,
-}
-
-/// One datagram to send, in two parts so that nothing is copied to put a header before a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'a> {
-    /// Where it goes.
-    pub to: SocketAddr,
-    /// The GUE header; none when `payload` starts with one.
-    pub header: Option<[u8; gue::HEADER_LEN]>,
-    /// The packet.
-    pub payload: &'a [u8],
-    /// The outer TOS or traffic class: DSCP and ECN.
-    pub tos: u8,
-    /// The outer TTL or hop limit, at least 1.
-    pub ttl: u8,
+    sends_trains: AtomicBool,
 }
 
 impl UdpSocket {
@@ -61,17 +51,17 @@ impl UdpSocket {
     /// # Errors
     ///
     /// When the address is taken or not ours, or the kernel lacks what the data path needs.
-    pub fn bind(listen: SocketAddr) -> Result<Self, SysError> {
-        match Self::try_bind(listen) {
+    pub fn bind(listen: SocketAddr, path: DataPath) -> Result<Self, SysError> {
+        match Self::try_bind(listen, path) {
             Err(error) if has_no_ipv6(listen, &error) => {
                 let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port()));
-                Self::try_bind(listen).map_err(|error| explain(listen, &error))
+                Self::try_bind(listen, path).map_err(|error| explain(listen, &error))
             }
             bound => bound.map_err(|error| explain(listen, &error)),
         }
     }
 
-    fn try_bind(listen: SocketAddr) -> io::Result<Self> {
+    fn try_bind(listen: SocketAddr, path: DataPath) -> io::Result<Self> {
         let is_v6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if is_v6 {
@@ -90,7 +80,24 @@ impl UdpSocket {
         socket.bind(&SockAddr::from(listen))?;
         let local = socket.local_addr()?.as_socket().unwrap_or(listen);
         let receive_buffer_bytes = socket.recv_buffer_size()?;
-        Ok(Self { socket, local, is_v6, receive_buffer_bytes })
+        let sends_trains = match path {
+            // Kernels before 5.0 know no trains; each direction is asked for by itself.
+            DataPath::Full => {
+                let _ = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+                set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+            }
+            DataPath::Batch | DataPath::Naive => false,
+        };
+        let sends_trains = AtomicBool::new(sends_trains);
+        Ok(Self { socket, path, local, is_v6, receive_buffer_bytes, sends_trains })
+    }
+
+    /// How many buffers one system call may move, `all` at most.
+    fn at_once(&self, all: usize) -> usize {
+        match self.path {
+            DataPath::Full | DataPath::Batch => all,
+            DataPath::Naive => 1,
+        }
     }
 
     /// What it is bound to, with the real port.
@@ -105,146 +112,14 @@ impl UdpSocket {
         self.receive_buffer_bytes
     }
 
-    /// Replaces what is in `batch` by the datagrams that are waiting, at most [`BATCH`]. Never
-    /// blocks: an empty batch means that there is nothing now.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says; the socket stays usable.
-    pub fn receive_batch(&self, batch: &mut PacketBatch) -> io::Result<()> {
-        batch.clear();
-        let mut addresses = [RawAddress::EMPTY; BATCH];
-        let mut controls = [Control::EMPTY; BATCH];
-        let mut vectors = [EMPTY_VECTOR; BATCH];
-        let mut messages = empty_messages();
-        let parts = addresses.iter_mut().zip(&mut controls).zip(&mut vectors);
-        for ((message, buffer), ((address, control), vector)) in
-            messages.iter_mut().zip(batch.buffers_mut()).zip(parts)
-        {
-            vector.iov_base = buffer.as_mut_ptr().cast();
-            vector.iov_len = buffer.len();
-            let header = &mut message.msg_hdr;
-            header.msg_name = address.as_mut_ptr();
-            header.msg_namelen = RawAddress::CAPACITY;
-            header.msg_control = control.as_mut_ptr();
-            header.msg_controllen = Control::CAPACITY as _;
-            header.msg_iov = ptr::from_mut(vector);
-            header.msg_iovlen = 1;
-        }
-        let fd = self.socket.as_raw_fd();
-        let flags = libc::MSG_DONTWAIT;
-        // SAFETY: `messages` holds BATCH entries; the pointers in each lead to an address, an
-        // ancillary buffer and a vector of this stack frame and a buffer of `batch`, all of the
-        // lengths written beside them, all alive and otherwise unused until the call returns.
-        let received = unsafe {
-            libc::recvmmsg(fd, messages.as_mut_ptr(), BATCH as _, flags, ptr::null_mut())
-        };
-        let Ok(received) = usize::try_from(received) else {
-            let error = io::Error::last_os_error();
-            return if is_nothing_now(&error) { Ok(()) } else { Err(error) };
-        };
-        for ((message, address), control) in
-            messages.iter().zip(&addresses).zip(&controls).take(received)
-        {
-            let (tos, ttl) = control.decode(message.msg_hdr.msg_controllen);
-            batch.fill(Meta {
-                from: address.decode().unwrap_or(Meta::EMPTY.from),
-                len: message.msg_len as usize,
-                tos,
-                ttl,
-                is_truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            });
-        }
-        Ok(())
+    /// Whether datagrams may leave as trains.
+    fn sends_trains(&self) -> bool {
+        self.sends_trains.load(Ordering::Relaxed)
     }
 
-    /// Sends everything, [`BATCH`] datagrams at a time, and tells `report` once for each in order:
-    /// `Ok` with the number of payload bytes, or the reason.
-    pub fn send_batch<'a>(
-        &self,
-        outgoing: impl IntoIterator<Item = Outgoing<'a>>,
-        mut report: impl FnMut(Result<usize, DropReason>),
-    ) {
-        let mut outgoing = outgoing.into_iter();
-        let mut frame = [EMPTY_OUTGOING; BATCH];
-        loop {
-            let mut count = 0;
-            for (slot, datagram) in frame.iter_mut().zip(outgoing.by_ref()) {
-                *slot = datagram;
-                count += 1;
-                // `zip` would fetch one datagram too many after the last slot.
-                if count == BATCH {
-                    break;
-                }
-            }
-            let Some(filled) = frame.get(..count).filter(|filled| !filled.is_empty()) else {
-                return;
-            };
-            self.send_frame(filled, &mut report);
-        }
-    }
-
-    fn send_frame(
-        &self,
-        outgoing: &[Outgoing<'_>],
-        report: &mut impl FnMut(Result<usize, DropReason>),
-    ) {
-        let mut addresses = [RawAddress::EMPTY; BATCH];
-        let mut controls = [Control::EMPTY; BATCH];
-        let mut vectors = [[EMPTY_VECTOR; 2]; BATCH];
-        let mut messages = empty_messages();
-        let parts = addresses.iter_mut().zip(&mut controls).zip(&mut vectors);
-        for ((message, datagram), ((address, control), [first, second])) in
-            messages.iter_mut().zip(outgoing).zip(parts)
-        {
-            let header = &mut message.msg_hdr;
-            // An address that this socket cannot reach keeps length 0: the kernel refuses it, and
-            // the loop below reports it like any other refusal.
-            if let Some((raw, len)) = RawAddress::encode(datagram.to, self.is_v6) {
-                *address = raw;
-                header.msg_name = address.as_ptr().cast_mut();
-                header.msg_namelen = len;
-            }
-            let is_v6 = datagram.to.ip().to_canonical().is_ipv6();
-            let (encoded, control_len) = Control::encode(is_v6, datagram.tos, datagram.ttl);
-            *control = encoded;
-            header.msg_control = control.as_mut_ptr();
-            header.msg_controllen = control_len as _;
-            let gue = datagram.header.as_ref().map_or(&[][..], |header| &header[..]);
-            first.iov_base = gue.as_ptr().cast_mut().cast();
-            first.iov_len = gue.len();
-            second.iov_base = datagram.payload.as_ptr().cast_mut().cast();
-            second.iov_len = datagram.payload.len();
-            header.msg_iov = ptr::from_mut(first);
-            header.msg_iovlen = 2;
-        }
-        let mut at = 0;
-        while let Some(rest) = messages.get_mut(at..outgoing.len()).filter(|rest| !rest.is_empty())
-        {
-            let fd = self.socket.as_raw_fd();
-            // SAFETY: `rest` holds `rest.len()` entries; the pointers in each lead to an address,
-            // ancillary data and two vectors of this stack frame and to the header and payload that
-            // `outgoing` holds, all of the lengths written beside them and alive; the kernel reads
-            // them only.
-            let sent = unsafe { libc::sendmmsg(fd, rest.as_mut_ptr(), rest.len() as _, 0) };
-            let sent = match usize::try_from(sent) {
-                Ok(sent) if sent > 0 => sent,
-                _ => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() == io::ErrorKind::Interrupted {
-                        continue;
-                    }
-                    // An error speaks of the first datagram alone.
-                    report(Err(reason(&error)));
-                    at += 1;
-                    continue;
-                }
-            };
-            for datagram in outgoing.iter().skip(at).take(sent) {
-                report(Ok(datagram.payload.len()));
-            }
-            at += sent;
-        }
+    /// Some interface on the way cannot cut trains: from now on every datagram leaves by itself.
+    fn send_no_trains(&self) {
+        self.sends_trains.store(false, Ordering::Relaxed);
     }
 
     /// Sends one datagram with the default TTL and TOS and never waits; for control messages.
@@ -271,14 +146,6 @@ impl AsFd for UdpSocket {
 }
 
 const EMPTY_VECTOR: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-
-const EMPTY_OUTGOING: Outgoing<'static> =
-    Outgoing { to: Meta::EMPTY.from, header: None, payload: &[], tos: 0, ttl: TTL };
-
-fn empty_messages() -> [libc::mmsghdr; BATCH] {
-    // SAFETY: `mmsghdr` is a C struct of integers and pointers, for which all zeros is a value.
-    unsafe { std::mem::zeroed() }
-}
 
 /// What every packet has to tell and to carry. A dual-stack socket needs IPv4's options too, for its
 /// mapped addresses.

@@ -4,6 +4,7 @@
 //! ours, owns no clock and no socket.
 
 mod cidr;
+mod data_path;
 mod drop_reason;
 mod duration;
 mod id;
@@ -14,6 +15,7 @@ mod service;
 mod version;
 
 pub use cidr::{CidrBlock, CidrError};
+pub use data_path::{DataPath, ParseDataPathError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};
 pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId};

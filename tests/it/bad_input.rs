@@ -266,8 +266,12 @@ fn state_directories_that_others_can_read_are_refused() {
             for mode in [0o755, 0o750, 0o701, 0o777] {
                 chmod(mode)?;
                 let output = machine.run(&[&*program.to_string_lossy(), verb])?;
-                expect_refusal(&output, 1, &[&format!("/var/lib/ovmesh/{state}"), "chmod 700"])
-                    .with_context(|| format!("{state} with mode {mode:o}"))?;
+                expect_refusal(
+                    &output,
+                    1,
+                    &[&format!("/var/lib/ovmesh/{state}"), "must be 0700", "chmod"],
+                )
+                .with_context(|| format!("{state} with mode {mode:o}"))?;
             }
             chmod(0o700)?;
         }

@@ -91,19 +91,14 @@ fn an_impostor_is_refused_before_it_sees_the_secret() {
 #[test]
 fn of_16_joins_at_once_with_one_token_one_wins() {
     play(&[], &[], |rig| {
-        let joiner = Joiner::new(rig, "m")?;
         let token = rig.fleet.token(&["--overlay", "lab"])?;
-        let file = rig.file("token");
-        std::fs::write(&file, &token)?;
+        let joiners: Vec<Joiner> =
+            (0..16).map(|number| Joiner::new(rig, &format!("n{number}"))).collect::<Result<_>>()?;
 
         let mut joins = Vec::new();
-        for number in 0..16 {
-            let name = format!("n{number}");
-            // A port of its own: they share a machine.
-            let listen = format!("0.0.0.0:{}", 6100 + number);
-            let options = ["--name", &name, "--listen", &listen];
-            let words = joiner.words(&format!("@{}", file.display()), &name, &options);
-            joins.push((joiner.state(&name), joiner.machine.spawn(&name, &words)?));
+        for joiner in &joiners {
+            let join = joiner.machine.spawn("join", &joiner.words(&token, "ovd", &[]))?;
+            joins.push((joiner.state("ovd"), join));
         }
         let mut won = 0;
         for (state, join) in &mut joins {

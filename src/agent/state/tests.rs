@@ -131,7 +131,9 @@ fn a_broken_newest_table_falls_back_to_the_one_before_and_says_so() {
     let (_root, path, uid) = place();
     let state = StateDir::open(&path, uid).unwrap();
     assert_eq!(state.table(), (None, Vec::new()));
+    assert_eq!(state.table_written(), None);
     state.save_table(&table(1)).unwrap();
+    assert!(state.table_written().is_some_and(|at| at.0 > 1_700_000_000));
     state.save_table(&table(2)).unwrap();
     assert_eq!(state.table(), (Some(table(2)), Vec::new()));
     assert_eq!(state.table_before(), Some(table(1)));

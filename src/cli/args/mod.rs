@@ -3,6 +3,11 @@
 //! Parsing is all that happens here: no file is read and nothing is asked of a server. Values that
 //! exist are valid, because names, selectors, services and durations parse in their constructors.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "these doc comments are help texts for terminals, where `[::]:7443` is an address"
+)]
+
 mod node;
 mod offline;
 mod ovctl;

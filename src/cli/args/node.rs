@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::Name;
+use crate::types::{DataPath, Name};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -113,6 +113,9 @@ pub struct RunArgs {
     /// error, warn, info, debug, trace, or a filter such as ovmesh::agent=debug
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// How packets are moved: full, batch, or naive (one packet in one system call). For benchmarks
+    #[arg(long, value_name = "MODE", hide = true, default_value_t)]
+    pub data_path: DataPath,
 }
 
 /// How to join without running.

@@ -34,14 +34,24 @@ pub struct Ovctl {
 }
 
 impl Ovctl {
-    /// The arguments of this process. Prints help or an error and exits (2) when they ask for it.
-    #[must_use]
-    pub fn from_command_line() -> Self {
-        let matches = Self::command().get_matches();
-        match Self::from_arg_matches(&matches) {
-            Ok(parsed) => parsed.settle_target(&matches),
-            Err(error) => error.format(&mut Self::command()).exit(),
-        }
+    /// The arguments of this process. Prints help, or an error in words, and exits when they ask for
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// A usage error under `-o json`, which is shown as JSON.
+    pub fn from_command_line() -> Result<Self, Problem> {
+        let parsed = Self::command()
+            .try_get_matches()
+            .and_then(|matches| Ok(Self::from_arg_matches(&matches)?.settle_target(&matches)));
+        parsed.map_err(|error| {
+            let typed = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+            let preset = std::env::var("OVCTL_OUTPUT").ok();
+            if !error.use_stderr() || !wants_json(typed, preset.as_deref()) {
+                error.format(&mut Self::command()).exit();
+            }
+            usage_problem(&error.to_string())
+        })
     }
 
     /// `--socket` on the command line goes before `OVCTL_SERVER` in the environment.
@@ -52,6 +62,33 @@ impl Ovctl {
         }
         self
     }
+}
+
+/// Whether a command line that could not be parsed asks for JSON.
+pub(super) fn wants_json(typed: impl Iterator<Item = String>, preset: Option<&str>) -> bool {
+    let mut format = preset.map(ToOwned::to_owned);
+    let mut typed = typed.peekable();
+    while let Some(word) = typed.next() {
+        if word == "-o" || word == "--output" {
+            format = typed.peek().cloned();
+        } else if let Some(value) = word
+            .strip_prefix("--output=")
+            .or_else(|| word.strip_prefix("-o").filter(|_| !word.starts_with("--")))
+        {
+            format = Some(value.trim_start_matches('=').to_owned());
+        }
+    }
+    format.as_deref() == Some("json")
+}
+
+/// The words of the parser as what, why and what to do.
+pub(super) fn usage_problem(text: &str) -> Problem {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default();
+    let why: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    Problem::new(ProblemCode::Usage, what.strip_prefix("error: ").unwrap_or(what))
+        .why(why.join("; "))
+        .fix("see the command's --help")
 }
 
 /// Options of every `ovctl` command.
@@ -124,8 +161,9 @@ pub struct ServeArgs {
     /// Where the database and the server's key are kept [default: /var/lib/ovmesh/server]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Where to listen for HTTPS [default: [::]:7443]
-    #[arg(long, value_name = "ADDR:PORT")]
+    /// Where to listen for HTTPS.
+    // Brackets mean a link in documentation, so the default stands in the help alone.
+    #[arg(long, value_name = "ADDR:PORT", help = "Where to listen for HTTPS [default: [::]:7443]")]
     pub listen: Option<SocketAddr>,
     /// A URL that tokens carry; repeat for several [default: every global address of the host]
     #[arg(long = "public-url", value_name = "URL")]

@@ -180,3 +180,21 @@ fn an_entity_is_meant_by_name_or_address() {
     assert!(matches!("shop/web".parse(), Ok(EntityRef::Name(_))));
     assert!("10.0.0".parse::<EntityRef>().is_err());
 }
+
+#[test]
+fn usage_errors_are_json_where_json_was_asked_for() {
+    let wants = |line: &str, preset| {
+        ovctl::wants_json(line.split_whitespace().map(ToOwned::to_owned), preset)
+    };
+    for line in ["-o json x", "-ojson", "x --output json", "--output=json", "-o=json"] {
+        assert!(wants(line, None), "{line}");
+    }
+    assert!(wants("x", Some("json")));
+    for (line, preset) in [("-o table", Some("json")), ("x json", None), ("--overlay json", None)] {
+        assert!(!wants(line, preset), "{line}");
+    }
+
+    let problem = ovctl::usage_problem(&ovctl("policy allow a").unwrap_err().to_string());
+    assert!(problem.what.contains("required"), "{problem}");
+    assert!(problem.why.contains("<TO>") && problem.why.contains("Usage:"), "{problem}");
+}

@@ -74,6 +74,8 @@ pub(super) async fn create_token(
     };
     let mut draft = server.begin(admin.actor, &options).await?;
     let done = tokens::create(draft.conn(), &request, &secret, now()).await?;
+    // A dry run makes no token, so that nobody shall try to use its text.
+    let text = if options.dry_run == Some(true) { String::new() } else { text };
     let done = map(done, |token| CreatedToken { text, token });
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
@@ -192,7 +194,7 @@ pub(super) async fn rotate_keys(
     };
     let done = Done {
         result: statuses,
-        action: "key rotate".to_owned(),
+        action: rotation_text(&request),
         before: serde_json::Value::Null,
         after: store::to_value(&request),
     };
@@ -203,6 +205,21 @@ pub(super) async fn rotate_keys(
         server.tick();
     }
     Ok(Json(change))
+}
+
+/// A rotation as it was typed.
+fn rotation_text(request: &KeyRotate) -> String {
+    let mut text = "key rotate".to_owned();
+    for name in [&request.from, &request.to].into_iter().flatten() {
+        text.push_str(&format!(" {name}"));
+    }
+    if let Some(overlay) = &request.overlay {
+        text.push_str(&format!(" --overlay {overlay}"));
+    }
+    for (is_set, word) in [(request.all, " --all"), (request.now, " --now")] {
+        text.push_str(if is_set { word } else { "" });
+    }
+    text
 }
 
 /// The same operation with another result.

@@ -43,6 +43,11 @@ impl Refusal {
     pub(crate) fn forbidden(problem: Problem) -> Self {
         Self { status: StatusCode::FORBIDDEN, problem }
     }
+
+    /// 429: not so often.
+    pub(crate) fn too_many(problem: Problem) -> Self {
+        Self { status: StatusCode::TOO_MANY_REQUESTS, problem }
+    }
 }
 
 impl From<Problem> for Refusal {

@@ -99,8 +99,9 @@ pub(super) async fn table(
         state.polls += 1;
         state.poll_number += 1;
         state.seen = Some(now());
-        let newest = state.newest_serial();
-        if after > state.acknowledged && after <= newest {
+        // What it was never shown it cannot have applied.
+        let shown = state.shown.as_ref().map_or(Serial(0), |table| table.serial);
+        if after > state.acknowledged && after <= shown {
             state.acknowledged = after;
             state.is_unsaved = true;
         }
@@ -133,6 +134,15 @@ pub(super) async fn table(
     }
 }
 
+/// The node brings news faster than tables should change.
+fn restless() -> Refusal {
+    Refusal::too_many(
+        Problem::new(ProblemCode::Failed, "this node changes its endpoints too often")
+            .why("each change makes new tables for others; one a second is enough")
+            .fix("look at its network; it reports again by itself"),
+    )
+}
+
 /// The node was deleted.
 fn gone() -> Refusal {
     Problem::new(ProblemCode::Unauthorized, "this node was deleted")
@@ -163,7 +173,7 @@ pub(super) async fn report(
         text.chars().filter(|c| !c.is_control()).take(max).collect()
     };
     let version = plain(&report.version, 40);
-    let is_news = {
+    let turn = {
         let mut live = server.live();
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
         let is_news = state.version != version || state.endpoints != report.endpoints;
@@ -176,9 +186,10 @@ pub(super) async fn report(
             .collect();
         state.round_trips = report.round_trips;
         state.round_trips.truncate(ROUND_TRIPS_MAX);
-        is_news
+        if is_news { Some(state.take_turn().ok_or_else(restless)?) } else { None }
     };
-    if is_news {
+    if let Some(turn) = turn {
+        tokio::time::sleep_until(turn).await;
         let gate = Arc::clone(&server.gate).lock_owned().await;
         let mut transaction = server.store.write().await?;
         let moved = nodes::report(&mut transaction, id, &report.endpoints, &version).await?;

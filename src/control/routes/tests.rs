@@ -1,3 +1,5 @@
+mod clock;
+
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
@@ -22,6 +24,7 @@ async fn world() -> World {
     let settings = Settings {
         key_grace: Duration::from_secs(1),
         key_interval: Duration::from_secs(86_400),
+        ephemeral_rest: Duration::from_secs(300),
         urls: vec!["https://192.0.2.1:7443".to_owned()],
         pin: Secret::new([5; 32]),
         host_addresses: vec!["192.0.2.1".parse().unwrap()],

@@ -374,3 +374,12 @@ pub(crate) async fn delete_named(
         result: record,
     })
 }
+
+/// The ephemeral nodes that are there.
+pub(crate) async fn ephemeral(conn: &mut SqliteConnection) -> Result<Vec<NodeId>, Problem> {
+    let ids: Vec<u32> =
+        sqlx::query_scalar("SELECT id FROM nodes WHERE ephemeral = 1 AND deleted IS NULL")
+            .fetch_all(&mut *conn)
+            .await?;
+    Ok(ids.into_iter().map(NodeId).collect())
+}

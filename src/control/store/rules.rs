@@ -189,6 +189,7 @@ fn facts_of(world: &World, request: &RuleCreate, now: Timestamp) -> Result<RuleF
             "name two entities",
         );
     }
+    check_named_ports(world, request, [&from, &to])?;
     let path = match &request.path {
         None => None,
         Some(_) if request.action == Action::Deny => {
@@ -212,6 +213,41 @@ fn facts_of(world: &World, request: &RuleCreate, now: Timestamp) -> Result<RuleF
         path,
         not_after: request.expires.map(|duration| now.after(duration.0)),
     })
+}
+
+/// Refuses a port by a name that no destination of the rule can ever have. Labels and the like may
+/// select somebody later; an entity that is named has the ports of its token.
+fn check_named_ports(
+    world: &World,
+    request: &RuleCreate,
+    [from, to]: [&BoundSelector; 2],
+) -> Result<(), Problem> {
+    let lacks = |end: &BoundSelector, service: &Service, name: &Name| match end {
+        BoundSelector::Node(id, _) => {
+            let port = world.nodes.get(id).and_then(|node| node.ports.get(name));
+            port.is_none_or(|port| port.protocol() != service.protocol())
+        }
+        BoundSelector::Any
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => false,
+    };
+    for service in &request.services {
+        if let Service::Named(_, name) = service
+            && lacks(to, service, name)
+            && (!request.both || lacks(from, service, name))
+        {
+            let end = selection::as_written(to);
+            return Err(Problem::new(
+                ProblemCode::NotFound,
+                format!("{end} has no port {service}"),
+            )
+            .why("an entity's named ports are those of the token that it joined with")
+            .fix(format!("see them: ovctl entity show {end}; or say a number, such as tcp/443")));
+        }
+    }
+    Ok(())
 }
 
 /// The SaPs of a `--via`.

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use super::*;
-use crate::sys::batch::BUFFER_LEN;
+use crate::sys::batch::DatagramBatch;
+use crate::sys::offload::Head;
 use crate::sys::wake::Wake;
 
 fn bind(text: &str) -> UdpSocket {
-    UdpSocket::bind(text.parse().unwrap()).unwrap()
+    UdpSocket::bind(text.parse().unwrap(), DataPath::Full).unwrap()
 }
 
 fn towards(socket: &UdpSocket, ip: &str) -> SocketAddr {
@@ -18,21 +19,32 @@ fn towards(socket: &UdpSocket, ip: &str) -> SocketAddr {
 fn receive(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Vec<u8>, u8, u8)> {
     let wake = Wake::new().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    let mut batch = PacketBatch::new();
+    let mut batch = DatagramBatch::new();
     let mut all = Vec::new();
     while all.len() < count {
         assert!(Instant::now() < deadline, "{} of {count} datagrams came", all.len());
         wake.wait(socket.as_fd(), Some(Duration::from_millis(100))).unwrap();
         socket.receive_batch(&mut batch).unwrap();
-        all.extend(batch.iter().map(|(m, bytes)| (m.from, bytes.to_vec(), m.tos, m.ttl)));
+        for (m, bytes) in batch.iter() {
+            assert!(!m.is_truncated);
+            let stride = if m.segment == 0 { bytes.len().max(1) } else { m.segment };
+            // A datagram of no bytes is one, too.
+            let pieces = bytes.chunks(stride).chain(bytes.is_empty().then_some(bytes));
+            all.extend(pieces.map(|bytes| (m.from, bytes.to_vec(), m.tos, m.ttl)));
+        }
     }
     all
 }
 
-fn send(socket: &UdpSocket, outgoing: &[Outgoing<'_>]) -> Vec<Result<usize, DropReason>> {
+fn send(socket: &UdpSocket, outgoing: &[Outgoing<'_>]) -> Vec<Sent> {
     let mut results = Vec::new();
-    socket.send_batch(outgoing.iter().copied(), |result| results.push(result));
+    let mut queue = SendQueue::new();
+    socket.send_batch(&mut queue, outgoing.iter().copied(), |sent| results.push(sent));
     results
+}
+
+fn bytes_of(outgoing: &Outgoing<'_>) -> Vec<u8> {
+    [outgoing.head.as_slice(), outgoing.payload].concat()
 }
 
 /// Sends 100 datagrams, more than a batch, from `a` to `ip` at `b` and expects them whole, in
@@ -44,7 +56,7 @@ fn round_trip(a: &UdpSocket, b: &UdpSocket, ip: &str, seen: &str) {
         .zip(0_u8..)
         .map(|(body, n)| Outgoing {
             to: towards(b, ip),
-            header: (n % 2 == 0).then_some([1, 4, 0x80, 0, 0, 0, 0, n]),
+            head: if n % 2 == 0 { Head::gue([1, 4, 0x80, 0, 0, 0, 0, n]) } else { Head::EMPTY },
             payload: body,
             tos: n & 0b1010_0011,
             ttl: n + 1,
@@ -53,10 +65,13 @@ fn round_trip(a: &UdpSocket, b: &UdpSocket, ip: &str, seen: &str) {
 
     let results = send(a, &outgoing);
 
-    assert_eq!(results, bodies.iter().map(|body| Ok(body.len())).collect::<Vec<_>>());
+    assert!(results.iter().all(|sent| sent.result.is_ok()));
+    assert_eq!(results.iter().map(|sent| sent.datagrams).sum::<usize>(), outgoing.len());
+    let bytes = outgoing.iter().map(|one| bytes_of(one).len()).sum::<usize>();
+    assert_eq!(results.iter().map(|sent| sent.bytes).sum::<usize>(), bytes);
     for ((from, bytes, tos, ttl), sent) in receive(b, 100).into_iter().zip(&outgoing) {
         assert_eq!(from, towards(a, seen));
-        assert_eq!(bytes, [sent.header.as_ref().map_or(&[][..], |h| h), sent.payload].concat());
+        assert_eq!(bytes, bytes_of(sent));
         assert_eq!((tos, ttl), (sent.tos, sent.ttl));
     }
 }
@@ -83,41 +98,105 @@ fn dual_stack_sockets_speak_plain_ipv4_and_ipv6() {
 
 #[test]
 fn what_cannot_be_sent_is_named_and_the_rest_of_the_batch_leaves() {
-    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-    let huge = vec![0; 65_508];
-    let to = towards(&b, "127.0.0.1");
-    let good = Outgoing { to, header: None, payload: b"good", tos: 0, ttl: 64 };
-    let too_big = Outgoing { payload: &huge, ..good };
-    let wrong_family = Outgoing { to: "[::1]:9".parse().unwrap(), ..good };
+    for path in [DataPath::Full, DataPath::Batch, DataPath::Naive] {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let (a, b) = (UdpSocket::bind(listen, path).unwrap(), bind("127.0.0.1:0"));
+        let huge = vec![0; 65_508];
+        let to = towards(&b, "127.0.0.1");
+        let good = Outgoing { to, head: Head::EMPTY, payload: b"good", tos: 0, ttl: 64 };
+        let too_big = Outgoing { payload: &huge, ..good };
+        let wrong_family = Outgoing { to: "[::1]:9".parse().unwrap(), ..good };
 
-    let results = send(&a, &[good, too_big, good, wrong_family, wrong_family, good]);
+        let results = send(&a, &[good, too_big, good, wrong_family, wrong_family, good]);
 
-    let failed = Err(DropReason::SendFailed);
-    assert_eq!(results, [Ok(4), Err(DropReason::TooBig), Ok(4), failed, failed, Ok(4)]);
-    assert_eq!(receive(&b, 3).len(), 3);
+        let count = |wanted| {
+            let these = results.iter().filter(|sent| sent.result == wanted);
+            these.map(|sent| sent.datagrams).sum::<usize>()
+        };
+        assert_eq!(count(Ok(())), 3, "{path}");
+        assert_eq!(count(Err(DropReason::TooBig)), 1, "{path}");
+        assert_eq!(count(Err(DropReason::SendFailed)), 2, "{path}");
+        assert_eq!(receive(&b, 3).len(), 3);
+    }
 }
 
 #[test]
-fn a_datagram_longer_than_a_buffer_is_marked() {
+fn datagrams_of_one_hop_leave_as_one_train_and_keep_their_order_among_others() {
+    let (a, b, c) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let bodies: Vec<_> = (0..120_u8).map(|n| [n; 100]).collect();
+    let outgoing: Vec<_> = bodies
+        .iter()
+        .zip(0_u8..)
+        .map(|(body, n)| Outgoing {
+            to: towards(if n % 2 == 0 { &b } else { &c }, "127.0.0.1"),
+            head: Head::EMPTY,
+            payload: body,
+            tos: 0,
+            ttl: 64,
+        })
+        .collect();
+
+    let results = send(&a, &outgoing);
+
+    let sizes: Vec<_> = results.iter().map(|sent| sent.datagrams).collect();
+    assert_eq!(sizes, [60, 60], "two trains");
+    for (socket, start) in [(&b, 0), (&c, 1)] {
+        let numbers: Vec<_> = receive(socket, 60).iter().map(|(_, bytes, ..)| bytes[0]).collect();
+        assert_eq!(numbers, (start..120).step_by(2).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_train_ends_with_a_shorter_datagram_another_tos_or_at_its_limits() {
     let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
-    a.send_to(b.local_addr(), &[7; BUFFER_LEN + 1]).unwrap();
-    let wake = Wake::new().unwrap();
-    let mut batch = PacketBatch::new();
+    let body = [7; 60_000];
+    let one = |len: usize, tos| Outgoing {
+        to: towards(&b, "127.0.0.1"),
+        head: Head::gue([1; 8]),
+        payload: &body[..len],
+        tos,
+        ttl: 64,
+    };
+    let trains = |all: &[Outgoing<'_>]| -> Vec<usize> {
+        let results = send(&a, all);
+        let arrived = receive(&b, all.len());
+        for ((_, bytes, tos, _), sent) in arrived.iter().zip(all) {
+            assert_eq!((bytes, *tos), (&bytes_of(sent), sent.tos));
+        }
+        results.iter().map(|sent| sent.datagrams).collect()
+    };
 
-    wake.wait(b.as_fd(), Some(Duration::from_secs(10))).unwrap();
-    b.receive_batch(&mut batch).unwrap();
+    assert_eq!(trains(&[one(50, 0), one(50, 0), one(20, 0), one(20, 0), one(50, 0)]), [3, 1, 1]);
+    assert_eq!(trains(&[one(50, 0), one(50, 1), one(50, 1)]), [1, 2]);
+    assert_eq!(trains(&vec![one(50, 0); 130]), [64, 64, 2]);
+    assert_eq!(trains(&vec![one(1464, 0); 46]), [44, 2]);
+    assert_eq!(trains(&[one(40_000, 0), one(25_491, 0), one(30_000, 0)]), [2, 1]);
+}
 
-    let (meta, bytes) = batch.iter().next().unwrap();
-    assert!(meta.is_truncated);
-    assert_eq!(bytes.len(), BUFFER_LEN);
-    assert_eq!(meta.ttl, TTL);
+#[test]
+fn a_refused_train_leaves_singly_and_no_other_is_tried() {
+    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let to = towards(&b, "127.0.0.1");
+    let body = [9; 200];
+    let one = Outgoing { to, head: Head::gue([3; 8]), payload: &body, tos: 0, ttl: 64 };
+    // What SO_NO_CHECK does to a train is what an interface without checksums does: an error.
+    set_option(&a.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    assert!(a.sends_trains());
+
+    let results = send(&a, &[one; 10]);
+
+    assert_eq!(results.len(), 10);
+    assert!(results.iter().all(|sent| sent.result.is_ok() && sent.bytes == 208));
+    assert!(receive(&b, 10).iter().all(|(_, bytes, ..)| *bytes == bytes_of(&one)));
+    assert!(!a.sends_trains());
+    assert_eq!(send(&a, &[one; 10]).len(), 10);
 }
 
 #[test]
 fn a_taken_port_is_named_with_the_option_that_helps() {
     let first = bind("127.0.0.1:0");
 
-    let error = UdpSocket::bind(first.local_addr()).unwrap_err();
+    let error = UdpSocket::bind(first.local_addr(), DataPath::Full).unwrap_err();
 
     assert!(error.why.contains(&first.local_addr().port().to_string()), "{error}");
     assert!(error.fix.contains("--listen"), "{error}");

@@ -1,0 +1,186 @@
+//! Random worlds through the whole chain: what the evaluator allows is what real tables, snapshots and
+//! hallway questions let through, from the sender's TUN to the receiver's, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+
+use crate::agent::snapshot;
+use crate::api::table::{DestinationKey as KeyRow, NodeTable};
+use crate::forward::{FlowTable, Now, Snapshot, Verdict};
+use crate::keys::DestinationKey;
+use crate::policy::random::{ENTITIES, NOW, PROBES, V4, V6, world};
+use crate::policy::{Decision, KeySource, World, compile, evaluate, path_between};
+use crate::types::{
+    ApiVersion, AuthorizationKey, Generation, Incarnation, KeyVersion, NodeId, NodeKind, OverlayId,
+    Protocol, Revision, Secret, Serial, Service,
+};
+use crate::wire::inner::{Facts, Family, Fragment, Upper};
+
+/// Keys as the server derives them, from a secret for each destination.
+struct Keys;
+
+fn secret(to: NodeId) -> Secret {
+    Secret::new([u8::try_from(to.0).unwrap(); 32])
+}
+
+impl KeySource for Keys {
+    fn destination_keys(&self, _: OverlayId, to: NodeId) -> Vec<KeyRow> {
+        vec![KeyRow { version: KeyVersion::default(), secret: secret(to) }]
+    }
+
+    fn pair_generations(&self, _: OverlayId, _: NodeId, _: NodeId) -> Vec<Generation> {
+        Vec::new()
+    }
+
+    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
+        BTreeSet::new()
+    }
+
+    fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {
+        DestinationKey::new(&secret(to)).pair_key(from, Generation(0))
+    }
+}
+
+/// Every node's snapshot, and who listens where.
+struct Net {
+    snapshots: BTreeMap<NodeId, Snapshot>,
+    listeners: BTreeMap<SocketAddr, NodeId>,
+}
+
+impl Net {
+    fn new(world: &World) -> Self {
+        let snapshots = compile(world, &Keys, NOW).into_iter().map(|(id, body)| {
+            let table = NodeTable {
+                api_version: ApiVersion::V1,
+                incarnation: Incarnation("aa".to_owned()),
+                serial: Serial(1),
+                revision: Revision(1),
+                body,
+            };
+            (id, snapshot::build(&table).unwrap())
+        });
+        let listeners = world
+            .nodes
+            .iter()
+            .flat_map(|(id, facts)| facts.endpoints.iter().map(move |endpoint| (*endpoint, *id)));
+        Self { snapshots: snapshots.collect(), listeners: listeners.collect() }
+    }
+
+    /// Sends a packet from `from` and follows it, every node with an empty flow table.
+    fn is_delivered(&self, world: &World, overlay: OverlayId, from: NodeId, facts: &Facts) -> bool {
+        let now = Now { monotonic_millis: 1, wall: NOW };
+        let sender = &self.snapshots[&from];
+        let index = sender.overlay_index(overlay).unwrap();
+        let mut verdict = sender.egress(index, facts, &FlowTable::new(64), now);
+        let mut at = from;
+        for _ in 0..4 {
+            let Verdict::Send { hop, key } = verdict else { return false };
+            let Some(&outer) = world.nodes[&at].endpoints.first() else { return false };
+            let Some(&next) = self.listeners.get(&hop) else { return false };
+            let (snapshot, flows) = (&self.snapshots[&next], FlowTable::new(64));
+            match world.nodes[&next].kind {
+                NodeKind::Sap => {
+                    verdict = snapshot.transit(outer, key.bits(), facts, &flows, now);
+                    at = next;
+                }
+                NodeKind::Entity => {
+                    let verdict = snapshot.ingress(outer, key.bits(), facts, &flows, now);
+                    return matches!(verdict, Verdict::Deliver { .. });
+                }
+            }
+        }
+        panic!("a packet goes round in circles");
+    }
+
+    /// Nodes that let through a packet with the right key from any known place, though no rule does.
+    fn leaks(&self, world: &World, from: NodeId, to: NodeId, facts: &Facts) -> Vec<NodeId> {
+        let now = Now { monotonic_millis: 1, wall: NOW };
+        let key = Keys.send_key(V4, from, to).bits();
+        // One table will do: only what passes leaves an entry.
+        let flows = FlowTable::new(64);
+        let passes = |id: &NodeId, snapshot: &Snapshot| {
+            self.listeners.keys().any(|outer| {
+                let verdict = match world.nodes[id].kind {
+                    NodeKind::Sap => snapshot.transit(*outer, key, facts, &flows, now),
+                    NodeKind::Entity => snapshot.ingress(*outer, key, facts, &flows, now),
+                };
+                !matches!(verdict, Verdict::Drop(_))
+            })
+        };
+        self.snapshots.iter().filter(|(id, s)| passes(id, s)).map(|(id, _)| *id).collect()
+    }
+}
+
+/// The packet that opens a flow of a probe.
+fn opening(
+    world: &World,
+    overlay: OverlayId,
+    ends: (NodeId, NodeId),
+    (protocol, port): (Protocol, u16),
+) -> Facts {
+    let family = if overlay == V6 { Family::V6 } else { Family::V4 };
+    let upper = match protocol {
+        Protocol::Tcp => Upper::Tcp { source_port: 40_000, destination_port: port, flags: 2 },
+        Protocol::Udp | Protocol::Sctp => {
+            Upper::Ports { source_port: 40_000, destination_port: port }
+        }
+        Protocol::Icmp => Upper::Echo { is_request: true, identifier: 7 },
+        Protocol::Number(_) => Upper::Opaque,
+    };
+    Facts {
+        family,
+        source: world.nodes[&ends.0].addresses[&overlay],
+        destination: world.nodes[&ends.1].addresses[&overlay],
+        protocol: protocol.number(overlay == V6),
+        upper,
+        fragment: Fragment::Whole,
+        len: 60,
+        ecn: 0,
+    }
+}
+
+fn asked((protocol, port): (Protocol, u16)) -> Service {
+    let text =
+        if protocol.has_ports() { format!("{protocol}/{port}") } else { protocol.to_string() };
+    text.parse().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn what_the_evaluator_allows_is_what_the_hallways_let_through(world in world()) {
+        let net = Net::new(&world);
+        for overlay in [V4, V6] {
+            let members: Vec<NodeId> = (1..=ENTITIES)
+                .map(NodeId)
+                .filter(|id| world.nodes[id].addresses.contains_key(&overlay))
+                .collect();
+            let pairs = members.iter().flat_map(|a| members.iter().map(move |b| (*a, *b)));
+            for (from, to) in pairs.filter(|(from, to)| from != to) {
+                let reachable = !world.nodes[&from].endpoints.is_empty()
+                    && !world.nodes[&to].endpoints.is_empty()
+                    && !path_between(&world, overlay, from, to, NOW).is_empty();
+                for probe in PROBES {
+                    let service = asked(probe);
+                    let decision = evaluate(&world, overlay, from, to, &service, NOW);
+                    let is_allowed = matches!(decision, Decision::Allow(_));
+                    let facts = opening(&world, overlay, (from, to), probe);
+
+                    let delivered = net.is_delivered(&world, overlay, from, &facts);
+
+                    prop_assert_eq!(
+                        delivered, is_allowed && reachable,
+                        "{} -> {} {} in {}: {:?}", from, to, service, overlay, decision
+                    );
+                    if !is_allowed {
+                        let leaks = net.leaks(&world, from, to, &facts);
+                        prop_assert!(leaks.is_empty(), "{:?} pass {} -> {} {}", leaks, from, to, service);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What lies in one buffer: a datagram, a train of them, or a large packet that nobody cut.
+//!
+//! Every datagram of a train is judged for itself; that a train came from one address says nothing
+//! about what is in it.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use crate::forward::Verdict;
+use crate::sys::batch::Meta;
+use crate::sys::offload::layout::Layout;
+use crate::sys::offload::split::Split;
+use crate::sys::udp::Outgoing;
+use crate::wire::Facts;
+use crate::wire::gue::{self, Frame};
+use crate::wire::inner::{Fragment, Upper};
+
+/// The flag of TCP that no verdict looks at.
+const PSH: u8 = 0x08;
+/// Flags that move a flow from one phase to the next: SYN, FIN, RST.
+const PHASE_FLAGS: u8 = 0x02 | 0x01 | 0x04;
+
+/// The datagrams of one buffer, by where they lie.
+#[derive(Clone, Debug)]
+pub(super) struct Pieces {
+    rest: Range<usize>,
+    stride: usize,
+    large: Option<u16>,
+}
+
+/// One datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) range: Range<usize>,
+    /// Set for a large packet that nobody cut: the payload bytes of each of its segments.
+    pub(super) large: Option<u16>,
+}
+
+impl Pieces {
+    /// The datagrams of a buffer that lies at `range` and holds `bytes`.
+    pub(super) fn new(meta: &Meta, range: Range<usize>, bytes: &[u8]) -> Self {
+        if meta.segment == 0 || meta.segment >= bytes.len() {
+            return Self { stride: bytes.len().max(1), rest: range, large: None };
+        }
+        if is_uncut(bytes, meta.segment) {
+            let large = u16::try_from(meta.segment).ok();
+            return Self { stride: bytes.len(), rest: range, large };
+        }
+        Self { stride: meta.segment, rest: range, large: None }
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let start = self.rest.start;
+        let end = self.rest.end.min(start + self.stride);
+        self.rest.start = end;
+        Some(Piece { range: start..end, large: self.large })
+    }
+}
+
+/// Whether a buffer is one wrapped packet that the kernel of this very host meant to have cut by a
+/// network card: the inner packet fills it, and where a train would have further headers there is
+/// none. A train can hardly pose as one: each header of ours behind the first gives it away, and what
+/// poses all the same is judged, and passed on, as the one packet that it says it is.
+fn is_uncut(bytes: &[u8], segment: usize) -> bool {
+    let is_whole = match gue::decode(bytes) {
+        Ok(Frame::Data { inner, .. }) => Layout::read(inner).is_some(),
+        Ok(Frame::Control { .. }) | Err(_) => false,
+    };
+    is_whole && bytes.chunks(segment).skip(1).all(|piece| gue::decode(piece).is_err())
+}
+
+/// The last verdict of a batch, for packets that differ from the last one in nothing that a verdict
+/// looks at: most of a train. Only what passed is remembered, so that refusals are counted where they
+/// belong.
+#[derive(Debug, Default)]
+pub(super) struct Memo {
+    last: Option<(Option<(SocketAddr, u32)>, Facts, Verdict)>,
+}
+
+impl Memo {
+    /// The verdict on a packet that came from `origin` with its key, or from the host.
+    pub(super) fn verdict(
+        &mut self,
+        origin: Option<(SocketAddr, u32)>,
+        facts: &Facts,
+        ask: impl FnOnce() -> Verdict,
+    ) -> Verdict {
+        let Some(asked) = comparable(facts) else {
+            self.last = None;
+            return ask();
+        };
+        if let Some((known_origin, known, verdict)) = &self.last
+            && *known_origin == origin
+            && *known == asked
+        {
+            return *verdict;
+        }
+        let verdict = ask();
+        self.last = match verdict {
+            Verdict::Send { .. } | Verdict::Deliver { .. } => Some((origin, asked, verdict)),
+            Verdict::Drop(_) => None,
+        };
+        verdict
+    }
+}
+
+/// What a verdict on this packet looks at, where the same packet once more has the same verdict.
+fn comparable(facts: &Facts) -> Option<Facts> {
+    let upper = match facts.upper {
+        Upper::Tcp { flags, .. } if flags & PHASE_FLAGS != 0 => return None,
+        Upper::Tcp { source_port, destination_port, flags } => {
+            Upper::Tcp { source_port, destination_port, flags: flags & !PSH }
+        }
+        upper @ Upper::Ports { .. } => upper,
+        Upper::Echo { .. } | Upper::IcmpError { .. } | Upper::Opaque => return None,
+    };
+    (facts.fragment == Fragment::Whole).then_some(Facts { upper, len: 0, ecn: 0, ..*facts })
+}
+
+/// The datagrams that one judged packet leaves as.
+pub(super) enum Leaving<'a> {
+    /// One, or none.
+    Single(Option<Outgoing<'a>>),
+    /// The segments of a large one; each like the first field but for its bytes.
+    Cut(Outgoing<'a>, Split<'a>),
+}
+
+impl<'a> Iterator for Leaving<'a> {
+    type Item = Outgoing<'a>;
+
+    fn next(&mut self) -> Option<Outgoing<'a>> {
+        match self {
+            Self::Single(one) => one.take(),
+            Self::Cut(like, split) => {
+                split.next().map(|(head, payload)| Outgoing { head, payload, ..*like })
+            }
+        }
+    }
+}

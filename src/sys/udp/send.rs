@@ -1,0 +1,337 @@
+//! Datagrams to the kernel: those of one hop, size, TOS and TTL as one train, many trains in one call.
+//!
+//! A train is one send: the kernel takes it through its stack as one packet and cuts it at the very
+//! end. Datagrams to one hop keep their order.
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::{io, ptr};
+
+use super::{EMPTY_VECTOR, UdpSocket, reason};
+use crate::sys::cmsg::Control;
+use crate::sys::offload::{HEAD_MAX, Head};
+use crate::sys::sockaddr::RawAddress;
+use crate::types::DropReason;
+
+/// Datagrams in one train; older kernels take no more.
+const SEGMENTS_MAX: usize = 64;
+
+/// Bytes in one train: what fits a datagram of IPv4.
+const TRAIN_BYTES_MAX: usize = 65_507;
+
+/// Trains in one call.
+const TRAINS_MAX: usize = 32;
+
+/// Each datagram lies in two places.
+const VECTORS: usize = 2 * SEGMENTS_MAX;
+
+/// One datagram to send, in two parts so that nothing is copied to put headers before a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Its first bytes; empty when `payload` is all of it.
+    pub head: Head,
+    /// Its other bytes.
+    pub payload: &'a [u8],
+    /// The outer TOS or traffic class: DSCP and ECN.
+    pub tos: u8,
+    /// The outer TTL or hop limit, at least 1.
+    pub ttl: u8,
+}
+
+/// What became of some datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// How many.
+    pub datagrams: usize,
+    /// All of their bytes, heads included.
+    pub bytes: usize,
+    /// Whether they left.
+    pub result: Result<(), DropReason>,
+}
+
+#[derive(Clone, Copy)]
+struct Train {
+    to: SocketAddr,
+    tos: u8,
+    ttl: u8,
+    /// The length of each datagram but the last.
+    size: usize,
+    bytes: usize,
+    datagrams: usize,
+    vectors: usize,
+    is_open: bool,
+}
+
+/// Where trains are put together; one for each thread.
+pub struct SendQueue {
+    trains: Vec<Train>,
+    /// [`SEGMENTS_MAX`] for each train.
+    heads: Box<[[u8; HEAD_MAX]]>,
+    /// [`VECTORS`] for each train.
+    vectors: Box<[libc::iovec]>,
+    addresses: Box<[RawAddress]>,
+    controls: Box<[Control]>,
+    /// How many datagrams each message stands for, and their bytes.
+    spans: [(usize, usize); TRAINS_MAX],
+}
+
+impl SendQueue {
+    /// An empty one; the only allocation of its life.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            trains: Vec::with_capacity(TRAINS_MAX),
+            heads: vec![[0; HEAD_MAX]; TRAINS_MAX * SEGMENTS_MAX].into_boxed_slice(),
+            vectors: vec![EMPTY_VECTOR; TRAINS_MAX * VECTORS].into_boxed_slice(),
+            addresses: vec![RawAddress::EMPTY; TRAINS_MAX].into_boxed_slice(),
+            controls: vec![Control::EMPTY; TRAINS_MAX].into_boxed_slice(),
+            spans: [(0, 0); TRAINS_MAX],
+        }
+    }
+
+    /// Adds a datagram to a train or starts one; `false` when there are too many trains.
+    fn add(&mut self, datagram: &Outgoing<'_>, segments: usize, trains: usize) -> bool {
+        let len = datagram.head.as_slice().len() + datagram.payload.len();
+        // The newest train to a hop is the only one that may grow, so that its order stays.
+        let newest = self.trains.iter().rposition(|train| train.to == datagram.to);
+        let joined = newest.filter(|&at| {
+            self.trains.get(at).is_some_and(|train| {
+                train.is_open
+                    && train.tos == datagram.tos
+                    && train.ttl == datagram.ttl
+                    && train.datagrams < segments
+                    && (1..=train.size).contains(&len)
+                    && train.bytes + len <= TRAIN_BYTES_MAX
+            })
+        });
+        let at = match joined {
+            Some(at) => at,
+            None if self.trains.len() >= trains => return false,
+            None => {
+                let &Outgoing { to, tos, ttl, .. } = datagram;
+                let (size, is_open) = (len, true);
+                let empty =
+                    Train { to, tos, ttl, size, bytes: 0, datagrams: 0, vectors: 0, is_open };
+                self.trains.push(empty);
+                self.trains.len() - 1
+            }
+        };
+        let Some(train) = self.trains.get_mut(at) else { return false };
+        let vectors = self.vectors.get_mut(at * VECTORS..(at + 1) * VECTORS).unwrap_or(&mut []);
+        let head = datagram.head.as_slice();
+        if let Some(copy) = self.heads.get_mut(at * SEGMENTS_MAX + train.datagrams)
+            && let Some(copy) = copy.get_mut(..head.len()).filter(|copy| !copy.is_empty())
+        {
+            copy.copy_from_slice(head);
+            append(vectors, &mut train.vectors, copy);
+        }
+        append(vectors, &mut train.vectors, datagram.payload);
+        train.datagrams += 1;
+        train.bytes += len;
+        train.is_open = len == train.size;
+        true
+    }
+}
+
+/// Adds `bytes` to the vectors, or to the last one where they follow it in memory.
+fn append(vectors: &mut [libc::iovec], count: &mut usize, bytes: &[u8]) {
+    if let Some(last) = count.checked_sub(1).and_then(|last| vectors.get_mut(last))
+        && ptr::eq(
+            last.iov_base.cast_const().cast::<u8>().wrapping_add(last.iov_len),
+            bytes.as_ptr(),
+        )
+    {
+        last.iov_len += bytes.len();
+        return;
+    }
+    if let Some(next) = vectors.get_mut(*count) {
+        *next = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        *count += 1;
+    }
+}
+
+impl Default for SendQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for SendQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SendQueue")
+    }
+}
+
+impl UdpSocket {
+    /// Sends everything, in trains where the kernel takes them, and tells `report` what became of each
+    /// train.
+    pub fn send_batch<'a>(
+        &self,
+        queue: &mut SendQueue,
+        outgoing: impl IntoIterator<Item = Outgoing<'a>>,
+        mut report: impl FnMut(Sent),
+    ) {
+        let trains = self.at_once(TRAINS_MAX);
+        queue.trains.clear();
+        for datagram in outgoing {
+            let segments = if self.sends_trains() { SEGMENTS_MAX } else { 1 };
+            if !queue.add(&datagram, segments, trains) {
+                self.flush(queue, &mut report);
+                // The queue is empty, so that there is room.
+                let _ = queue.add(&datagram, segments, trains);
+            }
+        }
+        self.flush(queue, &mut report);
+    }
+
+    /// Sends what is in the queue. The payloads that it points to are alive: [`Self::send_batch`], the
+    /// only caller, got them with a lifetime that ends after it returns.
+    fn flush(&self, queue: &mut SendQueue, report: &mut impl FnMut(Sent)) {
+        // SAFETY: `mmsghdr` is a C struct of integers and pointers, for which all zeros is a value.
+        let mut messages: [libc::mmsghdr; TRAINS_MAX] = unsafe { std::mem::zeroed() };
+        let SendQueue { trains, vectors, addresses, controls, spans, .. } = queue;
+        let parts =
+            addresses.iter_mut().zip(controls.iter_mut()).zip(vectors.chunks_exact_mut(VECTORS));
+        for (((message, train), ((address, control), vectors)), span) in
+            messages.iter_mut().zip(trains.iter()).zip(parts).zip(spans.iter_mut())
+        {
+            let segment = if train.datagrams > 1 { train.size as u16 } else { 0 };
+            let vectors = vectors.get_mut(..train.vectors).unwrap_or(&mut []);
+            self.fill(&mut message.msg_hdr, train, segment, vectors, address, control);
+            *span = (train.datagrams, train.bytes);
+        }
+        let count = trains.len();
+        let mut at = 0;
+        while let Some(rest) = messages.get_mut(at..count).filter(|rest| !rest.is_empty()) {
+            let sent = match self.send_messages(rest) {
+                Ok(sent) => sent,
+                Err(error) => {
+                    // An error speaks of the first train alone.
+                    if let Some(train) = queue.trains.get(at).copied() {
+                        let vectors = queue.vectors.get(at * VECTORS..).unwrap_or(&[]);
+                        let vectors = vectors.get(..train.vectors).unwrap_or(&[]);
+                        self.recover(&train, vectors, &error, report);
+                    }
+                    at += 1;
+                    continue;
+                }
+            };
+            for &(datagrams, bytes) in queue.spans.iter().skip(at).take(sent) {
+                report(Sent { datagrams, bytes, result: Ok(()) });
+            }
+            at += sent;
+        }
+        queue.trains.clear();
+    }
+
+    /// Points `header` at everything that it needs.
+    fn fill(
+        &self,
+        header: &mut libc::msghdr,
+        train: &Train,
+        segment: u16,
+        vectors: &mut [libc::iovec],
+        address: &mut RawAddress,
+        control: &mut Control,
+    ) {
+        // An address that this socket cannot reach keeps length 0: the kernel refuses it, and it is
+        // reported like any other refusal.
+        if let Some((raw, len)) = RawAddress::encode(train.to, self.is_v6) {
+            *address = raw;
+            header.msg_name = address.as_ptr().cast_mut();
+            header.msg_namelen = len;
+        }
+        let is_v6 = train.to.ip().to_canonical().is_ipv6();
+        let (encoded, control_len) = Control::encode(is_v6, train.tos, train.ttl, segment);
+        *control = encoded;
+        header.msg_control = control.as_mut_ptr();
+        header.msg_controllen = control_len as _;
+        header.msg_iov = vectors.as_mut_ptr();
+        header.msg_iovlen = vectors.len();
+    }
+
+    /// One `sendmmsg`; how many of `messages` left, at least one.
+    fn send_messages(&self, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
+        loop {
+            let fd = self.socket.as_raw_fd();
+            // SAFETY: the pointers in each of `messages` were put there by `fill` and lead to an
+            // address, ancillary data and vectors of the queue, and those to heads in the queue and to
+            // payloads that `send_batch`'s caller holds; all of the lengths written beside them, all
+            // alive; the kernel reads them only.
+            let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as _, 0) };
+            match usize::try_from(sent) {
+                Ok(sent) if sent > 0 => return Ok(sent),
+                _ => {}
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
+    /// What to do with a train that the kernel refused: where that may be because it is a train, its
+    /// datagrams go one by one; and if they do leave, no more trains are made.
+    fn recover(
+        &self,
+        train: &Train,
+        vectors: &[libc::iovec],
+        error: &io::Error,
+        report: &mut impl FnMut(Sent),
+    ) {
+        let may_be_the_train = train.datagrams > 1
+            && matches!(
+                error.raw_os_error(),
+                Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
+            );
+        if !may_be_the_train {
+            let result = Err(reason(error));
+            report(Sent { datagrams: train.datagrams, bytes: train.bytes, result });
+            return;
+        }
+        let (mut at, mut used) = (0, 0);
+        let mut left = train.bytes;
+        while left > 0 {
+            let len = train.size.min(left);
+            let mut single = [EMPTY_VECTOR; 4];
+            let count = cut(vectors, (&mut at, &mut used), len, &mut single);
+            let (mut address, mut control) = (RawAddress::EMPTY, Control::EMPTY);
+            // SAFETY: `mmsghdr` is a C struct of integers and pointers: all zeros is a value.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            let vectors = single.get_mut(..count).unwrap_or(&mut []);
+            self.fill(&mut message.msg_hdr, train, 0, vectors, &mut address, &mut control);
+            let sent = self.send_messages(std::slice::from_mut(&mut message));
+            // Too large alone as well: nothing is wrong with trains then.
+            if sent.is_ok() && left == train.bytes {
+                self.send_no_trains();
+            }
+            let result = sent.map(|_| ()).map_err(|error| reason(&error));
+            report(Sent { datagrams: 1, bytes: len, result });
+            left -= len;
+        }
+    }
+}
+
+/// The next `len` bytes of `vectors` after (`at`, `used`) as vectors of their own; how many these are.
+fn cut(
+    vectors: &[libc::iovec],
+    (at, used): (&mut usize, &mut usize),
+    mut len: usize,
+    out: &mut [libc::iovec],
+) -> usize {
+    let mut count = 0;
+    while let (Some(from), Some(to)) = (vectors.get(*at).filter(|_| len > 0), out.get_mut(count)) {
+        let piece = (from.iov_len - *used).min(len);
+        let base = from.iov_base.cast::<u8>().wrapping_add(*used).cast();
+        *to = libc::iovec { iov_base: base, iov_len: piece };
+        count += 1;
+        len -= piece;
+        *used += piece;
+        if *used == from.iov_len {
+            (*at, *used) = (*at + 1, 0);
+        }
+    }
+    count
+}
