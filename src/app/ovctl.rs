@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, ServeArgs};
+use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
-use crate::cli::{Outcome, audit, completion, entity, key, overlay, policy, sap, status, token};
+use crate::cli::{
+    Outcome, audit, completion, entity, key, overlay, policy, policy_offline, sap, status, token,
+};
 
 /// Runs `ovctl` with the arguments of this process.
 #[must_use]
@@ -59,6 +61,7 @@ fn dispatch(
         OvctlCommand::Sap(verb) => {
             ask(global, output, async |client, output| sap::run(client, output, verb).await)
         }
+        OvctlCommand::Policy(PolicyCommand::Offline(verb)) => policy_offline::run(output, &verb),
         OvctlCommand::Policy(verb) => {
             ask(global, output, async |client, output| policy::run(client, output, verb).await)
         }

@@ -13,6 +13,7 @@ pub mod node_status;
 pub mod output;
 pub mod overlay;
 pub mod policy;
+pub mod policy_offline;
 mod rule_words;
 pub mod sap;
 pub mod status;
@@ -29,6 +30,8 @@ pub enum Outcome {
     NotSo,
     /// The verdict is deny.
     Denied,
+    /// Something was found: by a test, a lint or a comparison.
+    Findings,
 }
 
 impl Outcome {
@@ -39,6 +42,7 @@ impl Outcome {
             Self::Done => 0,
             Self::NotYetEnforced | Self::NotSo => 1,
             Self::Denied => 4,
+            Self::Findings => 8,
         }
     }
 }
@@ -50,8 +54,14 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_contract() {
-        let outcomes = [Outcome::Done, Outcome::NotYetEnforced, Outcome::NotSo, Outcome::Denied];
-        assert_eq!(outcomes.map(Outcome::exit_code), [0, 1, 1, 4]);
+        let outcomes = [
+            Outcome::Done,
+            Outcome::NotYetEnforced,
+            Outcome::NotSo,
+            Outcome::Denied,
+            Outcome::Findings,
+        ];
+        assert_eq!(outcomes.map(Outcome::exit_code), [0, 1, 1, 4, 8]);
 
         let problems = [
             (ProblemCode::Failed, 1),

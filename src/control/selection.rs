@@ -18,6 +18,14 @@ pub(crate) fn bind(world: &World, selector: &Selector) -> Result<BoundSelector, 
         Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
         Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
         Selector::Name(name) => BoundSelector::Node(entity(world, name)?, name.clone()),
+        Selector::Group(_) | Selector::Cidr(_) => {
+            return Err(Problem::new(
+                ProblemCode::Usage,
+                format!("no node enforces {selector} yet"),
+            )
+            .why("groups and CIDRs are judged offline alone: `ovctl policy test --inventory`")
+            .fix("write the rule for names, labels, namespace:NAME or any"));
+        }
     })
 }
 
@@ -41,6 +49,8 @@ pub(crate) fn as_written(selector: &BoundSelector) -> Selector {
         BoundSelector::Labels(labels) => Selector::Labels(labels.clone()),
         BoundSelector::Namespace(name) => Selector::Namespace(name.clone()),
         BoundSelector::Node(_, name) => Selector::Name(name.clone()),
+        BoundSelector::Group(name) => Selector::Group(name.clone()),
+        BoundSelector::Cidr(block) => Selector::Cidr(block.clone()),
     }
 }
 
@@ -58,7 +68,11 @@ pub(crate) fn overlay_of(
         BoundSelector::Node(id, _) => {
             world.nodes.get(id).is_some_and(|node| node.addresses.contains_key(&overlay))
         }
-        BoundSelector::Any | BoundSelector::Labels(_) | BoundSelector::Namespace(_) => true,
+        BoundSelector::Any
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => true,
     };
     if let Some(name) = named {
         let found = world.overlays.iter().find(|(_, overlay)| overlay.name == *name);
@@ -108,18 +122,7 @@ pub(crate) fn selected(
     overlay: OverlayId,
     selector: &BoundSelector,
 ) -> BTreeSet<NodeId> {
-    world
-        .nodes
-        .iter()
-        .filter(|(_, node)| node.addresses.contains_key(&overlay))
-        .filter(|(id, node)| match selector {
-            BoundSelector::Any => true,
-            BoundSelector::Node(wanted, _) => wanted == *id,
-            BoundSelector::Labels(labels) => labels.is_subset(&node.labels),
-            BoundSelector::Namespace(name) => node.name.namespace == *name,
-        })
-        .map(|(id, _)| *id)
-        .collect()
+    crate::policy::members_of(world, overlay, selector)
 }
 
 /// How many ordered pairs of members a rule covers at the moment.
@@ -141,7 +144,25 @@ pub(crate) fn dangling(world: &World, ends: [&BoundSelector; 2]) -> Vec<EntityNa
             BoundSelector::Node(..)
             | BoundSelector::Any
             | BoundSelector::Labels(_)
-            | BoundSelector::Namespace(_) => None,
+            | BoundSelector::Namespace(_)
+            | BoundSelector::Group(_)
+            | BoundSelector::Cidr(_) => None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_node_enforces_is_refused_by_name() {
+        let world = World::default();
+        for text in ["group:backends", "10.0.0.0/8!10.1.0.0/16"] {
+            let problem = bind(&world, &text.parse().unwrap()).unwrap_err();
+            assert_eq!(problem.code, ProblemCode::Usage);
+            assert!(problem.what.contains(text), "{problem}");
+        }
+        assert_eq!(bind(&world, &Selector::Any).unwrap(), BoundSelector::Any);
+    }
 }

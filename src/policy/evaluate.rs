@@ -2,7 +2,7 @@
 
 use super::select::{carries, is_in_force, member, selects};
 use super::span::{Span, overlap, resolve, spans, without};
-use super::{NodeFacts, RuleFacts, World};
+use super::{BoundSelector, NodeFacts, RuleFacts, World};
 use crate::api::table::{Action, PathHops};
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 
@@ -49,18 +49,20 @@ pub(super) fn decide(
 ) -> Decision {
     let Some(pair) = Pair::new(world, overlay, from, to) else { return Decision::NoRule };
     let asked = asked.map_or_else(|| vec![Span::ALL], |services| spans(services, pair.is_ipv6));
+    let in_force =
+        world.rules.iter().filter(|(_, rule)| rule.overlay == overlay && is_in_force(rule, now));
+    weigh(in_force.map(|(&id, rule)| (id, rule.action, overlap(&pair.said_by(rule), &asked)))).0
+}
+
+/// The verdict on what each rule says of a flow, in the order of ids; and all that is denied.
+pub(super) fn weigh(
+    rules: impl Iterator<Item = (RuleId, Action, Vec<Span>)>,
+) -> (Decision, Vec<Span>) {
     let mut denied = Vec::new();
     let mut first_deny = None;
     let mut allowed = Vec::new();
-    for (&id, rule) in &world.rules {
-        if rule.overlay != overlay || !is_in_force(rule, now) {
-            continue;
-        }
-        let said = overlap(&pair.said_by(rule), &asked);
-        if said.is_empty() {
-            continue;
-        }
-        match rule.action {
+    for (id, action, said) in rules.filter(|(_, _, said)| !said.is_empty()) {
+        match action {
             Action::Allow => allowed.push((id, said)),
             Action::Deny => {
                 first_deny = first_deny.or(Some(id));
@@ -69,11 +71,12 @@ pub(super) fn decide(
         }
     }
     let opens = |(_, said): &(RuleId, Vec<Span>)| !without(said.clone(), &denied).is_empty();
-    match (allowed.iter().find(|allow| opens(allow)), first_deny) {
+    let decision = match (allowed.iter().find(|allow| opens(allow)), first_deny) {
         (Some((id, _)), _) => Decision::Allow(*id),
         (None, Some(id)) => Decision::Deny(id),
         (None, None) => Decision::NoRule,
-    }
+    };
+    (decision, denied)
 }
 
 /// Two different members of one overlay, in the direction of a flow's first packet.
@@ -81,6 +84,8 @@ pub(super) struct Pair<'a> {
     pub(super) from: (NodeId, &'a NodeFacts),
     pub(super) to: (NodeId, &'a NodeFacts),
     pub(super) is_ipv6: bool,
+    world: &'a World,
+    overlay: OverlayId,
 }
 
 impl<'a> Pair<'a> {
@@ -97,17 +102,22 @@ impl<'a> Pair<'a> {
         let source = member(world, overlay, from)?;
         let target = member(world, overlay, to)?;
         let is_ipv6 = target.addresses.get(&overlay).is_some_and(std::net::IpAddr::is_ipv6);
-        Some(Self { from: (from, source), to: (to, target), is_ipv6 })
+        Some(Self { from: (from, source), to: (to, target), is_ipv6, world, overlay })
     }
 
     /// The other direction.
     pub(super) fn reversed(&self) -> Self {
-        Self { from: self.to, to: self.from, is_ipv6: self.is_ipv6 }
+        Self { from: self.to, to: self.from, ..*self }
+    }
+
+    /// Whether the selector means this end.
+    fn is_meant(&self, selector: &BoundSelector, (id, facts): (NodeId, &NodeFacts)) -> bool {
+        selects(self.world, self.overlay, selector, id, facts)
     }
 
     /// Whether the rule, as written, leads from one to the other.
     pub(super) fn is_along(&self, rule: &RuleFacts) -> bool {
-        selects(&rule.from, self.from.0, self.from.1) && selects(&rule.to, self.to.0, self.to.1)
+        self.is_meant(&rule.from, self.from) && self.is_meant(&rule.to, self.to)
     }
 
     /// Whether the rule speaks of flows in this direction.
@@ -117,14 +127,12 @@ impl<'a> Pair<'a> {
 
     /// Whether flows from this source are the rule's, wherever they lead.
     pub(super) fn meets_source_of(&self, rule: &RuleFacts) -> bool {
-        selects(&rule.from, self.from.0, self.from.1)
-            || (rule.both && selects(&rule.to, self.from.0, self.from.1))
+        self.is_meant(&rule.from, self.from) || (rule.both && self.is_meant(&rule.to, self.from))
     }
 
     /// Whether flows to this destination are the rule's, wherever they come from.
     pub(super) fn meets_target_of(&self, rule: &RuleFacts) -> bool {
-        selects(&rule.to, self.to.0, self.to.1)
-            || (rule.both && selects(&rule.from, self.to.0, self.to.1))
+        self.is_meant(&rule.to, self.to) || (rule.both && self.is_meant(&rule.from, self.to))
     }
 
     /// What the rule speaks of in this direction, in force or not.

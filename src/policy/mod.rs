@@ -1,35 +1,58 @@
 //! Intent and inventory in, one table per node out; and the answers to `can`. Pure.
 //!
 //! The one evaluator ([`evaluate`]) answers for the server and for people; the matcher on the hot
-//! path (`forward`) is held against it by a property test. Overlays of either semantics are judged
-//! as default-deny: the server makes no `kubernetes` overlays in this version.
+//! path (`forward`) is held against it by a property test. Tables of overlays of
+//! either semantics are those of default-deny: the server makes no `kubernetes` overlays in this
+//! version. [`Scene`] and [`judge()`] answer offline for both, with groups, CIDRs and NetworkPolicies.
 
 mod can;
 mod check;
 mod compile;
 mod compile_entity;
 mod compile_sap;
+mod document;
 mod draft;
 mod evaluate;
+mod examine;
+mod expression;
+mod inventory;
+mod judge;
+pub mod kubernetes;
+mod lint;
+mod matrix;
 mod model;
 mod nearest;
 mod plan;
 #[cfg(test)]
 pub(crate) mod random;
+mod reach;
+mod scene;
 mod select;
 mod span;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use can::can;
 pub use check::{RuleConflict, check_rule};
 pub use compile::{KeySource, compile};
+pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
 pub use evaluate::{Decision, evaluate, path_between, rule_text};
+pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test_file};
+pub use expression::{LabelSelector, Requirement};
+pub use inventory::{Inventory, InventoryEntity, read_inventory};
+pub use judge::{Verdict, judge};
+pub use lint::{Finding, FindingKind, lint};
+pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
+pub use reach::Reach;
+pub use scene::{End, RuleOrigin, Scene};
 pub use select::{
     concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,
     rule_sources,
 };
+pub use span::NamedPorts;
+pub use tree::DOCUMENT_BYTES_MAX;

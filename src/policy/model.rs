@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, PathHops};
 use crate::types::{
-    EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret,
-    Service, Timestamp,
+    CidrBlock, EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, Revision,
+    RuleId, Secret, Service, Timestamp,
 };
 
 /// Intent and inventory at one moment.
@@ -24,6 +24,8 @@ pub struct World {
     pub rules: BTreeMap<RuleId, RuleFacts>,
     /// Links by (entity, SaP).
     pub links: BTreeMap<(NodeId, NodeId), (LinkId, Secret)>,
+    /// What `group:NAME` means: whoever one of the selectors means. Groups hold no groups.
+    pub groups: BTreeMap<Name, BTreeSet<BoundSelector>>,
 }
 
 /// One overlay.
@@ -91,6 +93,10 @@ pub enum BoundSelector {
     Labels(BTreeSet<Label>),
     /// All members of one namespace.
     Namespace(Name),
+    /// Whoever the group of that name holds at the moment; nobody when it is gone.
+    Group(Name),
+    /// Addresses outside the overlay; in overlays of `kubernetes` semantics those of members too.
+    Cidr(CidrBlock),
 }
 
 impl fmt::Display for BoundSelector {
@@ -100,6 +106,8 @@ impl fmt::Display for BoundSelector {
             Self::Any => f.write_str("any"),
             Self::Node(_, name) => name.fmt(f),
             Self::Namespace(name) => write!(f, "namespace:{name}"),
+            Self::Group(name) => write!(f, "group:{name}"),
+            Self::Cidr(block) => block.fmt(f),
             Self::Labels(labels) => {
                 for (at, label) in labels.iter().enumerate() {
                     if at > 0 {

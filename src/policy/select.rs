@@ -3,8 +3,10 @@
 //! A pair of a member with itself never counts: packets of a host to itself stay in the host.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::{BoundSelector, NodeFacts, RuleFacts, World};
+use crate::api::admin::Semantics;
 use crate::types::{EntityName, NodeId, NodeKind, OverlayId, Timestamp};
 
 /// Whether the rule has not ended.
@@ -26,7 +28,7 @@ pub fn members_of(world: &World, overlay: OverlayId, selector: &BoundSelector) -
         return member(world, overlay, *id).map(|_| *id).into_iter().collect();
     }
     let is_meant = |(id, facts): (&NodeId, &NodeFacts)| {
-        (is_member(facts, overlay) && selects(selector, *id, facts)).then_some(*id)
+        (is_member(facts, overlay) && selects(world, overlay, selector, *id, facts)).then_some(*id)
     };
     world.nodes.iter().filter_map(is_meant).collect()
 }
@@ -56,7 +58,9 @@ pub fn dangling(world: &World, rule: &RuleFacts) -> Vec<EntityName> {
         BoundSelector::Node(..)
         | BoundSelector::Any
         | BoundSelector::Labels(_)
-        | BoundSelector::Namespace(_) => None,
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => None,
     };
     let names: BTreeSet<EntityName> = [&rule.from, &rule.to].into_iter().filter_map(gone).collect();
     names.into_iter().collect()
@@ -102,13 +106,48 @@ pub(super) fn is_member(facts: &NodeFacts, overlay: OverlayId) -> bool {
     }
 }
 
-/// Whether `selector` means this member.
-pub(super) fn selects(selector: &BoundSelector, id: NodeId, facts: &NodeFacts) -> bool {
+/// Whether `selector` means this member of `overlay`.
+pub(super) fn selects(
+    world: &World,
+    overlay: OverlayId,
+    selector: &BoundSelector,
+    id: NodeId,
+    facts: &NodeFacts,
+) -> bool {
     match selector {
         BoundSelector::Any => true,
         BoundSelector::Node(bound, _) => *bound == id,
         BoundSelector::Labels(labels) => labels.is_subset(&facts.labels),
         BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
+        BoundSelector::Group(name) => {
+            let held = world.groups.get(name).into_iter().flatten();
+            held.filter(|held| !matches!(held, BoundSelector::Group(_)))
+                .any(|held| selects(world, overlay, held, id, facts))
+        }
+        BoundSelector::Cidr(block) => {
+            let speaks_of_members = world
+                .overlays
+                .get(&overlay)
+                .is_some_and(|overlay| overlay.semantics == Semantics::Kubernetes);
+            speaks_of_members
+                && facts.addresses.get(&overlay).is_some_and(|address| block.contains(*address))
+        }
+    }
+}
+
+/// Whether `selector` means an address outside the overlay.
+pub(super) fn selects_outside(world: &World, selector: &BoundSelector, address: IpAddr) -> bool {
+    match selector {
+        BoundSelector::Cidr(block) => block.contains(address),
+        BoundSelector::Group(name) => {
+            let held = world.groups.get(name).into_iter().flatten();
+            held.filter(|held| !matches!(held, BoundSelector::Group(_)))
+                .any(|held| selects_outside(world, held, address))
+        }
+        BoundSelector::Any
+        | BoundSelector::Node(..)
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_) => false,
     }
 }
 

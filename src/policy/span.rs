@@ -1,15 +1,15 @@
 //! Services as rectangles of protocols and ports, so that "is anything left" can be answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::types::{Name, Service};
+use crate::types::{Name, PortRange, Protocol, Service};
 
 /// Protocol numbers and destination ports, both inclusive. Where a protocol has no ports, all of
 /// them stand for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
-    protocols: (u8, u8),
-    ports: (u16, u16),
+    pub(super) protocols: (u8, u8),
+    pub(super) ports: (u16, u16),
 }
 
 impl Span {
@@ -84,6 +84,29 @@ pub(super) fn spans(services: &[Service], is_ipv6: bool) -> Vec<Span> {
             Some(Span { protocols: (number, number), ports })
         })
         .collect()
+}
+
+/// The ports that a destination gave names to; a name may stand for several.
+pub type NamedPorts = BTreeSet<(Name, Protocol, u16)>;
+
+/// As [`spans`], with named ports resolved among `named`. What the destination does not name is
+/// nothing; an empty list means everything.
+pub(super) fn spans_at(services: &[Service], is_ipv6: bool, named: &NamedPorts) -> Vec<Span> {
+    if services.is_empty() {
+        return vec![Span::ALL];
+    }
+    let resolved: Vec<Service> = services
+        .iter()
+        .flat_map(|service| match service {
+            Service::Protocol(_) | Service::Ports(..) => vec![service.clone()],
+            Service::Named(protocol, name) => named
+                .iter()
+                .filter(|(theirs, of, _)| theirs == name && of == protocol)
+                .map(|&(_, of, port)| Service::Ports(of, PortRange { first: port, last: port }))
+                .collect(),
+        })
+        .collect();
+    if resolved.is_empty() { Vec::new() } else { spans(&resolved, is_ipv6) }
 }
 
 /// What `left` and `right` share.

@@ -154,6 +154,8 @@ fn bind(world: &World, text: &str) -> BoundSelector {
         Selector::Any => BoundSelector::Any,
         Selector::Labels(labels) => BoundSelector::Labels(labels),
         Selector::Namespace(name) => BoundSelector::Namespace(name),
+        Selector::Group(name) => BoundSelector::Group(name),
+        Selector::Cidr(block) => BoundSelector::Cidr(block),
         Selector::Name(name) => {
             let found = world.nodes.iter().find(|(_, facts)| facts.name == name);
             BoundSelector::Node(found.map_or(NodeId(99), |(id, _)| *id), name)

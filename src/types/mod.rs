@@ -3,6 +3,7 @@
 //! Parsing happens in constructors, so a value that exists is valid. This room imports nothing of
 //! ours, owns no clock and no socket.
 
+mod cidr;
 mod data_path;
 mod drop_reason;
 mod duration;
@@ -13,6 +14,7 @@ mod selector;
 mod service;
 mod version;
 
+pub use cidr::{CidrBlock, CidrError};
 pub use data_path::{DataPath, ParseDataPathError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};

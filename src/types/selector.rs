@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{EntityName, Label, Name, ParseNameError};
+use super::{CidrBlock, CidrError, EntityName, Label, Name, ParseNameError};
 
 /// One end of a rule, as people write it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -20,6 +20,10 @@ pub enum Selector {
     Labels(BTreeSet<Label>),
     /// All members of one namespace: `namespace:shop`.
     Namespace(Name),
+    /// What a group holds: `group:backends`.
+    Group(Name),
+    /// Addresses outside the overlay, with exceptions: `10.0.0.0/8!10.1.0.0/16`.
+    Cidr(CidrBlock),
 }
 
 /// Why a text is not a selector.
@@ -28,12 +32,9 @@ pub enum SelectorError {
     /// A part is no name or label.
     #[error(transparent)]
     Name(#[from] ParseNameError),
-    /// A form that this version does not have.
-    #[error(
-        "`{0}`: this version knows names (web, shop/web), labels (role=web,tier=front), \
-         namespace:NAME and any"
-    )]
-    Unsupported(String),
+    /// Nothing that is known: names have no such characters, and a prefix is wrong.
+    #[error(transparent)]
+    Cidr(#[from] CidrError),
 }
 
 impl FromStr for Selector {
@@ -46,12 +47,16 @@ impl FromStr for Selector {
         if let Some(namespace) = text.strip_prefix("namespace:") {
             return Ok(Self::Namespace(Name::new(namespace)?));
         }
+        if let Some(group) = text.strip_prefix("group:") {
+            return Ok(Self::Group(Name::new(group)?));
+        }
         if text.contains('=') {
             let labels = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
             return Ok(Self::Labels(labels));
         }
-        if text.starts_with("group:") || text.parse::<ipnet::IpNet>().is_ok() {
-            return Err(SelectorError::Unsupported(text.chars().take(80).collect()));
+        // No name has a dot, a colon or an exclamation mark, or is `NAME/` and digits alone.
+        if text.contains(['.', ':', '!']) {
+            return Ok(Self::Cidr(text.parse()?));
         }
         Ok(Self::Name(text.parse()?))
     }
@@ -63,6 +68,8 @@ impl fmt::Display for Selector {
             Self::Any => f.pad("any"),
             Self::Name(name) => name.fmt(f),
             Self::Namespace(name) => f.pad(&format!("namespace:{name}")),
+            Self::Group(name) => f.pad(&format!("group:{name}")),
+            Self::Cidr(block) => f.pad(&block.to_string()),
             Self::Labels(labels) => {
                 let text: Vec<String> = labels.iter().map(Label::to_string).collect();
                 f.pad(&text.join(","))
@@ -91,10 +98,21 @@ mod tests {
 
     #[test]
     fn selectors_round_trip() {
-        for text in ["any", "web", "shop/web", "namespace:shop", "a=b", "a=b,c=d"] {
+        for text in [
+            "any",
+            "web",
+            "shop/web",
+            "namespace:shop",
+            "a=b",
+            "a=b,c=d",
+            "group:backends",
+            "10.0.0.0/8!10.1.0.0/16",
+            "fd00::/8",
+        ] {
             assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
         }
-        for bad in ["", "a=b,", "group:x", "10.0.0.0/8", "namespace:", "A", "x' OR 1=1"] {
+        for bad in ["", "a=b,", "group:", "10.0.0.0/99", "namespace:", "A", "x' OR 1=1", "web.shop"]
+        {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");
         }
     }

@@ -29,6 +29,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("ring", &["keys", "wire", "control", "agent", "pin"]),
     ("rtnetlink", &["sys"]),
     ("rustls", &["control", "pin", "app"]),
+    ("serde_saphyr", &["policy"]),
     ("socket2", &["sys"]),
     ("sqlx", &["control/store"]),
     ("tokio_rustls", &["control"]),

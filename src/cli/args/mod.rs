@@ -9,6 +9,7 @@
 )]
 
 mod node;
+mod offline;
 mod ovctl;
 mod policy;
 mod token;
@@ -21,6 +22,9 @@ use crate::types::{HumanDuration, Revision};
 
 pub use node::{
     Check, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand, RunArgs,
+};
+pub use offline::{
+    DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,
 };
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,

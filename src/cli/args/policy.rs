@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::ChangeArgs;
+use super::{ChangeArgs, OfflineCommand};
 use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
 
 /// The verbs of `ovctl policy`.
@@ -52,6 +52,9 @@ Examples:
   ovctl policy can web db -p tcp/5432
   ovctl policy can web db && echo open")]
     Can(CanArgs),
+    /// What needs no server.
+    #[command(flatten)]
+    Offline(OfflineCommand),
 }
 
 /// A rule to make.

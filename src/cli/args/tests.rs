@@ -68,6 +68,9 @@ fn usage_errors_exit_with_two() {
         "policy allow web db --port tcp/0",
         "policy allow web db --direct --via sap-1",
         "policy allow web db --expires soon",
+        "policy test --semantics open",
+        "policy matrix --as png",
+        "policy lint web",
         "overlay create a_b",
         "overlay create a --cidr 10.0.0.0/33",
         "token create --uses -1",
@@ -76,13 +79,15 @@ fn usage_errors_exit_with_two() {
         "key rotate a b c",
         "audit list --limit 0",
         "entity label web",
-        "policy lint",
         "--output yaml status",
     ] {
         let error = ovctl(bad).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{bad}: {error}");
     }
     assert!(ovctl("policy allow web db --port tcp/1").is_ok());
+    assert!(ovctl("policy test --inventory i -f a -f b --tests t --semantics kubernetes").is_ok());
+    assert!(ovctl("policy matrix --inventory i --file a --as dot").is_ok());
+    assert!(ovctl("policy diff --inventory i --old a -f b").is_ok());
 }
 
 #[test]

@@ -95,6 +95,8 @@ fn bound(text: &str, node: Option<u32>) -> Result<BoundSelector, Problem> {
         (Selector::Labels(labels), _) => BoundSelector::Labels(labels),
         (Selector::Namespace(name), _) => BoundSelector::Namespace(name),
         (Selector::Name(name), Some(node)) => BoundSelector::Node(NodeId(node), name),
+        (Selector::Group(name), _) => BoundSelector::Group(name),
+        (Selector::Cidr(block), _) => BoundSelector::Cidr(block),
         (Selector::Name(_), None) => return Err(corrupt("rule")),
     })
 }
@@ -225,7 +227,11 @@ fn check_named_ports(
             let port = world.nodes.get(id).and_then(|node| node.ports.get(name));
             port.is_none_or(|port| port.protocol() != service.protocol())
         }
-        BoundSelector::Any | BoundSelector::Labels(_) | BoundSelector::Namespace(_) => false,
+        BoundSelector::Any
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => false,
     };
     for service in &request.services {
         if let Service::Named(_, name) = service
@@ -283,7 +289,11 @@ fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>
 fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
     let node = match selector {
         BoundSelector::Node(id, _) => Some(id.0),
-        BoundSelector::Any | BoundSelector::Labels(_) | BoundSelector::Namespace(_) => None,
+        BoundSelector::Any
+        | BoundSelector::Labels(_)
+        | BoundSelector::Namespace(_)
+        | BoundSelector::Group(_)
+        | BoundSelector::Cidr(_) => None,
     };
     (selection::as_written(selector).to_string(), node)
 }

@@ -48,5 +48,12 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
     for (id, entity, sap, bytes) in rows {
         links.insert((NodeId(entity), NodeId(sap)), (LinkId(id), secret(&bytes, "link")?));
     }
-    Ok(World { revision: super::revision(conn).await?, overlays, nodes, rules, links })
+    Ok(World {
+        revision: super::revision(conn).await?,
+        overlays,
+        nodes,
+        rules,
+        links,
+        ..World::default()
+    })
 }

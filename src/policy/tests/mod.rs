@@ -1,6 +1,9 @@
 //! Tests of the whole room: small towns by hand, and random worlds against a naive model.
 
 mod answers;
+mod conformance;
+mod documents;
+mod offline;
 mod paths;
 mod property;
 mod selection;

@@ -27,6 +27,7 @@ mod model {
             BoundSelector::Node(bound, _) => *bound == id,
             BoundSelector::Labels(labels) => labels.iter().all(|l| facts.labels.contains(l)),
             BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
+            BoundSelector::Group(_) | BoundSelector::Cidr(_) => unreachable!("not made here"),
         }
     }
 

@@ -1,0 +1,101 @@
+//! The arguments of the `ovctl policy` verbs that read files and ask no server.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::SemanticsArg;
+
+/// The verbs of `ovctl policy` that need no server.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OfflineCommand {
+    /// Hold policies against tests (exit 0, or 8 when one fails)
+    #[command(after_help = "\
+Tests come from --tests, from `tests:` in policy files, and from the inventory.
+
+Examples:
+  ovctl policy test --inventory town.yaml -f policy.yaml --tests tests.yaml
+  ovctl policy test --inventory town.yaml -f netpol/ --semantics kubernetes -o json")]
+    Test(PolicyTestArgs),
+    /// Show who may open what to whom
+    #[command(after_help = "\
+Example:
+  ovctl policy matrix --inventory town.yaml -f policy.yaml --as dot | dot -Tsvg")]
+    Matrix(MatrixArgs),
+    /// Find rules that do nothing or too much (exit 0, or 8 when one is found)
+    Lint(LintArgs),
+    /// Show what a change of policy opens and shuts (exit 0, or 8 when it does)
+    #[command(after_help = "\
+Example:
+  ovctl policy diff --inventory town.yaml --old running.yaml -f changed.yaml")]
+    Diff(DiffArgs),
+}
+
+/// Files to judge.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct SceneArgs {
+    /// Who is there: semantics, namespaces, entities (YAML or JSON)
+    #[arg(long, value_name = "FILE")]
+    pub inventory: Option<PathBuf>,
+    /// A policy file or a folder of them: ovmesh policies, NetworkPolicies; - is stdin; repeat
+    #[arg(short, long = "file", value_name = "POLICY")]
+    pub files: Vec<PathBuf>,
+    /// What unspoken traffic means [default: what the inventory says, else default-deny]
+    #[arg(long, value_enum)]
+    pub semantics: Option<SemanticsArg>,
+}
+
+/// Tests to run.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct PolicyTestArgs {
+    /// What is judged.
+    #[command(flatten)]
+    pub scene: SceneArgs,
+    /// What must hold (YAML or JSON); repeat
+    #[arg(long, value_name = "FILE")]
+    pub tests: Vec<PathBuf>,
+}
+
+/// How to show pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum MatrixForm {
+    /// Aligned columns
+    #[default]
+    Table,
+    /// from,to,services
+    Csv,
+    /// For Graphviz
+    Dot,
+    /// As -o json
+    Json,
+}
+
+/// Pairs to show.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct MatrixArgs {
+    /// What is judged.
+    #[command(flatten)]
+    pub scene: SceneArgs,
+    /// The form
+    #[arg(long = "as", value_name = "FORM", value_enum, default_value_t)]
+    pub form: MatrixForm,
+}
+
+/// What to look through.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct LintArgs {
+    /// What is judged.
+    #[command(flatten)]
+    pub scene: SceneArgs,
+}
+
+/// What to compare.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct DiffArgs {
+    /// The policy after the change.
+    #[command(flatten)]
+    pub scene: SceneArgs,
+    /// The policy before the change: a file or a folder; repeat [default: no policy]
+    #[arg(long, value_name = "POLICY")]
+    pub old: Vec<PathBuf>,
+}

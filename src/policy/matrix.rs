@@ -1,0 +1,121 @@
+//! The whole of a policy as pairs: who may open what to whom; and how two policies differ.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::reach::Reach;
+use super::scene::{End, Scene};
+use crate::api::admin::Semantics;
+
+/// One ordered pair of members between which something may be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatrixPair {
+    /// Who starts.
+    pub from: String,
+    /// Who is talked to.
+    pub to: String,
+    /// What may be opened.
+    pub reach: Reach,
+}
+
+/// All pairs of different members that may open something, by the order of the inventory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// What unspoken traffic means.
+    pub semantics: Semantics,
+    /// Names of all members.
+    pub members: Vec<String>,
+    /// The pairs that may open something.
+    pub pairs: Vec<MatrixPair>,
+}
+
+/// What a change of policy does to one ordered pair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PairChange {
+    /// Who starts.
+    pub from: String,
+    /// Who is talked to.
+    pub to: String,
+    /// What may be opened then and not before.
+    pub gained: Vec<String>,
+    /// What might be opened before and not then.
+    pub lost: Vec<String>,
+}
+
+impl Matrix {
+    /// Asks for each ordered pair of members.
+    #[must_use]
+    pub fn new(scene: &Scene) -> Self {
+        let ends: Vec<End> = scene.members().map(|(id, _)| End::Member(id)).collect();
+        let mut pairs = Vec::new();
+        for from in &ends {
+            for to in ends.iter().filter(|to| *to != from) {
+                let reach = Reach::between(scene, from, to);
+                if !reach.is_empty() {
+                    let (from, to) = (scene.end_name(from), scene.end_name(to));
+                    pairs.push(MatrixPair { from, to, reach });
+                }
+            }
+        }
+        let members = ends.iter().map(|end| scene.end_name(end)).collect();
+        Self { semantics: scene.semantics(), members, pairs }
+    }
+
+    /// As JSON: `{apiVersion, semantics, members, pairs: [{from, to, services}]}`.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let pair = |pair: &MatrixPair| json!({ "from": pair.from, "to": pair.to, "services": pair.reach.words() });
+        json!({
+            "apiVersion": "ovmesh/v1",
+            "semantics": self.semantics,
+            "members": self.members,
+            "pairs": self.pairs.iter().map(pair).collect::<Vec<_>>(),
+        })
+    }
+
+    /// As CSV: `from,to,services`, several services joined by `;`.
+    #[must_use]
+    pub fn csv(&self) -> String {
+        let line = |pair: &MatrixPair| {
+            format!("{},{},\"{}\"\n", pair.from, pair.to, pair.reach.words().join(";"))
+        };
+        let lines = self.pairs.iter().map(line);
+        std::iter::once("from,to,services\n".to_owned()).chain(lines).collect()
+    }
+
+    /// As a graph for Graphviz.
+    #[must_use]
+    pub fn dot(&self) -> String {
+        let nodes = self.members.iter().map(|name| format!("  \"{name}\";\n"));
+        let edge = |pair: &MatrixPair| {
+            format!("  \"{}\" -> \"{}\" [label=\"{}\"];\n", pair.from, pair.to, pair.reach)
+        };
+        std::iter::once("digraph policy {\n  rankdir=LR;\n".to_owned())
+            .chain(nodes)
+            .chain(self.pairs.iter().map(edge))
+            .chain(std::iter::once("}\n".to_owned()))
+            .collect()
+    }
+}
+
+/// What is gained and lost, per ordered pair, between two policies over one inventory. Empty exactly
+/// when the matrices are equal. Addresses outside are not compared.
+#[must_use]
+pub fn difference(before: &Scene, after: &Scene) -> Vec<PairChange> {
+    let ends: Vec<End> = before.members().map(|(id, _)| End::Member(id)).collect();
+    let mut changes = Vec::new();
+    for from in &ends {
+        for to in ends.iter().filter(|to| *to != from) {
+            let (old, new) = (Reach::between(before, from, to), Reach::between(after, from, to));
+            if old != new {
+                changes.push(PairChange {
+                    from: before.end_name(from),
+                    to: before.end_name(to),
+                    gained: new.without(&old).words(),
+                    lost: old.without(&new).words(),
+                });
+            }
+        }
+    }
+    changes
+}

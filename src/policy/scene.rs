@@ -1,0 +1,446 @@
+//! An inventory and the policies about it, as the evaluator wants them: names bound to ids, paths
+//! checked, nothing left to look up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
+use super::inventory::Inventory;
+use super::kubernetes::{NetworkPolicy, side_selects};
+use super::span::NamedPorts;
+use super::tree::{At, shown};
+use super::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World, check_rule, did_you_mean};
+use crate::api::admin::Semantics;
+use crate::api::table::PathHops;
+use crate::api::{Problem, ProblemCode};
+use crate::types::{
+    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Service,
+    Timestamp,
+};
+
+/// The only overlay of a scene.
+const OVERLAY: OverlayId = OverlayId(1);
+
+/// The most rules that one scene holds, after lists of ends are multiplied out.
+const RULES_MAX: usize = 200_000;
+
+/// An inventory with policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scene {
+    world: World,
+    namespaces: BTreeMap<Name, BTreeSet<Label>>,
+    ports: BTreeMap<NodeId, NamedPorts>,
+    ids: BTreeMap<EntityName, NodeId>,
+    network_policies: Vec<NetworkPolicy>,
+    /// Which NetworkPolicies select a member, so that each pair asks those alone.
+    selected_by: BTreeMap<NodeId, Vec<usize>>,
+    origins: BTreeMap<RuleId, RuleOrigin>,
+    now: Timestamp,
+}
+
+/// Where a rule comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleOrigin {
+    /// What results call it: its name in the file, else file and line.
+    pub label: String,
+    /// `FILE:LINE`.
+    pub place: String,
+    /// Whether it is recorded alone and enforces nothing.
+    pub audit: bool,
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A member.
+    Member(NodeId),
+    /// An address that belongs to no member.
+    Outside(IpAddr),
+}
+
+impl Scene {
+    /// Puts policies beside an inventory; those in the inventory's own file come first.
+    ///
+    /// # Errors
+    ///
+    /// `Usage` for what does not fit: an unknown name or group, with the nearest one; a path with a
+    /// cycle, or two rules that disagree about one; the same group or NetworkPolicy twice.
+    pub fn new(
+        inventory: &Inventory,
+        policies: &[Document],
+        semantics: Option<Semantics>,
+        now: Timestamp,
+    ) -> Result<Self, Problem> {
+        let semantics = semantics.or(inventory.semantics).unwrap_or_default();
+        let mut scene = Self::without_policies(inventory, semantics, now);
+        let all: Vec<&Document> = inventory.policies.iter().chain(policies).collect();
+        let ours: Vec<&PolicyDocument> = all
+            .iter()
+            .filter_map(|document| match document {
+                Document::Policy(policy) => Some(policy.as_ref()),
+                Document::Network(_) => None,
+            })
+            .collect();
+        scene.check_overlays(&ours)?;
+        for policy in &ours {
+            scene.add_groups(policy)?;
+        }
+        for policy in &ours {
+            for rule in &policy.rules {
+                scene.add_rule(&policy.source, rule)?;
+            }
+        }
+        let mut seen = BTreeSet::new();
+        for document in &all {
+            let Document::Network(policy) = document else { continue };
+            if !policy.name.ends_with('*') && !seen.insert(policy.full_name()) {
+                let name = policy.full_name();
+                return Err(Problem::new(
+                    ProblemCode::Usage,
+                    format!("NetworkPolicy {name} is there twice"),
+                )
+                .why("the second would replace the first in Kubernetes, and it is not clear which is meant")
+                .fix("leave one of the two out"));
+            }
+            scene.network_policies.push(policy.as_ref().clone());
+        }
+        let selecting = |id: NodeId| -> Vec<usize> {
+            let policies = scene.network_policies.iter().enumerate();
+            policies.filter(|(_, p)| side_selects(&scene, p, id)).map(|(index, _)| index).collect()
+        };
+        let selected_by = scene.members().map(|(id, _)| (id, selecting(id))).collect();
+        scene.selected_by = selected_by;
+        Ok(scene)
+    }
+
+    fn without_policies(inventory: &Inventory, semantics: Semantics, now: Timestamp) -> Self {
+        let mut world = World::default();
+        let everything = Prefix::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        let overlay = OverlayFacts {
+            name: Name::default(),
+            cidr: everything.unwrap_or_default(),
+            semantics,
+            silent: false,
+        };
+        world.overlays.insert(OVERLAY, overlay);
+        let (mut ports, mut ids) = (BTreeMap::new(), BTreeMap::new());
+        for (id, entity) in (1..).map(NodeId).zip(&inventory.entities) {
+            let one_each = entity.ports.iter().map(|(name, protocol, port)| {
+                let range = crate::types::PortRange { first: *port, last: *port };
+                (name.clone(), Service::Ports(*protocol, range))
+            });
+            let address = entity.address.unwrap_or(NOWHERE);
+            let facts = NodeFacts {
+                labels: entity.labels.clone(),
+                ports: one_each.collect(),
+                addresses: BTreeMap::from([(OVERLAY, address)]),
+                ..node(NodeKind::Entity, entity.name.clone())
+            };
+            world.nodes.insert(id, facts);
+            ports.insert(id, entity.ports.clone());
+            ids.insert(entity.name.clone(), id);
+        }
+        Self {
+            world,
+            namespaces: inventory.namespaces.clone(),
+            ports,
+            ids,
+            network_policies: Vec::new(),
+            selected_by: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            now,
+        }
+    }
+
+    /// A scene has one overlay, so all files must mean the same.
+    fn check_overlays(&mut self, policies: &[&PolicyDocument]) -> Result<(), Problem> {
+        let mut named =
+            policies.iter().filter_map(|policy| Some((policy.overlay.as_ref()?, policy)));
+        let Some((overlay, _)) = named.next() else { return Ok(()) };
+        if let Some((other, policy)) = named.find(|(other, _)| *other != overlay) {
+            let what = format!("{}: overlay {other}", policy.source);
+            return Err(Problem::new(ProblemCode::Usage, what)
+                .why(format!("another file speaks of the overlay {overlay}"))
+                .fix("ask about one overlay at a time"));
+        }
+        if let Some(facts) = self.world.overlays.get_mut(&OVERLAY) {
+            facts.name = overlay.clone();
+        }
+        Ok(())
+    }
+
+    fn add_groups(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
+        for (name, selectors, line) in &policy.groups {
+            let at = At { source: &policy.source, thing: "" };
+            let wrong = |why: Problem| Problem {
+                what: at.wrong(*line, &format!("group {name}"), "").what,
+                ..why
+            };
+            let bound = selectors.iter().map(|selector| self.bind(selector).map_err(wrong));
+            let bound = bound.collect::<Result<BTreeSet<_>, _>>()?;
+            if self.world.groups.insert(name.clone(), bound).is_some() {
+                return Err(at.wrong(*line, &format!("group {name}"), "is there twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_rule(&mut self, source: &str, rule: &DocumentRule) -> Result<(), Problem> {
+        let at = At { source, thing: "" };
+        let wrong =
+            |problem: Problem| Problem { what: at.wrong(rule.line, "rule", "").what, ..problem };
+        let bind = |ends: &[Selector]| {
+            ends.iter().map(|end| self.bind(end).map_err(wrong)).collect::<Result<Vec<_>, _>>()
+        };
+        let (from, to) = (bind(&rule.from)?, bind(&rule.to)?);
+        let path = match &rule.path {
+            None => None,
+            Some(DocumentPath::Direct) => Some(PathHops::Direct),
+            Some(DocumentPath::Via(saps)) => {
+                Some(PathHops::Via(saps.iter().map(|sap| self.sap(sap)).collect()))
+            }
+        };
+        for (from, to) in from.iter().flat_map(|from| to.iter().map(move |to| (from, to))) {
+            if self.origins.len() >= RULES_MAX {
+                return Err(at.wrong(rule.line, "rule", format!("more than {RULES_MAX} rules")));
+            }
+            let facts = RuleFacts {
+                overlay: OVERLAY,
+                action: rule.action,
+                from: from.clone(),
+                to: to.clone(),
+                services: rule.ports.clone(),
+                both: rule.both,
+                path: path.clone(),
+                not_after: rule.not_after,
+            };
+            check_rule(&self.world, &facts, self.now)
+                .map_err(|conflict| at.wrong(rule.line, "rule", self.conflict_text(&conflict)))?;
+            let number = u32::try_from(self.origins.len() + 1).unwrap_or(u32::MAX);
+            let place = format!("{source}:{}", rule.line);
+            let label = match &rule.name {
+                Some(name) => shown(name),
+                None => format!("{place} {}", super::rule_text(&facts)),
+            };
+            self.origins.insert(RuleId(number), RuleOrigin { label, place, audit: rule.audit });
+            self.world.rules.insert(RuleId(number), facts);
+        }
+        Ok(())
+    }
+
+    /// The conflict, with places instead of ids that nobody knows.
+    fn conflict_text(&self, conflict: &super::RuleConflict) -> String {
+        match conflict {
+            super::RuleConflict::Path { other, pair, path } => {
+                let place = self.origins.get(other).map_or("", |origin| origin.place.as_str());
+                format!("the rule at {place} already gives {pair} the path {path}")
+            }
+            super::RuleConflict::NoOverlay { .. }
+            | super::RuleConflict::NoHops
+            | super::RuleConflict::Cycle { .. }
+            | super::RuleConflict::NoSap { .. }
+            | super::RuleConflict::NotServed { .. }
+            | super::RuleConflict::NoEndpoint { .. } => conflict.to_string(),
+        }
+    }
+
+    /// The SaP of that name, made when it is new: an inventory lists entities alone.
+    fn sap(&mut self, name: &Name) -> NodeId {
+        let full = EntityName { namespace: Name::default(), name: name.clone() };
+        let known = self
+            .world
+            .nodes
+            .iter()
+            .find(|(_, facts)| facts.kind == NodeKind::Sap && facts.name == full);
+        if let Some((id, _)) = known {
+            return *id;
+        }
+        let id = NodeId(self.world.nodes.keys().next_back().map_or(1, |id| id.0 + 1));
+        let facts = NodeFacts { serves: BTreeSet::from([OVERLAY]), ..node(NodeKind::Sap, full) };
+        self.world.nodes.insert(id, facts);
+        id
+    }
+
+    fn bind(&self, selector: &Selector) -> Result<BoundSelector, Problem> {
+        Ok(match selector {
+            Selector::Any => BoundSelector::Any,
+            Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
+            Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
+            Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
+            Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
+            Selector::Group(name) if self.world.groups.contains_key(name) => {
+                BoundSelector::Group(name.clone())
+            }
+            Selector::Group(name) => {
+                let problem =
+                    Problem::new(ProblemCode::Usage, "").why(format!("there is no group {name}"));
+                let known = self.world.groups.keys().map(Name::as_str);
+                return Err(match did_you_mean(name.as_str(), known) {
+                    Some(meant) => problem.fix(format!("did you mean group:{meant}?")),
+                    None => problem.fix("define it under `groups:`"),
+                });
+            }
+        })
+    }
+
+    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem> {
+        self.ids.get(name).copied().ok_or_else(|| {
+            let why = format!("there is no entity {name} in the inventory");
+            let problem = Problem::new(ProblemCode::Usage, "").why(why);
+            let known = self.ids.keys().map(EntityName::to_string);
+            match did_you_mean(&name.to_string(), known) {
+                Some(meant) => problem.fix(format!("did you mean {meant}?")),
+                None => problem,
+            }
+        })
+    }
+
+    /// The end that a text means: `namespace/name`, `name` in `default`, or an address with or
+    /// without `ip:`. The address of a member means the member.
+    ///
+    /// # Errors
+    ///
+    /// `Usage`, with the nearest name.
+    pub fn end(&self, text: &str) -> Result<End, Problem> {
+        let wrong = |why: String| {
+            Problem::new(ProblemCode::Usage, format!("`{}` is nobody", shown(text))).why(why)
+        };
+        let address = match text.strip_prefix("ip:") {
+            Some(rest) => Some(rest.parse::<IpAddr>().map_err(|error| wrong(error.to_string()))?),
+            None => text.parse::<IpAddr>().ok(),
+        };
+        if let Some(address) = address {
+            let holder = self.members().find(|(_, facts)| {
+                facts.addresses.get(&OVERLAY) == Some(&address) && address != NOWHERE
+            });
+            return Ok(holder.map_or(End::Outside(address), |(id, _)| End::Member(id)));
+        }
+        let name: EntityName =
+            text.parse().map_err(|error: crate::types::ParseNameError| wrong(error.to_string()))?;
+        let found = self.entity(&name).map_err(|problem| Problem {
+            what: format!("`{}` is nobody", shown(text)),
+            ..problem
+        })?;
+        Ok(End::Member(found))
+    }
+
+    /// The members in the order of the inventory.
+    pub fn members(&self) -> impl Iterator<Item = (NodeId, &NodeFacts)> {
+        let nodes = self.world.nodes.iter().map(|(id, facts)| (*id, facts));
+        nodes.filter(|(_, facts)| facts.kind == NodeKind::Entity)
+    }
+
+    /// What unspoken traffic means.
+    #[must_use]
+    pub fn semantics(&self) -> Semantics {
+        self.world.overlays.get(&OVERLAY).map(|facts| facts.semantics).unwrap_or_default()
+    }
+
+    /// The NetworkPolicies.
+    #[must_use]
+    pub fn network_policies(&self) -> &[NetworkPolicy] {
+        &self.network_policies
+    }
+
+    /// The NetworkPolicies that select a member, in either direction.
+    pub(super) fn policies_of(&self, id: NodeId) -> impl Iterator<Item = &NetworkPolicy> {
+        let indexes = self.selected_by.get(&id).into_iter().flatten();
+        indexes.filter_map(|index| self.network_policies.get(*index))
+    }
+
+    /// Where a rule comes from.
+    #[must_use]
+    pub fn origin(&self, rule: RuleId) -> Option<&RuleOrigin> {
+        self.origins.get(&rule)
+    }
+
+    /// How people call an end.
+    #[must_use]
+    pub fn end_name(&self, end: &End) -> String {
+        match end {
+            End::Member(id) => {
+                self.facts(*id).map(|facts| full_name(&facts.name)).unwrap_or_default()
+            }
+            End::Outside(address) => address.to_string(),
+        }
+    }
+
+    pub(super) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(super) fn overlay(&self) -> OverlayId {
+        OVERLAY
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The rules that enforce something, expired or not.
+    pub(super) fn enforced_rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
+        let is_audit = |id: &RuleId| self.origins.get(id).is_some_and(|origin| origin.audit);
+        self.world.rules.iter().filter(move |(id, _)| !is_audit(id)).map(|(id, rule)| (*id, rule))
+    }
+
+    pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
+        self.world.nodes.get(&id)
+    }
+
+    pub(super) fn namespace_labels(&self, namespace: &Name) -> &BTreeSet<Label> {
+        self.namespaces.get(namespace).unwrap_or(const { &BTreeSet::new() })
+    }
+
+    /// The named ports of an end; none of the outside.
+    pub(super) fn ports_of(&self, end: &End) -> &NamedPorts {
+        let ports = match end {
+            End::Member(id) => self.ports.get(id),
+            End::Outside(_) => None,
+        };
+        ports.unwrap_or(const { &NamedPorts::new() })
+    }
+
+    /// Whether flows to this end are IPv6.
+    pub(super) fn is_ipv6(&self, end: &End) -> bool {
+        match end {
+            End::Member(id) => self.address(*id).is_some_and(|address| address.is_ipv6()),
+            End::Outside(address) => address.is_ipv6(),
+        }
+    }
+
+    /// The address by which an `ipBlock` means this end: of members in `kubernetes` overlays alone,
+    /// as with every CIDR.
+    pub(super) fn block_address(&self, end: &End) -> Option<IpAddr> {
+        match (end, self.semantics()) {
+            (End::Outside(address), _) => Some(*address),
+            (End::Member(id), Semantics::Kubernetes) => self.address(*id),
+            (End::Member(_), Semantics::DefaultDeny) => None,
+        }
+    }
+
+    fn address(&self, id: NodeId) -> Option<IpAddr> {
+        let address = self.facts(id)?.addresses.get(&OVERLAY).copied();
+        address.filter(|address| *address != NOWHERE)
+    }
+}
+
+/// The address of a member that the inventory gives none. No test can ask for it.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// A node that can be reached, with nothing else known of it.
+fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
+    NodeFacts {
+        kind,
+        name,
+        labels: BTreeSet::new(),
+        ports: BTreeMap::new(),
+        endpoints: vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6080)],
+        addresses: BTreeMap::new(),
+        serves: BTreeSet::new(),
+    }
+}
+
+/// `namespace/name`, also for the namespace `default`.
+pub(super) fn full_name(name: &EntityName) -> String {
+    format!("{}/{}", name.namespace, name.name)
+}
