@@ -147,7 +147,8 @@ fn each_datagram_of_a_train_is_judged_for_itself_and_nothing_is_allocated() {
     let mut buffer = [0; 2048];
 
     // A forgery of each kind at each place of a train.
-    let forgeries: [(fn(&mut Vec<u8>), DropReason); 5] = [
+    type Forgery = (fn(&mut Vec<u8>), DropReason);
+    let forgeries: [Forgery; 5] = [
         (|bytes| bytes[7] ^= 1, DropReason::Key),
         (|bytes| bytes[0] = 0x41, DropReason::GueVariant),
         (|bytes| bytes[8 + 15] = 3, DropReason::SourceBinding),
