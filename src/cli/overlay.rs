@@ -81,21 +81,13 @@ fn list(output: &mut Output, answer: &Answer<List<Overlay>>) {
         Format::Json => output.json(&answer.document),
         Format::Name => overlays.iter().for_each(|overlay| output.line(overlay.name.as_str())),
         Format::Table => {
-            let mut table = Table::new(&[
-                "NAME",
-                "CIDR",
-                "SEMANTICS",
-                "REFUSALS",
-                "MEMBERS",
-                "RULES",
-                "CREATED",
-            ]);
+            let mut table =
+                Table::new(&["NAME", "CIDR", "SEMANTICS", "MEMBERS", "RULES", "CREATED"]);
             for overlay in overlays {
                 table.row([
                     overlay.name.to_string(),
                     overlay.cidr.to_string(),
                     semantics(overlay.semantics).to_owned(),
-                    refusals(overlay.silent).to_owned(),
                     overlay.members.to_string(),
                     overlay.rules.to_string(),
                     relative(overlay.created, output.now()),
@@ -118,7 +110,6 @@ fn show_one(output: &mut Output, answer: &Answer<Overlay>) {
             output.line(format!("overlay {} ({})", overlay.name, overlay.id));
             output.line(format!("  range      {}", overlay.cidr));
             output.line(format!("  semantics  {}", semantics(overlay.semantics)));
-            output.line(format!("  refusals   {}", refusals(overlay.silent)));
             output.line(format!("  members    {}", overlay.members));
             output.line(format!("  policy     {}", counted(overlay.rules, "rule")));
             let made = relative(overlay.created, output.now());
@@ -133,8 +124,4 @@ pub(crate) fn semantics(semantics: Semantics) -> &'static str {
         Semantics::DefaultDeny => "default-deny",
         Semantics::Kubernetes => "kubernetes",
     }
-}
-
-fn refusals(silent: bool) -> &'static str {
-    if silent { "silent" } else { "answered" }
 }
