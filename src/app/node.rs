@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
-use super::ovctl::conclude;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};
@@ -262,6 +261,19 @@ pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
     conclude(&mut output, outcome)
 }
 
+/// Prints a problem and turns the outcome into an exit code. What was found but could not be
+/// written is a failure too.
+pub(crate) fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
+    let written = output.finish();
+    match outcome.and_then(|outcome| written.map(|()| outcome)) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(problem) => {
+            output.problem(&problem);
+            ExitCode::from(problem.code.exit_code())
+        }
+    }
+}
+
 /// Starts logging. The command line goes before the environment, the environment before the file.
 pub(crate) fn init_log(
     typed: Option<String>,
@@ -319,5 +331,23 @@ mod tests {
         assert_eq!(parse_uid("Name:\tovd\nUid:\t1000\t65534\t1000\t1000\n"), Some(65534));
         assert_eq!(parse_uid("Name:\tovd\n"), None);
         assert!(effective_uid().is_ok());
+    }
+
+    #[test]
+    fn outcomes_and_problems_become_exit_codes() {
+        let exit = |outcome| {
+            let (data, notes) = (Box::new(Vec::new()), Box::new(Vec::new()));
+            let now = crate::types::Timestamp(0);
+            conclude(&mut Output::new(Format::Table, now, data, notes), outcome)
+        };
+
+        // ExitCode has no equality; its debug form shows the number.
+        let is = |code: ExitCode, number: u8| {
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(number)));
+        };
+        is(exit(Ok(Outcome::Done)), 0);
+        is(exit(Ok(Outcome::NotYetEnforced)), 1);
+        is(exit(Ok(Outcome::Denied)), 4);
+        is(exit(Err(Problem::new(ProblemCode::Unreachable, "x"))), 6);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::node::conclude;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
 use crate::cli::client::Client;
@@ -20,19 +21,6 @@ pub fn main() -> ExitCode {
     let mut output = Output::standard(global.output);
     let outcome = dispatch(&global, command, &mut output);
     conclude(&mut output, outcome)
-}
-
-/// Prints a problem and turns the outcome into an exit code. What was found but could not be
-/// written is a failure too.
-pub(crate) fn conclude(output: &mut Output, outcome: Result<Outcome, Problem>) -> ExitCode {
-    let written = output.finish();
-    match outcome.and_then(|outcome| written.map(|()| outcome)) {
-        Ok(outcome) => ExitCode::from(outcome.exit_code()),
-        Err(problem) => {
-            output.problem(&problem);
-            ExitCode::from(problem.code.exit_code())
-        }
-    }
 }
 
 fn dispatch(
@@ -99,27 +87,4 @@ fn serve(global: &Global, args: ServeArgs) -> Result<Outcome, Problem> {
     let announce = |text: &str| super::node::note(text);
     runtime.block_on(super::serve::run(args, global.socket.clone(), announce))?;
     Ok(Outcome::Done)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn outcomes_and_problems_become_exit_codes() {
-        let exit = |outcome| {
-            let (data, notes) = (Box::new(Vec::new()), Box::new(Vec::new()));
-            let now = crate::types::Timestamp(0);
-            conclude(&mut Output::new(Format::Table, now, data, notes), outcome)
-        };
-
-        // ExitCode has no equality; its debug form shows the number.
-        let is = |code: ExitCode, number: u8| {
-            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(number)));
-        };
-        is(exit(Ok(Outcome::Done)), 0);
-        is(exit(Ok(Outcome::NotYetEnforced)), 1);
-        is(exit(Ok(Outcome::Denied)), 4);
-        is(exit(Err(Problem::new(ProblemCode::Unreachable, "x"))), 6);
-    }
 }
