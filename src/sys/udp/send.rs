@@ -51,6 +51,22 @@ pub struct Sent {
     pub result: Result<(), DropReason>,
 }
 
+/// How long the sends of one batch may wait for room: until one has waited in vain. Else each would
+/// wait for itself, and the batch, judged by one snapshot, would take seconds.
+struct Patience {
+    flags: i32,
+}
+
+impl Patience {
+    const FULL: Self = Self { flags: 0 };
+
+    fn note(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.flags = libc::MSG_DONTWAIT;
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Train {
     to: SocketAddr,
@@ -174,21 +190,22 @@ impl UdpSocket {
         mut report: impl FnMut(Sent),
     ) {
         let trains = self.at_once(TRAINS_MAX);
+        let mut patience = Patience::FULL;
         queue.trains.clear();
         for datagram in outgoing {
             let segments = if self.sends_trains() { SEGMENTS_MAX } else { 1 };
             if !queue.add(&datagram, segments, trains) {
-                self.flush(queue, &mut report);
+                self.flush(queue, &mut patience, &mut report);
                 // The queue is empty, so that there is room.
                 let _ = queue.add(&datagram, segments, trains);
             }
         }
-        self.flush(queue, &mut report);
+        self.flush(queue, &mut patience, &mut report);
     }
 
     /// Sends what is in the queue. The payloads that it points to are alive: [`Self::send_batch`], the
     /// only caller, got them with a lifetime that ends after it returns.
-    fn flush(&self, queue: &mut SendQueue, report: &mut impl FnMut(Sent)) {
+    fn flush(&self, queue: &mut SendQueue, patience: &mut Patience, report: &mut impl FnMut(Sent)) {
         // SAFETY: `mmsghdr` is a C struct of integers and pointers, for which all zeros is a value.
         let mut messages: [libc::mmsghdr; TRAINS_MAX] = unsafe { std::mem::zeroed() };
         let SendQueue { trains, vectors, addresses, controls, spans, .. } = queue;
@@ -205,14 +222,14 @@ impl UdpSocket {
         let count = trains.len();
         let mut at = 0;
         while let Some(rest) = messages.get_mut(at..count).filter(|rest| !rest.is_empty()) {
-            let sent = match self.send_messages(rest) {
+            let sent = match self.send_messages(rest, patience) {
                 Ok(sent) => sent,
                 Err(error) => {
                     // An error speaks of the first train alone.
                     if let Some(train) = queue.trains.get(at).copied() {
                         let vectors = queue.vectors.get(at * VECTORS..).unwrap_or(&[]);
                         let vectors = vectors.get(..train.vectors).unwrap_or(&[]);
-                        self.recover(&train, vectors, &error, report);
+                        self.recover(&train, vectors, &error, patience, report);
                     }
                     at += 1;
                     continue;
@@ -253,20 +270,26 @@ impl UdpSocket {
     }
 
     /// One `sendmmsg`; how many of `messages` left, at least one.
-    fn send_messages(&self, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    fn send_messages(
+        &self,
+        messages: &mut [libc::mmsghdr],
+        patience: &mut Patience,
+    ) -> io::Result<usize> {
         loop {
-            let fd = self.socket.as_raw_fd();
+            let (fd, flags) = (self.socket.as_raw_fd(), patience.flags);
             // SAFETY: the pointers in each of `messages` were put there by `fill` and lead to an
             // address, ancillary data and vectors of the queue, and those to heads in the queue and to
             // payloads that `send_batch`'s caller holds; all of the lengths written beside them, all
             // alive; the kernel reads them only.
-            let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as _, 0) };
+            let sent =
+                unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as _, flags) };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => return Ok(sent),
                 _ => {}
             }
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
+                patience.note(&error);
                 return Err(error);
             }
         }
@@ -279,6 +302,7 @@ impl UdpSocket {
         train: &Train,
         vectors: &[libc::iovec],
         error: &io::Error,
+        patience: &mut Patience,
         report: &mut impl FnMut(Sent),
     ) {
         let may_be_the_train = train.datagrams > 1
@@ -302,7 +326,7 @@ impl UdpSocket {
             let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
             let vectors = single.get_mut(..count).unwrap_or(&mut []);
             self.fill(&mut message.msg_hdr, train, 0, vectors, &mut address, &mut control);
-            let sent = self.send_messages(std::slice::from_mut(&mut message));
+            let sent = self.send_messages(std::slice::from_mut(&mut message), patience);
             // Too large alone as well: nothing is wrong with trains then.
             if sent.is_ok() && left == train.bytes {
                 self.send_no_trains();
