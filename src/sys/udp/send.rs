@@ -324,16 +324,25 @@ impl UdpSocket {
             let (mut address, mut control) = (RawAddress::EMPTY, Control::EMPTY);
             // SAFETY: `mmsghdr` is a C struct of integers and pointers: all zeros is a value.
             let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            let vectors = single.get_mut(..count).unwrap_or(&mut []);
-            self.fill(&mut message.msg_hdr, train, 0, vectors, &mut address, &mut control);
+            let parts = single.get_mut(..count).unwrap_or(&mut []);
+            self.fill(&mut message.msg_hdr, train, 0, parts, &mut address, &mut control);
             let sent = self.send_messages(std::slice::from_mut(&mut message), patience);
-            // Too large alone as well: nothing is wrong with trains then.
-            if sent.is_ok() && left == train.bytes {
+            let result = sent.map(|_| ()).map_err(|error| reason(&error));
+            // Too large alone as well: nothing is wrong with trains then, and those of the same size
+            // need not be tried.
+            let is_first = left == train.bytes;
+            if is_first && result.is_ok() {
                 self.send_no_trains();
             }
-            let result = sent.map(|_| ()).map_err(|error| reason(&error));
-            report(Sent { datagrams: 1, bytes: len, result });
-            left -= len;
+            let skipped = match result {
+                Err(DropReason::TooBig) if is_first => left / len - 1,
+                Ok(()) | Err(_) => 0,
+            };
+            for _ in 0..skipped {
+                cut(vectors, (&mut at, &mut used), len, &mut single);
+            }
+            report(Sent { datagrams: 1 + skipped, bytes: len * (1 + skipped), result });
+            left -= len * (1 + skipped);
         }
     }
 }
@@ -358,4 +367,49 @@ fn cut(
         }
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::DataPath;
+
+    /// The kernel says of the first one what holds for all of its size; a shorter last one may fit.
+    #[test]
+    fn datagrams_that_are_too_large_are_refused_together() {
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), DataPath::Full).unwrap();
+        let (a, b) = (bind(), bind());
+        // Larger than a train can be, since the loopback has no smaller limit.
+        let body = vec![5_u8; 66_000];
+        let part = |len| libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: len };
+        let vectors = [part(66_000), part(66_000), part(66_000), part(100)];
+        let train = Train {
+            to: b.local_addr(),
+            tos: 0,
+            ttl: 64,
+            size: 66_000,
+            bytes: 3 * 66_000 + 100,
+            datagrams: 4,
+            vectors: 4,
+            is_open: false,
+        };
+
+        let mut sent = Vec::new();
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let report = &mut |one: Sent| sent.push((one.datagrams, one.bytes, one.result));
+        let mut patience = Patience::FULL;
+        a.recover(&train, &vectors, &error, &mut patience, report);
+
+        assert_eq!(sent, [(3, 198_000, Err(DropReason::TooBig)), (1, 100, Ok(()))]);
+        assert!(a.sends_trains(), "nothing is wrong with trains");
+    }
+
+    #[test]
+    fn one_send_that_waited_in_vain_is_the_last_that_waits() {
+        let mut patience = Patience::FULL;
+        patience.note(&io::Error::from_raw_os_error(libc::ENOBUFS));
+        assert_eq!(patience.flags, 0);
+        patience.note(&io::Error::from_raw_os_error(libc::EAGAIN));
+        assert_eq!(patience.flags, libc::MSG_DONTWAIT);
+    }
 }
