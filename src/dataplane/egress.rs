@@ -60,7 +60,7 @@ pub(super) fn run(
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            judged.push(judge(verdict, packet).completed(header, packet));
+            judged.push(judge_read(header, packet, verdict));
         }
         // Sealed hops: `seal` goes here, over what was judged and before it is sent.
         let outgoing = batch.iter().zip(&judged).flat_map(|((header, packet), one)| {
@@ -76,6 +76,19 @@ pub(super) fn run(
     Ok(())
 }
 
+/// Judges one packet as it came from the device. Completed first: what is judged is what leaves,
+/// wherever the checksum's place is said to be.
+fn judge_read(
+    header: Option<VnetHeader>,
+    packet: &mut [u8],
+    verdict: impl FnOnce(&Facts) -> Verdict,
+) -> Judged {
+    match complete(header, packet) {
+        Ok(()) => judge(verdict, packet),
+        Err(reason) => Judged::refused(reason),
+    }
+}
+
 /// Judges one packet: pure, apart from what `verdict` remembers of flows.
 fn judge(verdict: impl FnOnce(&Facts) -> Verdict, packet: &[u8]) -> Judged {
     match family_of(packet).and_then(|family| inner::parse(family, packet)) {
@@ -85,10 +98,15 @@ fn judge(verdict: impl FnOnce(&Facts) -> Verdict, packet: &[u8]) -> Judged {
             len: usize::from(facts.len),
             ecn: facts.ecn,
         },
-        Err(reason) => {
-            Judged { verdict: Verdict::Drop(reason), family: Family::V4, len: 0, ecn: 0 }
-        }
+        Err(reason) => Judged::refused(reason),
     }
+}
+
+/// Completes what the host left half done of a packet that leaves as one datagram. (Segments get
+/// checksums of their own.)
+fn complete(header: Option<VnetHeader>, packet: &mut [u8]) -> Result<(), DropReason> {
+    let Some(VnetHeader { gso: None, partial: Some(partial) }) = header else { return Ok(()) };
+    if checksum::complete(packet, partial) { Ok(()) } else { Err(DropReason::InnerLength) }
 }
 
 /// A TUN does not say the family, so the version nibble is all there is.
@@ -102,17 +120,8 @@ fn family_of(packet: &[u8]) -> Result<Family, DropReason> {
 }
 
 impl Judged {
-    /// Completes what the host left half done of a packet that leaves as one datagram. (Segments get
-    /// checksums of their own.)
-    fn completed(self, header: Option<VnetHeader>, packet: &mut [u8]) -> Self {
-        let Some(VnetHeader { gso: None, partial: Some(partial) }) = header else { return self };
-        let Verdict::Send { .. } = self.verdict else { return self };
-        let is_whole =
-            packet.get_mut(..self.len).is_some_and(|packet| checksum::complete(packet, partial));
-        if is_whole {
-            return self;
-        }
-        Self { verdict: Verdict::Drop(DropReason::InnerLength), ..self }
+    fn refused(reason: DropReason) -> Self {
+        Self { verdict: Verdict::Drop(reason), family: Family::V4, len: 0, ecn: 0 }
     }
 
     /// The datagrams that carry `packet`, or why there are none.
@@ -144,6 +153,7 @@ mod tests {
     use super::*;
     use crate::sys::offload::vnet::Partial;
     use crate::types::AuthorizationKey;
+    use crate::wire::inner::Upper;
 
     const PLAIN: Option<VnetHeader> = Some(VnetHeader::PLAIN);
 
@@ -199,13 +209,37 @@ mod tests {
 
         assert_eq!(judged.wrap(None, &packet).err(), Some(DropReason::InnerLength));
         for (start, offset) in [(0, 16), (19, 0), (20, 17), (38, 0), (u16::MAX, u16::MAX)] {
-            let partial = Some(Partial { start, offset });
-            let header = Some(VnetHeader { gso: None, partial });
-            let judged = judged.completed(header, &mut packet);
-            assert_eq!(judged.wrap(header, &packet).err(), Some(DropReason::InnerLength));
+            let header = half_done(start, offset);
+            assert_eq!(complete(header, &mut packet), Err(DropReason::InnerLength));
         }
-        let header =
-            Some(VnetHeader { gso: None, partial: Some(Partial { start: 20, offset: 2 }) });
-        assert!(judged.completed(header, &mut packet).wrap(header, &packet).is_ok());
+        let header = half_done(20, 2);
+        assert_eq!(complete(header, &mut packet), Ok(()));
+        assert!(judge(|_| send(), &packet).wrap(header, &packet).is_ok());
+    }
+
+    fn half_done(start: u16, offset: u16) -> Option<VnetHeader> {
+        Some(VnetHeader { gso: None, partial: Some(Partial { start, offset }) })
+    }
+
+    /// Whoever may write to the device's queue may say that the checksum stands where the port does.
+    #[test]
+    fn no_checksum_changes_what_the_verdict_has_seen() {
+        let mut vector = datagram(V4_DATA);
+        let packet = &mut vector[gue::HEADER_LEN..];
+        packet[9] = 17;
+        packet[20..24].copy_from_slice(&[0x30, 0x39, 0, 53]);
+        let header = half_done(20, 2);
+
+        let mut seen = None;
+        let judged = judge_read(header, packet, |facts| {
+            seen = Some(facts.upper);
+            send()
+        });
+
+        let left = wrap(&judged, packet).payload.to_vec();
+        assert_ne!(left[22..24], [0, 53], "the lie was believed");
+        let port = |at: usize| u16::from_be_bytes([left[at], left[at + 1]]);
+        let upper = Upper::Ports { source_port: port(20), destination_port: port(22) };
+        assert_eq!(seen, Some(upper));
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Pieces {
     rest: Range<usize>,
     stride: usize,
     large: Option<u16>,
+    /// A datagram of no bytes is one, too: it wants to be refused and counted.
+    is_empty: bool,
 }
 
 /// One datagram.
@@ -40,13 +42,14 @@ impl Pieces {
     /// The datagrams of a buffer that lies at `range` and holds `bytes`.
     pub(super) fn new(meta: &Meta, range: Range<usize>, bytes: &[u8]) -> Self {
         if meta.segment == 0 || meta.segment >= bytes.len() {
-            return Self { stride: bytes.len().max(1), rest: range, large: None };
+            let is_empty = range.is_empty();
+            return Self { stride: bytes.len().max(1), rest: range, large: None, is_empty };
         }
         if is_uncut(bytes, meta.segment) {
             let large = u16::try_from(meta.segment).ok();
-            return Self { stride: bytes.len(), rest: range, large };
+            return Self { stride: bytes.len(), rest: range, large, is_empty: false };
         }
-        Self { stride: meta.segment, rest: range, large: None }
+        Self { stride: meta.segment, rest: range, large: None, is_empty: false }
     }
 }
 
@@ -54,7 +57,7 @@ impl Iterator for Pieces {
     type Item = Piece;
 
     fn next(&mut self) -> Option<Piece> {
-        if self.rest.is_empty() {
+        if self.rest.is_empty() && !std::mem::take(&mut self.is_empty) {
             return None;
         }
         let start = self.rest.start;
@@ -145,5 +148,27 @@ impl<'a> Iterator for Leaving<'a> {
                 split.next().map(|(head, payload)| Outgoing { head, payload, ..*like })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hallway::tests::meta;
+    use super::*;
+
+    fn lengths(segment: usize, bytes: &[u8]) -> Vec<usize> {
+        let meta = Meta { segment, len: bytes.len(), ..meta(0, 64) };
+        let start = 70_000;
+        let pieces = Pieces::new(&meta, start..start + bytes.len(), bytes);
+        pieces.map(|piece| piece.range.len()).collect()
+    }
+
+    #[test]
+    fn every_datagram_of_a_buffer_is_a_piece_even_one_of_no_bytes() {
+        assert_eq!(lengths(0, &[]), [0]);
+        assert_eq!(lengths(0, &[1; 30]), [30]);
+        assert_eq!(lengths(30, &[1; 30]), [30]);
+        assert_eq!(lengths(30, &[1; 60]), [30, 30]);
+        assert_eq!(lengths(30, &[1; 61]), [30, 30, 1]);
     }
 }

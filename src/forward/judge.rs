@@ -232,7 +232,11 @@ impl<'a> Judge<'a> {
         if !passes {
             refusal(forward)?;
         }
-        self.open(named, named.source_is_lower != is_reply, Phase::Stateless);
+        // A reply is remembered by what it answers. One that answers nothing leaves nothing: the entry
+        // would be at the cost of the other side, which never asked.
+        if !is_reply {
+            self.open(named, named.source_is_lower, Phase::Stateless);
+        }
         Ok(Passed { flow: None, is_reply })
     }
 

@@ -250,6 +250,23 @@ fn all_tcp_flags_at_a_sap() {
     }
 }
 
+/// Whoever may only answer could otherwise use up the share of the table that belongs to whom he may
+/// answer, with answers that nobody asked for, and push out that one's flows.
+#[test]
+fn answers_that_nobody_asked_for_leave_nothing_at_a_sap() {
+    let world = World::new(vec![rule(1, A, B, &["tcp/443", "udp/53"])]);
+    let (sap, flows) = (world.sap(), table());
+    for port in 1024..4096 {
+        let answer = world.tcp(B, A, (443, port), ACK);
+        assert_eq!(reason(world.transit(&sap, &answer, &flows, at(0))), None);
+    }
+    assert_eq!(flows.len(), 0);
+
+    let request = world.tcp(A, B, REQUEST, ACK);
+    assert_eq!(reason(world.transit(&sap, &request, &flows, at(0))), None);
+    assert_eq!(flows.len(), 1, "the side that may start it is remembered at its own cost");
+}
+
 #[test]
 fn what_a_sap_remembers_of_tcp_goes_with_the_rules() {
     let open = World::new(vec![rule(1, A, B, &["tcp/443"])]);

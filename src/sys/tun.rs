@@ -20,6 +20,7 @@ use crate::types::DataPath;
 const NAME_MAX: usize = 15;
 
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const CSUM: u32 = 0x01;
 const TSO: u32 = 0x02 | 0x04;
 /// Since Linux 6.2.
@@ -49,6 +50,7 @@ impl Tun {
             DataPath::Batch | DataPath::Naive => false,
         };
         let with_header = if wants_header { open_file(name, true).ok() } else { None };
+        let with_header = with_header.filter(set_header_len);
         let (file, has_header) = match with_header {
             Some(file) => (file, true),
             // Refused for another reason, it is refused again, and this time the reason counts.
@@ -182,6 +184,17 @@ fn set_offload(file: &File, wanted: u32) -> bool {
     let fd = file.as_raw_fd();
     // SAFETY: `TUNSETOFFLOAD` takes its argument by value and touches no memory of ours.
     let result = unsafe { libc::ioctl(fd, TUNSETOFFLOAD as _, libc::c_ulong::from(wanted)) };
+    result == 0
+}
+
+/// Sets the length of the header before each packet: a device that outlived another program may have
+/// that one's.
+fn set_header_len(file: &File) -> bool {
+    let fd = file.as_raw_fd();
+    let len = VNET_LEN as libc::c_int;
+    // SAFETY: `TUNSETVNETHDRSZ` reads an `int` through the pointer, which leads to one that lives until
+    // the call returns.
+    let result = unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ as _, std::ptr::from_ref(&len)) };
     result == 0
 }
 

@@ -58,7 +58,8 @@ impl UdpSocket {
                 tos: said.tos,
                 ttl: said.ttl,
                 segment: said.segment,
-                is_truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+                // Without its ancillary data nobody knows what a buffer is: one datagram or many.
+                is_truncated: header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
             });
         }
         batch.filled();

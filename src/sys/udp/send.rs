@@ -51,6 +51,22 @@ pub struct Sent {
     pub result: Result<(), DropReason>,
 }
 
+/// How long the sends of one batch may wait for room: until one has waited in vain. Else each would
+/// wait for itself, and the batch, judged by one snapshot, would take seconds.
+struct Patience {
+    flags: i32,
+}
+
+impl Patience {
+    const FULL: Self = Self { flags: 0 };
+
+    fn note(&mut self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.flags = libc::MSG_DONTWAIT;
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Train {
     to: SocketAddr,
@@ -174,21 +190,22 @@ impl UdpSocket {
         mut report: impl FnMut(Sent),
     ) {
         let trains = self.at_once(TRAINS_MAX);
+        let mut patience = Patience::FULL;
         queue.trains.clear();
         for datagram in outgoing {
             let segments = if self.sends_trains() { SEGMENTS_MAX } else { 1 };
             if !queue.add(&datagram, segments, trains) {
-                self.flush(queue, &mut report);
+                self.flush(queue, &mut patience, &mut report);
                 // The queue is empty, so that there is room.
                 let _ = queue.add(&datagram, segments, trains);
             }
         }
-        self.flush(queue, &mut report);
+        self.flush(queue, &mut patience, &mut report);
     }
 
     /// Sends what is in the queue. The payloads that it points to are alive: [`Self::send_batch`], the
     /// only caller, got them with a lifetime that ends after it returns.
-    fn flush(&self, queue: &mut SendQueue, report: &mut impl FnMut(Sent)) {
+    fn flush(&self, queue: &mut SendQueue, patience: &mut Patience, report: &mut impl FnMut(Sent)) {
         // SAFETY: `mmsghdr` is a C struct of integers and pointers, for which all zeros is a value.
         let mut messages: [libc::mmsghdr; TRAINS_MAX] = unsafe { std::mem::zeroed() };
         let SendQueue { trains, vectors, addresses, controls, spans, .. } = queue;
@@ -205,14 +222,14 @@ impl UdpSocket {
         let count = trains.len();
         let mut at = 0;
         while let Some(rest) = messages.get_mut(at..count).filter(|rest| !rest.is_empty()) {
-            let sent = match self.send_messages(rest) {
+            let sent = match self.send_messages(rest, patience) {
                 Ok(sent) => sent,
                 Err(error) => {
                     // An error speaks of the first train alone.
                     if let Some(train) = queue.trains.get(at).copied() {
                         let vectors = queue.vectors.get(at * VECTORS..).unwrap_or(&[]);
                         let vectors = vectors.get(..train.vectors).unwrap_or(&[]);
-                        self.recover(&train, vectors, &error, report);
+                        self.recover(&train, vectors, &error, patience, report);
                     }
                     at += 1;
                     continue;
@@ -253,20 +270,26 @@ impl UdpSocket {
     }
 
     /// One `sendmmsg`; how many of `messages` left, at least one.
-    fn send_messages(&self, messages: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    fn send_messages(
+        &self,
+        messages: &mut [libc::mmsghdr],
+        patience: &mut Patience,
+    ) -> io::Result<usize> {
         loop {
-            let fd = self.socket.as_raw_fd();
+            let (fd, flags) = (self.socket.as_raw_fd(), patience.flags);
             // SAFETY: the pointers in each of `messages` were put there by `fill` and lead to an
             // address, ancillary data and vectors of the queue, and those to heads in the queue and to
             // payloads that `send_batch`'s caller holds; all of the lengths written beside them, all
             // alive; the kernel reads them only.
-            let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as _, 0) };
+            let sent =
+                unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), messages.len() as _, flags) };
             match usize::try_from(sent) {
                 Ok(sent) if sent > 0 => return Ok(sent),
                 _ => {}
             }
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {
+                patience.note(&error);
                 return Err(error);
             }
         }
@@ -279,6 +302,7 @@ impl UdpSocket {
         train: &Train,
         vectors: &[libc::iovec],
         error: &io::Error,
+        patience: &mut Patience,
         report: &mut impl FnMut(Sent),
     ) {
         let may_be_the_train = train.datagrams > 1
@@ -300,16 +324,25 @@ impl UdpSocket {
             let (mut address, mut control) = (RawAddress::EMPTY, Control::EMPTY);
             // SAFETY: `mmsghdr` is a C struct of integers and pointers: all zeros is a value.
             let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-            let vectors = single.get_mut(..count).unwrap_or(&mut []);
-            self.fill(&mut message.msg_hdr, train, 0, vectors, &mut address, &mut control);
-            let sent = self.send_messages(std::slice::from_mut(&mut message));
-            // Too large alone as well: nothing is wrong with trains then.
-            if sent.is_ok() && left == train.bytes {
+            let parts = single.get_mut(..count).unwrap_or(&mut []);
+            self.fill(&mut message.msg_hdr, train, 0, parts, &mut address, &mut control);
+            let sent = self.send_messages(std::slice::from_mut(&mut message), patience);
+            let result = sent.map(|_| ()).map_err(|error| reason(&error));
+            // Too large alone as well: nothing is wrong with trains then, and those of the same size
+            // need not be tried.
+            let is_first = left == train.bytes;
+            if is_first && result.is_ok() {
                 self.send_no_trains();
             }
-            let result = sent.map(|_| ()).map_err(|error| reason(&error));
-            report(Sent { datagrams: 1, bytes: len, result });
-            left -= len;
+            let skipped = match result {
+                Err(DropReason::TooBig) if is_first => left / len - 1,
+                Ok(()) | Err(_) => 0,
+            };
+            for _ in 0..skipped {
+                cut(vectors, (&mut at, &mut used), len, &mut single);
+            }
+            report(Sent { datagrams: 1 + skipped, bytes: len * (1 + skipped), result });
+            left -= len * (1 + skipped);
         }
     }
 }
@@ -334,4 +367,49 @@ fn cut(
         }
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::DataPath;
+
+    /// The kernel says of the first one what holds for all of its size; a shorter last one may fit.
+    #[test]
+    fn datagrams_that_are_too_large_are_refused_together() {
+        let bind = || UdpSocket::bind("127.0.0.1:0".parse().unwrap(), DataPath::Full).unwrap();
+        let (a, b) = (bind(), bind());
+        // Larger than a train can be, since the loopback has no smaller limit.
+        let body = vec![5_u8; 66_000];
+        let part = |len| libc::iovec { iov_base: body.as_ptr().cast_mut().cast(), iov_len: len };
+        let vectors = [part(66_000), part(66_000), part(66_000), part(100)];
+        let train = Train {
+            to: b.local_addr(),
+            tos: 0,
+            ttl: 64,
+            size: 66_000,
+            bytes: 3 * 66_000 + 100,
+            datagrams: 4,
+            vectors: 4,
+            is_open: false,
+        };
+
+        let mut sent = Vec::new();
+        let error = io::Error::from_raw_os_error(libc::EINVAL);
+        let report = &mut |one: Sent| sent.push((one.datagrams, one.bytes, one.result));
+        let mut patience = Patience::FULL;
+        a.recover(&train, &vectors, &error, &mut patience, report);
+
+        assert_eq!(sent, [(3, 198_000, Err(DropReason::TooBig)), (1, 100, Ok(()))]);
+        assert!(a.sends_trains(), "nothing is wrong with trains");
+    }
+
+    #[test]
+    fn one_send_that_waited_in_vain_is_the_last_that_waits() {
+        let mut patience = Patience::FULL;
+        patience.note(&io::Error::from_raw_os_error(libc::ENOBUFS));
+        assert_eq!(patience.flags, 0);
+        patience.note(&io::Error::from_raw_os_error(libc::EAGAIN));
+        assert_eq!(patience.flags, libc::MSG_DONTWAIT);
+    }
 }
