@@ -35,7 +35,7 @@ usage: netkit COMMAND ...
   tcp-echo ADDR                          echoes lines
   tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
   tcp-verify-serve ADDR
-  tcp-verify DST BYTES                   known bytes both ways at once; both ends compare each
+  tcp-verify DST BYTES [TIMEOUT_MS]      known bytes both ways at once; both ends compare each
   udp-verify DST LENGTHS COPIES [TIMEOUT_MS]
                                          known datagrams (LENGTHS: 1-64,1431) to an udp-echo and back
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
@@ -78,7 +78,7 @@ fn run(arguments: &[String]) -> Result<()> {
             tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))
         }
         "tcp-verify-serve" => verify::tcp_serve(rest.parse(0)?),
-        "tcp-verify" => verify::tcp(rest.parse(0)?, rest.parse(1)?),
+        "tcp-verify" => verify::tcp(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "udp-verify" => {
             verify::udp(rest.parse(0)?, rest.text(1)?, rest.parse(2)?, rest.timeout(3)?)
         }

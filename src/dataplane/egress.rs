@@ -38,12 +38,8 @@ pub(super) fn run(
     let mut judged = Vec::with_capacity(BATCH);
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
     while !common.wake.is_stopped() {
-        if is_trickle(batch.len()) {
-            common.wake.wait(tun.as_fd(), None)?;
-        }
-        tun.read_batch(&mut batch)?;
-        if batch.is_empty() {
-            common.wake.wait(tun.as_fd(), None)?;
+        let wait = || common.wake.wait(tun.as_fd(), None);
+        if !read(&mut batch, |batch| tun.read_batch(batch), wait)? {
             continue;
         }
         let snapshot = common.snapshot.latest();
@@ -74,6 +70,25 @@ pub(super) fn run(
         counters.egress.add(&mut passed);
     }
     Ok(())
+}
+
+/// Fills `batch`, or waits; `false` when there is nothing to do now. Never waits twice: the first wait
+/// may have used up the ring that tells this thread to end.
+fn read(
+    batch: &mut PacketBatch,
+    read: impl FnOnce(&mut PacketBatch) -> std::io::Result<()>,
+    wait: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<bool> {
+    if is_trickle(batch.len()) {
+        wait()?;
+        read(batch)?;
+    } else {
+        read(batch)?;
+        if batch.is_empty() {
+            wait()?;
+        }
+    }
+    Ok(!batch.is_empty())
 }
 
 /// Judges one packet: pure, apart from what `verdict` remembers of flows.
@@ -154,6 +169,26 @@ mod tests {
 
     fn wrap<'a>(judged: &Judged, packet: &'a [u8]) -> Outgoing<'a> {
         judged.wrap(PLAIN, packet).unwrap().next().unwrap()
+    }
+
+    #[test]
+    fn a_thread_that_is_told_to_end_while_little_comes_does_not_wait_again() {
+        for before in 0..4 {
+            let mut batch = PacketBatch::new();
+            for _ in 0..before {
+                assert!(batch.push(PLAIN, b"packet"));
+            }
+            let mut waits = 0;
+            let nothing = |batch: &mut PacketBatch| {
+                batch.clear();
+                Ok(())
+            };
+            let has_packets = read(&mut batch, nothing, || {
+                waits += 1;
+                Ok(())
+            });
+            assert_eq!((has_packets.unwrap(), waits), (false, 1), "after {before} packets");
+        }
     }
 
     #[test]
