@@ -26,6 +26,25 @@ struct Judged {
     ecn: u8,
 }
 
+/// Fills `batch`, or waits; `false` when there is nothing to do now. Never waits twice: the first wait
+/// may have used up the ring that tells this thread to end.
+fn read(
+    batch: &mut PacketBatch,
+    read: impl FnOnce(&mut PacketBatch) -> std::io::Result<()>,
+    wait: impl FnOnce() -> std::io::Result<()>,
+) -> std::io::Result<bool> {
+    if is_trickle(batch.len()) {
+        wait()?;
+        read(batch)?;
+    } else {
+        read(batch)?;
+        if batch.is_empty() {
+            wait()?;
+        }
+    }
+    Ok(!batch.is_empty())
+}
+
 /// Runs until the thread is told to stop. Returns why when the device went away.
 pub(super) fn run(
     tun: &Arc<Tun>,
@@ -70,25 +89,6 @@ pub(super) fn run(
         counters.egress.add(&mut passed);
     }
     Ok(())
-}
-
-/// Fills `batch`, or waits; `false` when there is nothing to do now. Never waits twice: the first wait
-/// may have used up the ring that tells this thread to end.
-fn read(
-    batch: &mut PacketBatch,
-    read: impl FnOnce(&mut PacketBatch) -> std::io::Result<()>,
-    wait: impl FnOnce() -> std::io::Result<()>,
-) -> std::io::Result<bool> {
-    if is_trickle(batch.len()) {
-        wait()?;
-        read(batch)?;
-    } else {
-        read(batch)?;
-        if batch.is_empty() {
-            wait()?;
-        }
-    }
-    Ok(!batch.is_empty())
 }
 
 /// Judges one packet: pure, apart from what `verdict` remembers of flows.
