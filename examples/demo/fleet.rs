@@ -269,6 +269,11 @@ impl Fleet {
 }
 
 impl Node {
+    /// Further options of `run`, from its next start on.
+    pub(crate) fn set_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
+    }
+
     /// Starts the program again, without a token: it has its state.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.start_with(&[])

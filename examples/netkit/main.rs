@@ -15,6 +15,7 @@ mod report;
 mod tcp_raw;
 mod tcp_stream;
 mod udp;
+mod verify;
 
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -33,6 +34,10 @@ usage: netkit COMMAND ...
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
   tcp-echo ADDR                          echoes lines
   tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
+  tcp-verify-serve ADDR
+  tcp-verify DST BYTES [TIMEOUT_MS]      known bytes both ways at once; both ends compare each
+  udp-verify DST LENGTHS COPIES [TIMEOUT_MS]
+                                         known datagrams (LENGTHS: 1-64,1431) to an udp-echo and back
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
@@ -71,6 +76,11 @@ fn run(arguments: &[String]) -> Result<()> {
         "tcp-echo" => tcp_stream::echo(rest.parse(0)?),
         "tcp-stream" => {
             tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))
+        }
+        "tcp-verify-serve" => verify::tcp_serve(rest.parse(0)?),
+        "tcp-verify" => verify::tcp(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "udp-verify" => {
+            verify::udp(rest.parse(0)?, rest.text(1)?, rest.parse(2)?, rest.timeout(3)?)
         }
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),

@@ -247,7 +247,7 @@ impl Rig {
     }
 
     /// Starts a `netkit` command that says when it is ready.
-    fn run(&self, node: &str, words: &[&str]) -> Result<Running> {
+    pub(crate) fn run(&self, node: &str, words: &[&str]) -> Result<Running> {
         // A log of its own: what others wrote there says `ready`, too.
         let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
         Ok(Running(self.fleet.netkit_spawn(node, &log, words)?))

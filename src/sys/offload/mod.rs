@@ -20,6 +20,8 @@ pub mod split;
 pub mod vnet;
 
 #[cfg(test)]
+mod corpus_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::wire::gue;
