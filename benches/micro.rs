@@ -178,8 +178,8 @@ fn verdicts<'a>(rules: &str, town: &'a Town, flows: &'a FlowTable) -> Vec<Case<'
             passes(town.target.ingress(sap_endpoint(), first_key, facts, flows, NOW))
         }),
         Case::new(&name("transit, flow known"), transit(through_by_flow)),
-        Case::new(&name("transit, rules asked and one allows"), transit(through_by_rule)),
-        Case::new(&name("transit, rules asked and none allows"), transit(refused)),
+        Case::new(&name("transit, TCP, verdict remembered"), transit(through_by_rule)),
+        Case::new(&name("transit, refused: rules asked"), transit(refused)),
     ]
 }
 
