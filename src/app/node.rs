@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
@@ -16,7 +16,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs};
 use crate::cli::output::Output;
 use crate::cli::{Outcome, node_status};
-use crate::config::node as file;
+use crate::config::{node as file, user};
 use crate::sys::SysError;
 use crate::telemetry::{self, LogOptions};
 use crate::types::{DataPath, Name, NodeKind};
@@ -304,34 +304,18 @@ pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// The effective user of this process. `/proc/self` itself belongs to root in a process with file
-/// capabilities; its `status` tells the truth.
+/// The effective user of this process.
 pub(crate) fn effective_uid() -> Result<u32, Problem> {
-    let path = Path::new("/proc/self/status");
-    let status = fs::read_to_string(path).unwrap_or_default();
-    parse_uid(&status).ok_or_else(|| {
+    user::effective_uid().ok_or_else(|| {
         Problem::new(ProblemCode::Failed, "cannot tell which user this process runs as")
-            .why(format!("{} does not say", path.display()))
+            .why("/proc/self/status does not say")
             .fix("mount /proc")
     })
-}
-
-/// The second number of the line `Uid:` (real, effective, saved, file system).
-fn parse_uid(status: &str) -> Option<u32> {
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_effective_user_is_read() {
-        assert_eq!(parse_uid("Name:\tovd\nUid:\t1000\t65534\t1000\t1000\n"), Some(65534));
-        assert_eq!(parse_uid("Name:\tovd\n"), None);
-        assert!(effective_uid().is_ok());
-    }
 
     #[test]
     fn outcomes_and_problems_become_exit_codes() {

@@ -1,51 +1,30 @@
 //! Where `ovctl`, `ovd status` and `ovsap status` look for sockets when nothing is said.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Where root's programs keep their sockets.
-const SYSTEM: &str = "/run/ovmesh";
+use super::node::default_paths;
+use super::user;
 
 /// The server's unix socket: root's for root; for others their own, else root's when that is the
 /// only one there (the server may let them in, or says why not).
 #[must_use]
 pub fn server_socket() -> PathBuf {
-    client_socket("ovctl.sock")
+    node_socket("ovctl")
 }
 
 /// The local status socket of `program` (`ovd`, `ovsap`), found the same way.
 #[must_use]
 pub fn node_socket(program: &str) -> PathBuf {
-    client_socket(&format!("{program}.sock"))
-}
-
-fn client_socket(file: &str) -> PathBuf {
-    let system = Path::new(SYSTEM).join(file);
-    let own = own_dir(is_root(), |name| std::env::var_os(name).map(PathBuf::from)).join(file);
+    let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (_, system) = default_paths(program, true, environment);
+    let (_, own) = default_paths(program, user::effective_uid() == Some(0), environment);
     if !own.exists() && system.exists() { system } else { own }
-}
-
-/// Whether this process runs as root: `/proc/self` belongs to the effective user.
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
-}
-
-/// The directory of this user's sockets.
-fn own_dir(is_root: bool, environment: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
-    // The XDG specification has relative paths ignored.
-    let absolute = |name| environment(name).filter(|path| path.is_absolute());
-    if is_root {
-        return PathBuf::from(SYSTEM);
-    }
-    if let Some(runtime) = absolute("XDG_RUNTIME_DIR") {
-        return runtime.join("ovmesh");
-    }
-    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
-    state.unwrap_or_else(|| PathBuf::from("/tmp")).join("ovmesh")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -61,7 +40,8 @@ mod tests {
             (false, &[("XDG_RUNTIME_DIR", "r"), ("HOME", "/h")], "/h/.local/state/ovmesh"),
             (false, &[("XDG_STATE_HOME", "/s"), ("HOME", "/h")], "/s/ovmesh"),
         ] {
-            assert_eq!(own_dir(root, world(set)), Path::new(expected));
+            let (_, socket) = default_paths("ovd", root, world(set));
+            assert_eq!(socket, Path::new(expected).join("ovd.sock"));
         }
     }
 }
