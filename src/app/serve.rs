@@ -11,7 +11,6 @@ use super::shutdown;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::ServeArgs;
 use crate::config::node::default_paths;
-use crate::config::ovctl::server_socket;
 use crate::config::server::{ServerConfig, ServerConfigError, ServerFile};
 use crate::control::listen::{self, bind_tcp, bind_unix};
 use crate::control::tls::Identity;
@@ -158,8 +157,11 @@ fn config(args: ServeArgs, socket: Option<PathBuf>) -> Result<ServerConfig, Prob
         file.public_urls = args.public_urls;
     }
     let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let (data_dir, _) = default_paths("server", effective_uid()? == 0, environment);
-    file.with_defaults(data_dir, server_socket()).map_err(refuse)
+    let is_root = effective_uid()? == 0;
+    let (data_dir, _) = default_paths("server", is_root, environment);
+    // Its own place, also where root's server has a socket that clients would take.
+    let (_, socket) = default_paths("ovctl", is_root, environment);
+    file.with_defaults(data_dir, socket).map_err(refuse)
 }
 
 /// Whether a device is a TUN of `ovd`: `ov` and a number.
