@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::rotation::{Keys, RingId, Serials};
+use super::keyset::{Keys, RingId};
+use super::rotation::Serials;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::node::RoundTrip;
-use crate::policy::World;
+use crate::policy::{Blueprint, World};
 use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
 
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
@@ -29,8 +30,8 @@ pub(crate) struct Table {
     pub(crate) serial: Serial,
     /// SHA-256 of `body`.
     pub(crate) hash: Secret,
-    /// The body as JSON.
-    pub(crate) body: Arc<str>,
+    /// The body as JSON, while its node is likely to ask for it; `Server::body` knows it always.
+    pub(crate) body: Option<Arc<str>>,
     pub(crate) revision: Revision,
 }
 
@@ -149,10 +150,12 @@ impl NodeState {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) world: Arc<World>,
+    /// The tables in force are cut from it.
+    pub(crate) blueprint: Arc<Blueprint>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
     /// Who stamps keys of a destination, by the tables in force.
-    pub(crate) senders: BTreeMap<(OverlayId, NodeId), Vec<NodeId>>,
+    pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
     /// For rings under way: the serials that carry the step.
     pub(crate) asked: BTreeMap<RingId, Serials>,
 }

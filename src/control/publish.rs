@@ -1,18 +1,18 @@
-//! From the world to each node's table: compile, compare, count up, wake.
+//! From the world to the tables that a change touches: compile, compare, count up, wake.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::compile::{self, Compiled};
+use super::keyset::Keys;
 use super::live::{Live, NodeState, Table};
-use super::rotation::Keys;
 use super::server::{Server, now};
 use super::store::{self, tables};
-use crate::api::Problem;
-use crate::api::table::TableBody;
-use crate::policy;
-use crate::types::{NodeId, NodeKind, OverlayId, Secret, Serial};
+use crate::api::{Problem, ProblemCode};
+use crate::policy::Blueprint;
+use crate::types::{NodeId, NodeKind, Secret, Serial};
 
 /// How long a source waits for SaPs and destinations. A source that comes too early loses a few
 /// packets; one that comes too late waits.
@@ -31,12 +31,6 @@ pub(crate) enum Hold {
 
 /// The serials of the tables that a publication changed.
 pub(crate) type Published = BTreeMap<NodeId, Serial>;
-
-/// A compiled body with its hash.
-type Compiled = BTreeMap<NodeId, (Arc<str>, Secret)>;
-
-/// Who stamps keys of which destination.
-type Senders = BTreeMap<(OverlayId, NodeId), Vec<NodeId>>;
 
 impl Server {
     /// Takes over the serials that the database knows.
@@ -58,30 +52,37 @@ impl Server {
         Ok(())
     }
 
-    /// Compiles everything and publishes what changed. The caller holds the gate.
+    /// Compiles the tables that may have changed since the last publication, and publishes those that did.
+    /// The caller holds the gate.
     ///
     /// # Errors
     ///
     /// When the database cannot be read or written; then nothing is published.
     pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
         let mut transaction = self.store.write().await?;
+        let (old, old_keys, online) = {
+            let live = self.live();
+            let online = live.nodes.iter().filter(|(_, node)| node.is_online());
+            let online: BTreeSet<NodeId> = online.map(|(id, _)| *id).collect();
+            (Arc::clone(&live.blueprint), Arc::clone(&live.keys), online)
+        };
         let world = Arc::new(store::world::load(&mut transaction).await?);
-        let keys = Arc::new(Keys::load(&mut transaction).await?);
-        let at = now();
-        let (compiled, senders) = {
-            let (world, keys) = (Arc::clone(&world), Arc::clone(&keys));
-            let work = move || render(policy::compile(&world, &*keys, at));
-            tokio::task::spawn_blocking(work).await.map_err(|error| {
-                Problem::new(crate::api::ProblemCode::Failed, "the tables were not compiled")
-                    .why(error.to_string())
-                    .fix("this is a bug: please report it with the server's log")
-            })?
+        let keys = Arc::new(Keys::load(&mut transaction, &old_keys).await?);
+        let (blueprint, touched, compiled) = {
+            let (world, keys, at) = (Arc::clone(&world), Arc::clone(&keys), now());
+            let work = move || {
+                let blueprint = Arc::new(Blueprint::new(world, at));
+                let touched = blueprint.touched_since(&old, &keys.changed_since(&old_keys));
+                let compiled = compile::compile(&blueprint, &keys, &touched, &online);
+                (blueprint, touched, compiled)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(not_compiled)?
         };
         let changed: BTreeMap<NodeId, (Serial, Secret)> = {
             let live = self.live();
             compiled
                 .iter()
-                .filter_map(|(id, (_, hash))| {
+                .filter_map(|(id, table)| {
                     let node = live.nodes.get(id);
                     let (serial, old) = match node.and_then(NodeState::newest) {
                         Some(table) => (table.serial, Some(table.hash.clone())),
@@ -89,8 +90,8 @@ impl Server {
                             .and_then(|node| node.stored.clone())
                             .map_or((Serial(0), None), |(serial, hash)| (serial, Some(hash))),
                     };
-                    (old.as_ref() != Some(hash))
-                        .then(|| (*id, (Serial(serial.0 + 1), hash.clone())))
+                    (old.as_ref() != Some(&table.hash))
+                        .then(|| (*id, (Serial(serial.0 + 1), table.hash.clone())))
                 })
                 .collect()
         };
@@ -111,10 +112,11 @@ impl Server {
             .collect();
         let first: Published = {
             let mut live = self.live();
-            live.world = world;
+            live.world = Arc::clone(&world);
+            live.blueprint = blueprint;
             live.keys = keys;
-            live.senders = senders;
-            assign(&mut live, &compiled, &published, &held);
+            live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
+            assign(&mut live, compiled, &published, &held);
             published
                 .iter()
                 .filter(|(id, _)| !held.contains(id))
@@ -137,6 +139,32 @@ impl Server {
         }
         self.tick();
         Ok(published)
+    }
+
+    /// The body of `table`, which `id` is shown, compiled again when it was not kept. None when it is not
+    /// shown any more, or a newer one is held back, which comes in a moment.
+    pub(crate) async fn body(
+        self: &Arc<Self>,
+        id: NodeId,
+        table: &Table,
+    ) -> Result<Option<Arc<str>>, Problem> {
+        if let Some(body) = &table.body {
+            return Ok(Some(Arc::clone(body)));
+        }
+        let (blueprint, keys) = {
+            let live = self.live();
+            let newest = live.nodes.get(&id).and_then(NodeState::newest);
+            if newest.is_none_or(|newest| newest.serial != table.serial) {
+                return Ok(None);
+            }
+            (Arc::clone(&live.blueprint), Arc::clone(&live.keys))
+        };
+        let work = move || compile::table(&blueprint, &keys, id, true);
+        let compiled = tokio::task::spawn_blocking(work).await.map_err(not_compiled)?;
+        if compiled.as_ref().is_some_and(|compiled| compiled.hash != table.hash) {
+            tracing::error!(node = %id, "a table is not what it was when it was published");
+        }
+        Ok(compiled.and_then(|compiled| compiled.body))
     }
 
     /// Shows held tables, unless newer ones came meanwhile.
@@ -190,42 +218,29 @@ impl Server {
     }
 }
 
-/// Turns bodies into bytes, and notes who stamps what.
-fn render(bodies: BTreeMap<NodeId, TableBody>) -> (Compiled, Senders) {
-    let mut compiled = BTreeMap::new();
-    let mut senders = Senders::new();
-    for (id, body) in bodies {
-        for overlay in &body.overlays {
-            for row in &overlay.send_keys {
-                let to = usize::try_from(row.to).ok().and_then(|index| overlay.members.get(index));
-                if let Some(to) = to {
-                    senders.entry((overlay.id, to.id)).or_default().push(id);
-                }
-            }
-        }
-        let text = store::to_json(&body);
-        let mut hash = [0; 32];
-        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        hash.copy_from_slice(digest.as_ref());
-        compiled.insert(id, (Arc::from(text), Secret::new(hash)));
-    }
-    (compiled, senders)
-}
-
 /// Puts the compiled tables in place; nodes that are gone go.
-fn assign(live: &mut Live, compiled: &Compiled, changed: &Published, held: &BTreeSet<NodeId>) {
+fn assign(
+    live: &mut Live,
+    compiled: Vec<(NodeId, Compiled)>,
+    changed: &Published,
+    held: &BTreeSet<NodeId>,
+) {
     let revision = live.world.revision;
-    live.nodes.retain(|id, _| compiled.contains_key(id));
-    for (id, (body, hash)) in compiled {
-        let node = live.nodes.entry(*id).or_insert_with(NodeState::new);
-        let serial = match changed.get(id) {
+    let Live { nodes, world, senders, .. } = live;
+    nodes.retain(|id, _| world.nodes.contains_key(id));
+    for (id, compiled) in compiled {
+        for (overlay, peers) in compiled.peers {
+            senders.insert((overlay, id), peers);
+        }
+        let node = nodes.entry(id).or_insert_with(NodeState::new);
+        let serial = match changed.get(&id) {
             Some(serial) => *serial,
             // The bytes are those of before the restart.
             None if node.newest().is_none() => node.newest_serial(),
             None => continue,
         };
-        let table = Table { serial, hash: hash.clone(), body: Arc::clone(body), revision };
-        if held.contains(id) {
+        let table = Table { serial, hash: compiled.hash, body: compiled.body, revision };
+        if held.contains(&id) {
             node.held = Some(table);
         } else {
             node.held = None;
@@ -233,4 +248,11 @@ fn assign(live: &mut Live, compiled: &Compiled, changed: &Published, held: &BTre
             node.wake.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
+}
+
+/// Compiling panicked.
+fn not_compiled(error: tokio::task::JoinError) -> Problem {
+    Problem::new(ProblemCode::Failed, "the tables were not compiled")
+        .why(error.to_string())
+        .fix("this is a bug: please report it with the server's log")
 }

@@ -16,8 +16,9 @@ use crate::api::node::JoinToken;
 use crate::api::table::Action;
 use crate::control::auth::Admin;
 use crate::control::enforce::Touched;
+use crate::control::keyset::Keys;
 use crate::control::publish::Hold;
-use crate::control::rotation::{self, Keys};
+use crate::control::rotation;
 use crate::control::selection;
 use crate::control::server::{Server, now, now_millis};
 use crate::control::store::{self, Done, nodes, overlays, rules, tokens, world};
@@ -185,7 +186,8 @@ pub(super) async fn rotate_keys(
     admin.everywhere()?;
     let mut draft = server.begin(admin.actor, &options).await?;
     let world = world::load(draft.conn()).await?;
-    let keys = Keys::load(draft.conn()).await?;
+    let known = Arc::clone(&server.live().keys);
+    let keys = Keys::load(draft.conn(), &known).await?;
     let changed = rotation::start(draft.conn(), &world, &keys, &request, now_millis()).await?;
     let statuses = {
         let live = server.live();
