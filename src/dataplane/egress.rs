@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::hallway::{Common, is_trickle, now};
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
@@ -50,7 +50,6 @@ pub(super) fn run(
     tun: &Arc<Tun>,
     overlay: OverlayId,
     mut common: Common,
-    counters: &Counters,
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
@@ -85,8 +84,8 @@ pub(super) fn run(
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        counters.egress.add(&mut refused);
-        counters.egress.add(&mut passed);
+        common.counters.egress.add(&mut refused);
+        common.counters.egress.add(&mut passed);
     }
     Ok(())
 }
