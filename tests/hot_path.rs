@@ -175,7 +175,11 @@ fn each_datagram_of_a_train_is_judged_for_itself_and_nothing_is_allocated() {
             while rig.drops() == before.1 && Instant::now() < deadline {
                 std::thread::yield_now();
             }
-            assert_eq!(rig.counters.dropped(Way::Transit, reason), before.0 + 1, "{reason:?} at {place}");
+            assert_eq!(
+                rig.counters.dropped(Way::Transit, reason),
+                before.0 + 1,
+                "{reason:?} at {place}"
+            );
             assert_eq!(rig.drops(), before.1 + 1, "{reason:?} at {place}");
         }
     }

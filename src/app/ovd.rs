@@ -146,9 +146,8 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on.
     let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
-    let (plane, port) =
-        EntityPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
-            .map_err(node::failed)?;
+    let (plane, port) = EntityPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
+        .map_err(node::failed)?;
     let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     daemon::run(shared, state, plane, port, socket, wanted).await

@@ -245,7 +245,7 @@ mod tests {
             ("name = 'Web'", &["name", "Web", "a-z"]),
             ("lanes = 0", &["lanes", "`0`", "1 to 64"]),
             ("lanes = 65", &["lanes", "`65`", "1 to 64"]),
-            ("lanes = 'many'", &["line 1", "lanes = 'many'", "integer"]),
+            ("lanes = 'many'", &["line 1", "many", "expected i64"]),
             ("log_format = 'xml'", &["log_format", "xml", "json"]),
             ("state_dir = 'here'", &["state_dir", "here", "absolute"]),
             ("name = 'web'\nport = 5", &["port", "line 2", "unknown field", "expected"]),

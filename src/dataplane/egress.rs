@@ -46,11 +46,7 @@ fn read(
 }
 
 /// Runs until the thread is told to stop. Returns why when the device went away.
-pub(super) fn run(
-    tun: &Arc<Tun>,
-    overlay: OverlayId,
-    mut common: Common,
-) -> std::io::Result<()> {
+pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);

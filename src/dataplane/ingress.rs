@@ -42,11 +42,7 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(
-    mut common: Common,
-    mut devices: Reader<Devices>,
-    punter: Punter,
-) {
+pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();

@@ -232,8 +232,7 @@ fn open_shared(name: &str, has_header: bool, more: libc::c_int) -> Result<File, 
     let mut request = libc::ifreq { ifr_name, ifr_ifru };
     // SAFETY: `TUNSETIFF` reads and writes an `ifreq` through the pointer, which leads to one that
     // lives until the call returns.
-    let result =
-        unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
     if result == 0 { Ok(file) } else { Err(io::Error::last_os_error().into()) }
 }
 
