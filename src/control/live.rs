@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::compile::Source;
 use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::node::RoundTrip;
-use crate::policy::{Blueprint, World};
+use crate::policy::World;
 use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
 
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
@@ -30,8 +31,10 @@ pub(crate) struct Table {
     pub(crate) serial: Serial,
     /// SHA-256 of `body`.
     pub(crate) hash: Secret,
-    /// The body as JSON, while its node is likely to ask for it; `Server::body` knows it always.
+    /// The body as JSON, while its node is likely to ask for it.
     pub(crate) body: Option<Arc<str>>,
+    /// What `body` can be compiled from again.
+    pub(crate) source: Arc<Source>,
     pub(crate) revision: Revision,
 }
 
@@ -150,8 +153,8 @@ impl NodeState {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) world: Arc<World>,
-    /// The tables in force are cut from it.
-    pub(crate) blueprint: Arc<Blueprint>,
+    /// The tables in force are compiled from it.
+    pub(crate) source: Arc<Source>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
     /// Who stamps keys of a destination, by the tables in force.

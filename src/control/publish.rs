@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::compile::{self, Compiled};
+use super::compile::{self, Compiled, Source};
 use super::keyset::Keys;
 use super::live::{Live, NodeState, Table};
 use super::server::{Server, now};
 use super::store::{self, tables};
-use crate::api::{Problem, ProblemCode};
+use crate::api::Problem;
 use crate::policy::Blueprint;
 use crate::types::{NodeId, NodeKind, Secret, Serial};
 
@@ -60,23 +60,22 @@ impl Server {
     /// When the database cannot be read or written; then nothing is published.
     pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
         let mut transaction = self.store.write().await?;
-        let (old, old_keys, online) = {
+        let (old, online) = {
             let live = self.live();
             let online = live.nodes.iter().filter(|(_, node)| node.is_online());
-            let online: BTreeSet<NodeId> = online.map(|(id, _)| *id).collect();
-            (Arc::clone(&live.blueprint), Arc::clone(&live.keys), online)
+            (Arc::clone(&live.source), online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>())
         };
         let world = Arc::new(store::world::load(&mut transaction).await?);
-        let keys = Arc::new(Keys::load(&mut transaction, &old_keys).await?);
-        let (blueprint, touched, compiled) = {
-            let (world, keys, at) = (Arc::clone(&world), Arc::clone(&keys), now());
+        let keys = Arc::new(Keys::load(&mut transaction, &old.keys).await?);
+        let (source, touched, compiled) = {
+            let (world, at) = (Arc::clone(&world), now());
             let work = move || {
-                let blueprint = Arc::new(Blueprint::new(world, at));
-                let touched = blueprint.touched_since(&old, &keys.changed_since(&old_keys));
-                let compiled = compile::compile(&blueprint, &keys, &touched, &online);
-                (blueprint, touched, compiled)
+                let source = Source { blueprint: Blueprint::new(world, at), keys };
+                let touched = source.touched_since(&old);
+                let compiled = source.compile(&touched, &online);
+                (Arc::new(source), touched, compiled)
             };
-            tokio::task::spawn_blocking(work).await.map_err(not_compiled)?
+            tokio::task::spawn_blocking(work).await.map_err(compile::not_compiled)?
         };
         let changed: BTreeMap<NodeId, (Serial, Secret)> = {
             let live = self.live();
@@ -113,8 +112,8 @@ impl Server {
         let first: Published = {
             let mut live = self.live();
             live.world = Arc::clone(&world);
-            live.blueprint = blueprint;
-            live.keys = keys;
+            live.keys = Arc::clone(&source.keys);
+            live.source = source;
             live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
             assign(&mut live, compiled, &published, &held);
             published
@@ -139,32 +138,6 @@ impl Server {
         }
         self.tick();
         Ok(published)
-    }
-
-    /// The body of `table`, which `id` is shown, compiled again when it was not kept. None when it is not
-    /// shown any more, or a newer one is held back, which comes in a moment.
-    pub(crate) async fn body(
-        self: &Arc<Self>,
-        id: NodeId,
-        table: &Table,
-    ) -> Result<Option<Arc<str>>, Problem> {
-        if let Some(body) = &table.body {
-            return Ok(Some(Arc::clone(body)));
-        }
-        let (blueprint, keys) = {
-            let live = self.live();
-            let newest = live.nodes.get(&id).and_then(NodeState::newest);
-            if newest.is_none_or(|newest| newest.serial != table.serial) {
-                return Ok(None);
-            }
-            (Arc::clone(&live.blueprint), Arc::clone(&live.keys))
-        };
-        let work = move || compile::table(&blueprint, &keys, id, true);
-        let compiled = tokio::task::spawn_blocking(work).await.map_err(not_compiled)?;
-        if compiled.as_ref().is_some_and(|compiled| compiled.hash != table.hash) {
-            tracing::error!(node = %id, "a table is not what it was when it was published");
-        }
-        Ok(compiled.and_then(|compiled| compiled.body))
     }
 
     /// Shows held tables, unless newer ones came meanwhile.
@@ -226,8 +199,14 @@ fn assign(
     held: &BTreeSet<NodeId>,
 ) {
     let revision = live.world.revision;
-    let Live { nodes, world, senders, .. } = live;
+    let Live { nodes, world, senders, source, .. } = live;
     nodes.retain(|id, _| world.nodes.contains_key(id));
+    // What was not touched is cut from the new source just as well: the old one can go.
+    for node in nodes.values_mut() {
+        if let Some(table) = node.held.as_mut().or(node.shown.as_mut()) {
+            table.source = Arc::clone(source);
+        }
+    }
     for (id, compiled) in compiled {
         for (overlay, peers) in compiled.peers {
             senders.insert((overlay, id), peers);
@@ -239,7 +218,8 @@ fn assign(
             None if node.newest().is_none() => node.newest_serial(),
             None => continue,
         };
-        let table = Table { serial, hash: compiled.hash, body: compiled.body, revision };
+        let Compiled { body, hash, .. } = compiled;
+        let table = Table { serial, hash, body, source: Arc::clone(source), revision };
         if held.contains(&id) {
             node.held = Some(table);
         } else {
@@ -248,11 +228,4 @@ fn assign(
             node.wake.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
-}
-
-/// Compiling panicked.
-fn not_compiled(error: tokio::task::JoinError) -> Problem {
-    Problem::new(ProblemCode::Failed, "the tables were not compiled")
-        .why(error.to_string())
-        .fix("this is a bug: please report it with the server's log")
 }

@@ -1,6 +1,6 @@
 //! The members of one overlay, by what selectors look at, so that a selector need not ask everybody.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::select::{is_member, selects};
 use super::set::Set;
@@ -59,11 +59,12 @@ impl<'a> Roster<'a> {
         match selector {
             BoundSelector::Any | BoundSelector::Cidr(_) => None,
             BoundSelector::Node(id, _) => Some(vec![*id]),
-            BoundSelector::Labels(labels) => {
-                let carriers =
-                    |label| self.by_label.get(label).map_or(&[][..], |ids| ids.as_slice());
-                labels.iter().map(carriers).min_by_key(|ids| ids.len()).map(<[NodeId]>::to_vec)
-            }
+            BoundSelector::Labels(labels) => self.carriers(labels),
+            BoundSelector::Service(name) => self
+                .world
+                .services
+                .get(name)
+                .map_or(Some(Vec::new()), |labels| self.carriers(labels)),
             BoundSelector::Namespace(name) => {
                 Some(self.by_namespace.get(name).cloned().unwrap_or_default())
             }
@@ -76,5 +77,11 @@ impl<'a> Roster<'a> {
                 Some(all)
             }
         }
+    }
+
+    /// Who carries the rarest of the labels.
+    fn carriers(&self, labels: &BTreeSet<Label>) -> Option<Vec<NodeId>> {
+        let of_one = |label| self.by_label.get(label).map_or(&[][..], |ids| ids.as_slice());
+        labels.iter().map(of_one).min_by_key(|ids| ids.len()).map(<[NodeId]>::to_vec)
     }
 }

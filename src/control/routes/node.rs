@@ -123,9 +123,8 @@ pub(super) async fn table(
             let state = live.nodes.get(&id).ok_or_else(gone)?;
             state.shown.clone().filter(|table| table.serial > after)
         };
-        if let Some(table) = new
-            && let Some(body) = server.body(id, &table).await?
-        {
+        if let Some(table) = new {
+            let body = table.body(id).await?;
             return Ok(document(&server.incarnation, &table, &body));
         }
         {
