@@ -201,12 +201,6 @@ fn assign(
     let revision = live.world.revision;
     let Live { nodes, world, senders, source, .. } = live;
     nodes.retain(|id, _| world.nodes.contains_key(id));
-    // What was not touched is cut from the new source just as well: the old one can go.
-    for node in nodes.values_mut() {
-        if let Some(table) = node.held.as_mut().or(node.shown.as_mut()) {
-            table.source = Arc::clone(source);
-        }
-    }
     for (id, compiled) in compiled {
         for (overlay, peers) in compiled.peers {
             senders.insert((overlay, id), peers);
@@ -226,6 +220,12 @@ fn assign(
             node.held = None;
             node.shown = Some(table);
             node.wake.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+    // Tables that stay are cut from the new source just as well, so that the old one can go.
+    for node in nodes.values_mut() {
+        if let Some(table) = node.held.as_mut().or(node.shown.as_mut()) {
+            table.source = Arc::clone(source);
         }
     }
 }
