@@ -12,6 +12,7 @@ mod key;
 mod name;
 mod selector;
 mod service;
+mod tier;
 mod version;
 
 pub use cidr::{CidrBlock, CidrError};
@@ -24,4 +25,5 @@ pub use key::{AuthorizationKey, Epoch, Generation, KeyVersion, Secret};
 pub use name::{EntityName, Label, Name, ParseNameError};
 pub use selector::{Selector, SelectorError};
 pub use service::{PortRange, Protocol, Service, ServiceError};
+pub use tier::Tier;
 pub use version::{ApiVersion, Incarnation, Revision, Serial};
