@@ -111,7 +111,7 @@ impl<'a> Draft<'a> {
             .iter()
             .map(|row| RuleRow {
                 id: row.way.rule,
-                action: row.way.action,
+                tier: row.way.action.into(),
                 from: set_number(&row.from),
                 to: set_number(&row.to),
                 services: row.services.to_vec(),
@@ -162,9 +162,11 @@ impl<'a> Draft<'a> {
             cidr: plan.facts.cidr,
             address,
             silent: plan.facts.silent,
+            unspoken_passes: false,
             sets: sets.iter().map(|set| set.positions_in(&self.members)).collect(),
             members,
             rules,
+            isolated: Vec::new(),
             paths,
             default_saps: plan.default_saps.clone(),
             destination_keys,
