@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::store::changes::Changes;
 use super::store::{self, keys as rows, keys::RingRow};
 use crate::api::Problem;
 use crate::api::table::DestinationKey as KeyRow;
@@ -50,19 +51,39 @@ impl Versions {
 }
 
 impl Keys {
-    /// Loads them. What `older` derived is taken over where it still holds: the secret of an epoch never
-    /// changes.
-    pub(crate) async fn load(conn: &mut store::Connection, older: &Self) -> Result<Self, Problem> {
+    /// Loads them.
+    pub(crate) async fn load(conn: &mut store::Connection) -> Result<Self, Problem> {
+        Self::load_changed(conn, &Self::default(), &Changes::All).await
+    }
+
+    /// As [`Keys::load`], but takes over from `older` the rings that are not among `changes`, and what
+    /// was derived where it still holds: the secret of an epoch never changes.
+    pub(crate) async fn load_changed(
+        conn: &mut store::Connection,
+        older: &Self,
+        changes: &Changes,
+    ) -> Result<Self, Problem> {
         let epochs = rows::epochs(conn)
             .await?
             .into_iter()
             .map(|(overlay, epoch, secret, created)| ((overlay, epoch), (secret, created)))
             .collect();
-        let rings = rows::rings(conn)
-            .await?
-            .into_iter()
-            .map(|row| ((row.overlay, row.source, row.destination), row))
-            .collect();
+        let mut rings = BTreeMap::new();
+        let mut put = |rows: Vec<RingRow>| {
+            rings.extend(
+                rows.into_iter().map(|row| ((row.overlay, row.source, row.destination), row)),
+            );
+        };
+        match changes {
+            Changes::All => put(rows::rings(conn).await?),
+            Changes::These { rings: changed, .. } => {
+                let kept = older.rings.values().filter(|row| !changed.contains(&row.destination));
+                put(kept.cloned().collect());
+                for &to in changed {
+                    put(rows::rings_to(conn, to..=to).await?);
+                }
+            }
+        }
         let mut keys = Self { epochs, rings, ..Self::default() };
         keys.derive(older);
         Ok(keys)

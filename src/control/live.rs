@@ -153,8 +153,8 @@ impl NodeState {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) world: Arc<World>,
-    /// The tables in force are compiled from it.
-    pub(crate) source: Arc<Source>,
+    /// What the tables in force are compiled from; none before the first.
+    pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
     /// Who stamps keys of a destination, by the tables in force.

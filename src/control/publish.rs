@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::compile::{self, Compiled, Source};
 use super::keyset::Keys;
 use super::live::{Live, NodeState, Table};
 use super::server::{Server, now};
+use super::store::changes::Changes;
 use super::store::{self, tables};
 use crate::api::Problem;
 use crate::policy::Blueprint;
@@ -60,13 +61,22 @@ impl Server {
     /// When the database cannot be read or written; then nothing is published.
     pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
         let mut transaction = self.store.write().await?;
+        let started = Instant::now();
         let (old, online) = {
             let live = self.live();
             let online = live.nodes.iter().filter(|(_, node)| node.is_online());
-            (Arc::clone(&live.source), online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>())
+            (live.source.clone(), online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>())
         };
-        let world = Arc::new(store::world::load(&mut transaction).await?);
-        let keys = Arc::new(Keys::load(&mut transaction, &old.keys).await?);
+        let changes = store::changes::take(&mut transaction).await?;
+        let (old, changes) = match old {
+            Some(old) => (old, changes),
+            None => (Arc::default(), Changes::All),
+        };
+        let conn = &mut *transaction;
+        let world = store::world::load_changed(conn, old.blueprint.world(), &changes).await?;
+        let world = Arc::new(world);
+        let keys = Arc::new(Keys::load_changed(conn, &old.keys, &changes).await?);
+        let loaded = started.elapsed();
         let (source, touched, compiled) = {
             let (world, at) = (Arc::clone(&world), now());
             let work = move || {
@@ -77,6 +87,7 @@ impl Server {
             };
             tokio::task::spawn_blocking(work).await.map_err(compile::not_compiled)?
         };
+        let worked = started.elapsed();
         let changed: BTreeMap<NodeId, (Serial, Secret)> = {
             let live = self.live();
             compiled
@@ -113,9 +124,9 @@ impl Server {
             let mut live = self.live();
             live.world = Arc::clone(&world);
             live.keys = Arc::clone(&source.keys);
-            live.source = source;
+            live.source = Some(Arc::clone(&source));
             live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
-            assign(&mut live, compiled, &published, &held);
+            assign(&mut live, &source, compiled, &published, &held);
             published
                 .iter()
                 .filter(|(id, _)| !held.contains(id))
@@ -137,6 +148,14 @@ impl Server {
             }
         }
         self.tick();
+        tracing::debug!(
+            touched = touched.len(),
+            changed = published.len(),
+            read_millis = loaded.as_millis(),
+            compiled_millis = worked.as_millis(),
+            millis = started.elapsed().as_millis(),
+            "published"
+        );
         Ok(published)
     }
 
@@ -194,12 +213,13 @@ impl Server {
 /// Puts the compiled tables in place; nodes that are gone go.
 fn assign(
     live: &mut Live,
+    source: &Arc<Source>,
     compiled: Vec<(NodeId, Compiled)>,
     changed: &Published,
     held: &BTreeSet<NodeId>,
 ) {
     let revision = live.world.revision;
-    let Live { nodes, world, senders, source, .. } = live;
+    let Live { nodes, world, senders, .. } = live;
     nodes.retain(|id, _| world.nodes.contains_key(id));
     for (id, compiled) in compiled {
         for (overlay, peers) in compiled.peers {

@@ -186,8 +186,7 @@ pub(super) async fn rotate_keys(
     admin.everywhere()?;
     let mut draft = server.begin(admin.actor, &options).await?;
     let world = world::load(draft.conn()).await?;
-    let known = Arc::clone(&server.live().keys);
-    let keys = Keys::load(draft.conn(), &known).await?;
+    let keys = Keys::load(draft.conn()).await?;
     let changed = rotation::start(draft.conn(), &world, &keys, &request, now_millis()).await?;
     let statuses = {
         let live = server.live();
