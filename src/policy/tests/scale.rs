@@ -24,7 +24,7 @@ fn world() -> World {
     add_overlay(&mut world, O, "default", "10.70.0.0/16");
     for id in 1..=ENTITIES + 1 {
         let kind = if id == SAP.0 { NodeKind::Sap } else { NodeKind::Entity };
-        let node = add_node(&mut world, kind, id % 250, &format!("e{id}"));
+        let node = add_node(&mut world, kind, 0, &format!("e{id}"));
         let mut facts = world.nodes.remove(&node).unwrap();
         if id == SAP.0 {
             facts.serves.insert(O);
