@@ -75,6 +75,8 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
                 both: *both,
                 path: path.as_ref().map(|path| from_json(path, "rule")).transpose()?,
                 not_after: not_after.map(time),
+                is_audit: false,
+                name: None,
             };
             Ok(StoredRule {
                 id: RuleId(*id),
@@ -96,6 +98,7 @@ fn bound(text: &str, node: Option<u32>) -> Result<BoundSelector, Problem> {
         (Selector::Namespace(name), _) => BoundSelector::Namespace(name),
         (Selector::Name(name), Some(node)) => BoundSelector::Node(NodeId(node), name),
         (Selector::Group(name), _) => BoundSelector::Group(name),
+        (Selector::Service(name), _) => BoundSelector::Service(name),
         (Selector::Cidr(block), _) => BoundSelector::Cidr(block),
         (Selector::Name(_), None) => return Err(corrupt("rule")),
     })
@@ -212,6 +215,8 @@ fn facts_of(world: &World, request: &RuleCreate, now: Timestamp) -> Result<RuleF
         both: request.both,
         path,
         not_after: request.expires.map(|duration| now.after(duration.0)),
+        is_audit: false,
+        name: None,
     })
 }
 
@@ -224,13 +229,14 @@ fn check_named_ports(
 ) -> Result<(), Problem> {
     let lacks = |end: &BoundSelector, service: &Service, name: &Name| match end {
         BoundSelector::Node(id, _) => {
-            let port = world.nodes.get(id).and_then(|node| node.ports.get(name));
-            port.is_none_or(|port| port.protocol() != service.protocol())
+            let ports = world.nodes.get(id).and_then(|node| node.ports.get(name));
+            !ports.into_iter().flatten().any(|port| port.protocol() == service.protocol())
         }
         BoundSelector::Any
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => false,
     };
     for service in &request.services {
@@ -293,6 +299,7 @@ fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => None,
     };
     (selection::as_written(selector).to_string(), node)
