@@ -24,9 +24,7 @@ pub const REPORT_RECORDS_MAX: usize = 1_000;
 pub const ANSWER_RECORDS_MAX: u32 = 10_000;
 
 /// What became of packets.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FlowVerdict {
     /// They passed by a rule, or as part of a flow that did.
@@ -186,4 +184,19 @@ pub struct FlowRecord {
     pub last: Timestamp,
     /// The nodes whose count this is.
     pub seen_by: Vec<String>,
+}
+
+/// How often a rule decided, for as long as it lives: packets of the flows that it let start, both
+/// directions, or packets that it refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleHits {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of inner packets.
+    pub bytes: u64,
+    /// The first hit.
+    pub first: Timestamp,
+    /// The last hit.
+    pub last: Timestamp,
 }

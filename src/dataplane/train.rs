@@ -208,8 +208,12 @@ impl<'a> Iterator for Leaving<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hallway::tests::meta;
+    use super::super::hallway::now;
+    use super::super::hallway::tests::{V4_DATA, datagram, meta};
     use super::*;
+    use crate::forward::{Outcome, RecordKey, Target};
+    use crate::types::{NodeId, OverlayId};
+    use crate::wire::{Family, inner};
 
     fn lengths(segment: usize, bytes: &[u8]) -> Vec<usize> {
         let meta = Meta { segment, len: bytes.len(), ..meta(0, 64) };
@@ -225,5 +229,33 @@ mod tests {
         assert_eq!(lengths(30, &[1; 30]), [30]);
         assert_eq!(lengths(30, &[1; 60]), [30, 30]);
         assert_eq!(lengths(30, &[1; 61]), [30, 30, 1]);
+    }
+
+    #[test]
+    fn a_run_is_counted_once_and_nothing_is_left_out() {
+        let packet = datagram(V4_DATA);
+        let facts = inner::parse(Family::V4, &packet[gue::HEADER_LEN..]).unwrap();
+        let (records, now) = (RecordTable::new(64), now());
+        let key = |port| RecordKey {
+            overlay: OverlayId(1),
+            rule: None,
+            from: NodeId(1),
+            to: Target::Member(NodeId(2)),
+            protocol: 17,
+            port: Some(port),
+            outcome: Outcome::Allowed,
+        };
+        let mark = |port| Some(records.find(&key(port), now.wall));
+        let passed = |record| Marked { verdict: Verdict::Deliver { overlay: 0 }, record };
+        {
+            let mut memo = Memo::new(&records, now);
+            for record in [mark(1), mark(1), None, mark(1), mark(2), mark(1)] {
+                let _ = memo.verdict(None, &facts, || passed(record));
+            }
+        }
+        let mut found = Vec::new();
+        records.collect(now.wall, now.wall, |_, sums| found.push((sums.packets, sums.bytes)));
+        found.sort_unstable();
+        assert_eq!(found, [(1, 38), (4, 152)]);
     }
 }

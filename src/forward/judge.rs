@@ -388,8 +388,7 @@ impl<'a> Judge<'a> {
     ) -> Result<Passed<'a>, DropReason> {
         let facts = crossing.facts;
         let key = self.fragment_key(facts, identification);
-        let first =
-            self.flows.find(&key, self.now).filter(|first| first.token() == self.token);
+        let first = self.flows.find(&key, self.now).filter(|first| first.token() == self.token);
         let asked = Asked { protocol: facts.protocol, port: None };
         if first.is_some() || self.decide(crossing.from, crossing.to, asked).is_allow() {
             return Ok(Passed { flow: first, is_reply: false });

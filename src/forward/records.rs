@@ -17,7 +17,7 @@ use crate::types::{DropReason, NodeId, OverlayId, RuleId, Timestamp};
 const FLOWS_PER_RECORD: usize = 8;
 
 /// Slots that a record may stand in, counted from where its hash says.
-const PROBES: usize = 8;
+const PROBES: usize = 16;
 
 /// Counters of records by source; two sources that share one share a quota.
 const SOURCES: usize = 1024;
@@ -29,7 +29,7 @@ const PASSED_SHARE: usize = 4;
 const DENIED_SHARE: usize = 16;
 
 /// All that was denied may have this share of the table.
-const ALL_DENIED_SHARE: usize = 2;
+const ALL_DENIED_SHARE: usize = 4;
 
 /// Seconds without a packet after which a record gives its place back.
 const IDLE_SECONDS: u64 = 600;
@@ -119,6 +119,9 @@ const KEY_WORDS: usize = 5;
 /// A key as slots hold it; the last word is never 0.
 type Packed = [u64; KEY_WORDS];
 
+/// No rule has this number.
+const NO_RULE: u32 = u32::MAX;
+
 const USED: u64 = 1 << 63;
 const HAS_PORT: u64 = 1 << 62;
 const HAS_V4: u64 = 1 << 61;
@@ -136,7 +139,7 @@ impl RecordKey {
             Outcome::Allowed | Outcome::Open | Outcome::Audit => 0,
         };
         [
-            u64::from(self.overlay.0) << 32 | u64::from(self.rule.map_or(0, |rule| rule.0)),
+            u64::from(self.overlay.0) << 32 | u64::from(self.rule.map_or(NO_RULE, |rule| rule.0)),
             u64::from(self.from.0) << 32 | u64::from(to),
             (address >> 64) as u64,
             address as u64,
@@ -159,7 +162,7 @@ impl RecordKey {
         };
         Self {
             overlay: OverlayId((rule >> 32) as u32),
-            rule: (rule as u32 != 0).then_some(RuleId(rule as u32)),
+            rule: (rule as u32 != NO_RULE).then_some(RuleId(rule as u32)),
             from: NodeId((ends >> 32) as u32),
             to,
             protocol: (rest >> 16) as u8,
@@ -320,8 +323,7 @@ impl RecordTable {
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(64).next_power_of_two();
-        let slots: Box<[Slot]> =
-            (0..capacity + Outcome::KINDS).map(|_| Slot::default()).collect();
+        let slots: Box<[Slot]> = (0..capacity + Outcome::KINDS).map(|_| Slot::default()).collect();
         for overflow in slots.iter().skip(capacity) {
             overflow.sequence.store(2, Ordering::Relaxed);
         }
@@ -335,7 +337,7 @@ impl RecordTable {
     }
 
     /// The record of `key`, made where there is room; else the overflow record of its outcome.
-    pub(super) fn find(&self, key: &RecordKey, now: Timestamp) -> RecordMark {
+    pub fn find(&self, key: &RecordKey, now: Timestamp) -> RecordMark {
         let packed = key.pack();
         let start = self.hasher.hash_one(packed) as usize;
         // A claim fails when another thread was faster; then the slot looks different.

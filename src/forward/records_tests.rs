@@ -75,10 +75,10 @@ fn a_scan_that_is_denied_flushes_nothing_and_is_counted_all_the_same() {
     let all = collected(&table, NOW);
     let has = |key: &RecordKey| all.contains_key(&Collected::Record(*key));
     assert!(good.iter().all(has));
-    assert!(late.iter().filter(|key| has(key)).count() >= 48, "a few may have met full places");
+    assert!(late.iter().all(has));
     let own = |key: &RecordKey| key.outcome.is_denied();
     let records = all.keys().filter(|what| matches!(what, Collected::Record(key) if own(key)));
-    assert!(records.count() <= 512);
+    assert!(records.count() <= 256);
     let packets: u64 = all
         .iter()
         .filter(|(what, _)| match what {
@@ -150,7 +150,7 @@ proptest! {
     ) {
         let key = RecordKey {
             overlay: OverlayId(overlay),
-            rule: (rule != 0).then_some(RuleId(rule)),
+            rule: (rule != NO_RULE).then_some(RuleId(rule)),
             from: NodeId(from),
             to: address.map_or(Target::Member(NodeId(to)), Target::Address),
             protocol,

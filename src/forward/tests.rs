@@ -2,6 +2,7 @@ mod budget;
 mod midstream;
 mod model;
 mod paths;
+mod records;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
