@@ -18,6 +18,7 @@ mod flows;
 mod integrity;
 mod join;
 mod keys;
+mod lanes;
 mod packet;
 mod paths;
 mod restart;
