@@ -51,8 +51,12 @@ impl<'a> Judge<'a> {
         let opening = self.opening(crossing, passed)?;
         let (rule, outcome) = match self.decide(opening.from, opening.to, opening.asked) {
             Decision::Allow(rule) => (Some(rule), Outcome::Allowed),
+            Decision::Open => (None, Outcome::Open),
+            Decision::Audit(rule) => (Some(rule), Outcome::Audit),
             // Part of something that passed, such as a fragment.
-            Decision::Deny(_) | Decision::NoRule => (None, Outcome::Allowed),
+            Decision::Deny(_) | Decision::Isolated(_) | Decision::NoRule => {
+                (None, Outcome::Allowed)
+            }
         };
         let mark = records.find(&self.key(opening, id, rule, outcome), self.now.wall);
         if let Some(flow) = &passed.flow {
@@ -99,11 +103,11 @@ impl<'a> Judge<'a> {
             }
             (Some(named), _) => directed(crossing, named, true),
         };
-        let rule = match reason {
-            DropReason::DenyRule => match self.decide(opening.from, opening.to, opening.asked) {
-                Decision::Deny(rule) => Some(rule),
-                Decision::Allow(_) | Decision::NoRule => None,
-            },
+        let is_by_rule = reason == DropReason::DenyRule
+            || reason == DropReason::NoRule && self.matcher.isolates();
+        let decision = is_by_rule.then(|| self.decide(opening.from, opening.to, opening.asked));
+        let rule = match decision {
+            Some(Decision::Deny(rule) | Decision::Isolated(rule)) => Some(rule),
             _ => None,
         };
         let key = self.key(opening, id, rule, Outcome::Denied(reason));

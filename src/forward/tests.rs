@@ -556,24 +556,6 @@ fn unknown_inner_addresses_go_nowhere() {
 }
 
 #[test]
-fn two_keys_are_accepted_during_a_rotation() {
-    let old = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
-    let rotating = World { destination_keys: vec![1, 2], ..old.clone() };
-    let done = World { destination_keys: vec![2], ..old.clone() };
-    let facts = old.udp(A, B, (9, 53));
-    let (old_key, new_key) = (old.key(A, B), done.key(A, B));
-    for (world, keys, expected) in [
-        (&old, [old_key, new_key], [None, Some(DropReason::Key)]),
-        (&rotating, [old_key, new_key], [None, None]),
-        (&done, [old_key, new_key], [Some(DropReason::Key), None]),
-    ] {
-        let sap = world.sap();
-        let got = keys.map(|key| reason(sap.transit(endpoint(A), key, &facts, &table(), at(0))));
-        assert_eq!(got, expected);
-    }
-}
-
-#[test]
 fn tables_that_do_not_agree_with_themselves_are_refused() {
     let good = World::new(vec![rule(1, A, B, &[])]);
     let build = |spec: OverlaySpec| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::types::Tier;
 
 /// What was counted since the last time, as (from, to, port, rule, outcome) with packets and bytes.
 type Counted = BTreeMap<(u32, u32, Option<u16>, Option<u32>, Outcome), (u64, u64)>;
@@ -117,4 +118,20 @@ fn later_fragments_count_for_the_flow_of_the_first() {
     }
     let flow = (A, B, Some(53), Some(1), Outcome::Allowed);
     assert_eq!(counted(&flows), Counted::from([(flow, (3, 180))]));
+}
+
+#[test]
+fn what_passes_by_audit_counts_as_what_it_would_have_been() {
+    let audit = |number, tier| RuleSpec { tier, ..rule(number, A, B, &[]) };
+    let world = World::new(vec![rule(1, A, B, &["udp/53"]), audit(2, Tier::AuditAllow)]);
+    let watched = World::new(vec![rule(1, A, B, &["udp/53"]), audit(3, Tier::AuditDeny)]);
+    let outcome = |world: &World, port| {
+        let flows = table();
+        let facts = world.udp(A, B, (9, port));
+        assert_eq!(reason(world.transit(&world.sap(), &facts, &flows, at(0))), None);
+        counted(&flows).into_keys().map(|(.., rule, outcome)| (rule, outcome)).collect::<Vec<_>>()
+    };
+    assert_eq!(outcome(&world, 53), [(Some(1), Outcome::Allowed)]);
+    assert_eq!(outcome(&world, 54), [(Some(2), Outcome::Audit)]);
+    assert_eq!(outcome(&watched, 53), [(Some(3), Outcome::Audit)]);
 }
