@@ -9,6 +9,7 @@
 //! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
+//! | `flows` | what nodes say that happened, on its way to the database |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;
@@ -16,6 +17,7 @@ mod compile;
 mod driver;
 mod enforce;
 pub mod files;
+mod flows;
 mod keyset;
 pub mod listen;
 mod live;
