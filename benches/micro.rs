@@ -290,8 +290,8 @@ impl KeySource for Keys {
         Vec::new()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        BTreeSet::new()
+    fn rotated_sources(&self, _: OverlayId, _: NodeId) -> Vec<NodeId> {
+        Vec::new()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {

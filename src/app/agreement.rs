@@ -1,7 +1,7 @@
 //! Random worlds through the whole chain: what the evaluator allows is what real tables, snapshots and
 //! hallway questions let through, from the sender's TUN to the receiver's, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
@@ -34,8 +34,8 @@ impl KeySource for Keys {
         Vec::new()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        BTreeSet::new()
+    fn rotated_sources(&self, _: OverlayId, _: NodeId) -> Vec<NodeId> {
+        Vec::new()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {

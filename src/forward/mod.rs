@@ -19,6 +19,7 @@ mod key_budget;
 mod keyring;
 mod matcher;
 mod paths;
+mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;

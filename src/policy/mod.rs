@@ -25,19 +25,22 @@ mod plan;
 #[cfg(test)]
 pub(crate) mod random;
 mod reach;
+mod roster;
 mod scene;
 mod select;
+mod set;
 mod span;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod tree;
 mod verdict;
 
 pub use can::can;
 pub use check::{RuleConflict, check_rule};
-pub use compile::{KeySource, compile};
+pub use compile::{Blueprint, KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
 pub use evaluate::{Decision, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test_file};
@@ -56,5 +59,6 @@ pub use select::{
     rule_sources,
 };
 pub use span::NamedPorts;
+pub use touched::RingChange;
 pub use tree::DOCUMENT_BYTES_MAX;
 pub use verdict::{Verdict, judge};

@@ -186,8 +186,8 @@ impl KeySource for FakeKeys {
         self.rotated.get(&(from, to)).cloned().unwrap_or_default()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        self.rotated.keys().copied().collect()
+    fn rotated_sources(&self, _: OverlayId, to: NodeId) -> Vec<NodeId> {
+        self.rotated.keys().filter(|(_, dest)| *dest == to).map(|(from, _)| *from).collect()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {

@@ -8,3 +8,4 @@ mod paths;
 mod property;
 mod selection;
 mod tables;
+mod touched;
