@@ -378,6 +378,12 @@ impl Scene {
         all.filter(|facts| facts.overlay == self.overlay).map(|facts| &facts.policy)
     }
 
+    /// The world that the scene is about, for tests that enforce it.
+    #[cfg(test)]
+    pub(crate) fn world(&self) -> (&World, OverlayId) {
+        (&self.world, self.overlay)
+    }
+
     /// Ready for many questions.
     pub(super) fn overview(&self) -> Overview<'_> {
         Overview::new(&self.world, self.overlay, self.now)
