@@ -8,7 +8,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ovmesh::api::table::Action;
-use ovmesh::policy::BoundSelector;
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -70,6 +69,7 @@ pub(crate) fn measure(size: Size, lines: &[Line]) -> Result<Value, Box<dyn Error
 }
 
 /// Starts a server and waits until it answers; gives the time that took in milliseconds.
+#[allow(clippy::disallowed_methods, reason = "it asks until there is an answer, with a deadline")]
 fn serve(data_dir: &Path, socket: &Path) -> Result<(Server, f64), Box<dyn Error>> {
     let started = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_ovctl"));
@@ -160,9 +160,9 @@ async fn fill(path: &Path, size: Size, lines: &[Line]) -> Result<(), sqlx::Error
         }
     }
     for line in lines {
-        let text = |side: Side| match side.selector() {
-            BoundSelector::Node(id, name) => (name.to_string(), Some(id.0)),
-            selector => (selector.to_string(), None),
+        let text = |side: Side| match side {
+            Side::Entity(id) => (town::name(id).to_string(), Some(id)),
+            Side::App(_) => (side.selector().to_string(), None),
         };
         let ((from_text, from_node), (to_text, to_node)) = (text(line.from), text(line.to));
         let services = serde_json::to_string(&line.services()).expect("our types serialise");

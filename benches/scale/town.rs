@@ -167,7 +167,7 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
             kind: if is_sap { NodeKind::Sap } else { NodeKind::Entity },
             name: name(id),
             labels: if is_sap { BTreeSet::new() } else { label(app_of(id)) },
-            ports: BTreeSet::new(),
+            ports: BTreeMap::new(),
             endpoints: vec![endpoint(id)],
             addresses: if is_sap {
                 BTreeMap::new()
