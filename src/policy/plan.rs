@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) facts: OverlayFacts,
     /// All members but those in quarantine, whom nothing speaks of.
     pub(super) members: Set,
+    /// The members in quarantine.
+    quarantined: Set,
     /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.
     pub(super) isolated_out: Isolated,
     /// Whom NetworkPolicies isolate in the flows that others start to them.
@@ -129,6 +131,7 @@ impl Plan {
                 .expect("invariant: only known overlays are planned")
                 .clone(),
             members: roster.members().clone(),
+            quarantined: roster.quarantined(),
             isolated_out: Isolated::default(),
             isolated_in: Isolated::default(),
             default_saps: default_saps(world, overlay),
@@ -179,6 +182,11 @@ impl Plan {
         plan.add_network_policies(world, &roster);
         plan.index();
         plan
+    }
+
+    /// All members, also those in quarantine.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.iter().chain(&self.quarantined)
     }
 
     /// Whether a flow passes that nothing speaks of.

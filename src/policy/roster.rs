@@ -38,6 +38,13 @@ impl<'a> Roster<'a> {
         &self.all
     }
 
+    /// The members in quarantine.
+    pub(super) fn quarantined(&self) -> Set {
+        let nodes = self.world.nodes.iter();
+        let held = nodes.filter(|(_, f)| is_member(f, self.overlay) && f.is_quarantined);
+        held.map(|(id, _)| *id).collect()
+    }
+
     /// The members that `selector` means.
     pub(super) fn meant_by(&self, selector: &BoundSelector) -> Set {
         let is_meant = |id: &NodeId| {

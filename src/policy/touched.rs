@@ -57,7 +57,7 @@ impl<'a> Touched<'a> {
                 (old, new) => {
                     self.saps_of(id);
                     for plan in [old, new].into_iter().flatten() {
-                        self.nodes.extend(&plan.members);
+                        self.nodes.extend(plan.everybody());
                     }
                 }
             }
@@ -190,7 +190,7 @@ impl<'a> Touched<'a> {
 
     fn members_of(&mut self, overlay: OverlayId) {
         let plans = self.sides.iter().filter_map(|side| side.plans.get(&overlay));
-        self.nodes.extend(plans.flat_map(|plan| &plan.members));
+        self.nodes.extend(plans.flat_map(Plan::everybody));
     }
 }
 
