@@ -18,7 +18,7 @@ fn unspoken_flows_pass_where_kubernetes_says_so_and_denials_still_refuse() {
             rig.fleet.join(entity, Kind::Entity, &[KUBE], &[])?;
         }
         rig.settle()?;
-        let at = |entity: &str| Ok::<_, anyhow::Error>(rig.fleet.address(entity, KUBE)?);
+        let at = |entity: &str| rig.fleet.address(entity, KUBE);
         let mut servers = Vec::new();
         for entity in ["a", "b"] {
             servers.push(rig.run(entity, &["http-echo", &format!("{}:80", at(entity)?), entity])?);

@@ -6,12 +6,13 @@ use proptest::prelude::*;
 
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, OverlayTable, PathHops, TableBody};
+use crate::policy::judge::{End, Overview};
 use crate::policy::kubernetes::Peer;
 use crate::policy::random::{ENTITIES, NOW, PROBES, SAPS, V4, V6, world};
 use crate::policy::testing::{FakeKeys, Reader, covers, service};
 use crate::policy::{
-    BoundSelector, Decision, NetworkPolicyFacts, RuleFacts, World, compile, covered_pairs,
-    evaluate, path_between,
+    BoundSelector, Decision, Matrix, NetworkPolicyFacts, RuleFacts, Scene, World, compile,
+    covered_pairs, difference, evaluate, path_between,
 };
 use crate::types::{Generation, Label, NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 
@@ -261,6 +262,7 @@ fn check_pair(
         })
         .collect();
     let is_ipv6 = overlay == V6;
+    let reach = Overview::new(world, overlay, NOW).reach(&End::Member(from), &End::Member(to));
     let mut passes = false;
     for (protocol, port) in PROBES {
         let number = protocol.number(is_ipv6);
@@ -272,6 +274,18 @@ fn check_pair(
         let evaluated = evaluate(world, overlay, from, to, &asked, NOW);
         let expected = model::verdict(world, overlay, (from, to), (number, port), NOW);
         prop_assert_eq!(evaluated, expected, "{} -> {} {}", from, to, asked);
+        let is_reached = reach.iter().any(|span| {
+            (span.protocols.0..=span.protocols.1).contains(&number)
+                && (span.ports.0..=span.ports.1).contains(&port)
+        });
+        prop_assert_eq!(
+            is_reached,
+            expected.is_allow(),
+            "the matrix: {} -> {} {}",
+            from,
+            to,
+            asked
+        );
         // Nodes end rules by themselves: old tables must be right later, too.
         for at in [NOW, Timestamp(101), Timestamp(200)] {
             let verdict = model::verdict(world, overlay, (from, to), (number, port), at);
@@ -378,7 +392,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn tables_the_evaluator_and_a_naive_model_agree(world in world()) {
+    fn tables_the_evaluator_and_a_naive_model_agree(world in world(), policy in world(), few: bool) {
+        // The same members under another policy, or under one that differs in little.
+        let mut other = World { network_policies: policy.network_policies, ..world.clone() };
+        if few {
+            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, r.clone())).collect(), ..world.clone() };
+        }
         let rotated = BTreeMap::from([((NodeId(1), NodeId(2)), vec![Generation(1)])]);
         let keys = FakeKeys { rotated };
         let tables = compile(&world, &keys, NOW);
@@ -392,6 +411,11 @@ proptest! {
             for pair in pairs(&world, overlay) {
                 check_pair(&world, &tables, overlay, pair)?;
             }
+        }
+        for overlay in [V4, V6] {
+            let [was, is] = [&other, &world].map(|world| Scene::of(world, overlay, NOW));
+            let is_same = Matrix::new(&was) == Matrix::new(&is);
+            prop_assert_eq!(difference(&was, &is).is_empty(), is_same);
         }
         for rule in world.rules.values() {
             let all = pairs(&world, rule.overlay).into_iter();
