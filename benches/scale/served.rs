@@ -31,16 +31,16 @@ impl Drop for Server {
 /// Fills a database, runs a server on it, and asks it for changes.
 pub(crate) fn measure(size: Size, lines: &[Line]) -> Result<Value, Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
-    let socket = dir.path().join("s.sock");
+    let (data, socket) = (dir.path().join("data"), dir.path().join("s.sock"));
     println!("\na real server on such a database");
     // The first start makes the database.
-    drop(serve(dir.path(), &socket)?.0);
+    drop(serve(&data, &socket)?.0);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(fill(
-        &dir.path().join("server.db"),
+        &data.join("server.db"),
         size,
         lines,
     ))?;
-    let (server, started) = serve(dir.path(), &socket)?;
+    let (server, started) = serve(&data, &socket)?;
     row("start: database read, all tables compiled and written down", started, "ms");
     row("memory after the start", memory(&server, "VmRSS")?, "MB");
 
@@ -75,7 +75,7 @@ fn serve(data_dir: &Path, socket: &Path) -> Result<(Server, f64), Box<dyn Error>
     let mut command = Command::new(env!("CARGO_BIN_EXE_ovctl"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--public-url", "https://127.0.0.1:7443"]);
     command.arg("--data-dir").arg(data_dir).arg("--socket").arg(socket);
-    let log = std::fs::File::create(data_dir.join("log"))?;
+    let log = std::fs::File::create(data_dir.with_extension("log"))?;
     let server = Server(command.stdout(Stdio::null()).stderr(log).spawn()?);
     while started.elapsed() < READY {
         if request(socket, "GET", "/v1/overlays", "").is_ok() {
@@ -83,7 +83,7 @@ fn serve(data_dir: &Path, socket: &Path) -> Result<(Server, f64), Box<dyn Error>
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    let log = std::fs::read_to_string(data_dir.join("log"))?;
+    let log = std::fs::read_to_string(data_dir.with_extension("log"))?;
     Err(format!("the server did not start:\n{log}").into())
 }
 

@@ -8,8 +8,8 @@
 //! | `live` | what is in memory: the world, tables, how far each node is |
 //! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
-//! | `flows` | what nodes say that happened, on its way to the database |
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
+//! | `flows` | what nodes say that happened, on its way to the database |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;

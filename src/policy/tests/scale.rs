@@ -25,7 +25,7 @@ fn world() -> World {
     // The highest first, for each is made under a low number that must not be somebody yet.
     for id in (1..=ENTITIES + 1).rev() {
         let kind = if id == SAP.0 { NodeKind::Sap } else { NodeKind::Entity };
-        let node = add_node(&mut world, kind, id % 250, &format!("e{id}"));
+        let node = add_node(&mut world, kind, 0, &format!("e{id}"));
         let mut facts = world.nodes.remove(&node).unwrap();
         if id == SAP.0 {
             facts.serves.insert(O);
