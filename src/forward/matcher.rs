@@ -2,8 +2,9 @@
 //!
 //! Each member knows the sets it is in; a pair of sets finds its rules by hash, and in them the
 //! protocol and port by binary search. Where many rules speak of the same members, most pairs of sets say
-//! nothing about the service that is asked for: [`Services`] tells so before their rules are touched. [`Tier`] says in which order what is found counts; among equals
-//! the lowest id is named, so that every evaluator names the same one.
+//! nothing about the service that is asked for: [`Services`] tells so before their rules are touched.
+//! [`Tier`] says in which order what is found counts; among equals the lowest id is named, so that every
+//! evaluator names the same one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::compile::Part;
 use super::draft::Draft;
 use super::evaluate::backwards;
-use super::plan::{Plan, Way};
+use super::plan::{Isolated, Plan, Way};
 use super::set::Set;
 use super::{KeySource, NodeFacts, World};
-use crate::api::table::{Action, PathHops};
-use crate::types::NodeId;
+use crate::api::table::PathHops;
+use crate::types::{NodeId, Tier};
 
 /// Compiles `owner`'s table of one overlay that it is a member of.
 pub(super) fn compile(
@@ -63,23 +63,79 @@ pub(super) fn compile(
     Part { table: draft.finish(world, plan, keys, owner), saps }
 }
 
-/// Who is at the other end of an allowed way that no denial shadows.
+/// Who is at the other end of a pair that may open in either direction: by an allow that no denial shadows,
+/// or because both sides let something through. Of these two it is not asked whether they let the same
+/// through, as little as whether denials of ports leave something of an allow.
 fn open_ends(plan: &Plan, owner: NodeId) -> Set {
-    let leaving: Vec<&Way> = plan.leaving(owner).collect();
-    let arriving: Vec<&Way> = plan.arriving(owner).collect();
-    let mut open = Vec::new();
-    let mut add = |ways: &[&Way], other_end: fn(&Way) -> &Set| {
-        let denials: Vec<&&Way> = ways.iter().filter(|way| way.action == Action::Deny).collect();
-        for allow in ways.iter().filter(|way| way.action == Action::Allow) {
-            let shadows = denials.iter().filter(|deny| deny.shadows(allow));
-            let ends =
-                shadows.fold(other_end(allow).clone(), |ends, deny| ends.without(other_end(deny)));
-            open.extend(ends.iter().copied().filter(|end| *end != owner));
-        }
+    if !plan.members.contains(&owner) {
+        return Set::default();
+    }
+    let leaving = Ends {
+        ways: plan.leaving(owner).collect(),
+        other_end: |way| &way.to_all,
+        own: (Tier::Egress, &plan.isolated_out),
+        other: (Tier::Ingress, &plan.isolated_in),
     };
-    add(&leaving, |way| &way.to_all);
-    add(&arriving, |way| &way.from);
-    Set::new(open)
+    let arriving = Ends {
+        ways: plan.arriving(owner).collect(),
+        other_end: |way| &way.from,
+        own: (Tier::Ingress, &plan.isolated_in),
+        other: (Tier::Egress, &plan.isolated_out),
+    };
+    let open = leaving.open(plan, owner).union(&arriving.open(plan, owner));
+    open.without(&Set::of(owner))
+}
+
+/// The ways of one member in one direction.
+struct Ends<'a> {
+    ways: Vec<&'a Way>,
+    other_end: fn(&Way) -> &Set,
+    /// The tier of the member's own side, and who is isolated there.
+    own: (Tier, &'a Isolated),
+    /// The same of the side at the other end.
+    other: (Tier, &'a Isolated),
+}
+
+impl Ends<'_> {
+    fn open(&self, plan: &Plan, owner: NodeId) -> Set {
+        let denials: Vec<&&Way> = self.ways.iter().filter(|way| way.tier == Tier::Deny).collect();
+        let mut open = Vec::new();
+        for allow in &self.ways {
+            if !matches!(allow.tier, Tier::Allow | Tier::AuditAllow) {
+                continue;
+            }
+            let shadows = denials.iter().filter(|deny| deny.shadows(allow));
+            let ends = shadows.fold((self.other_end)(allow).clone(), |ends, deny| {
+                ends.without((self.other_end)(deny))
+            });
+            open.extend(&ends);
+        }
+        let sides = denials
+            .iter()
+            .filter(|deny| deny.shadows_always())
+            .fold(self.by_sides(plan, owner), |ends, deny| ends.without((self.other_end)(deny)));
+        open.extend(&sides);
+        Set::new(open)
+    }
+
+    /// Whom both sides let something through with.
+    fn by_sides(&self, plan: &Plan, owner: NodeId) -> Set {
+        let spoken = |tier: Tier| {
+            let ways = self.ways.iter().filter(|way| way.tier == tier);
+            Set::union_of(ways.map(|way| (self.other_end)(way)))
+        };
+        let (own_tier, own) = self.own;
+        let (other_tier, other) = self.other;
+        let by_own_side = if own.all.contains(&owner) {
+            spoken(own_tier)
+        } else if plan.unspoken_passes() {
+            plan.members.clone()
+        } else {
+            other.all.clone()
+        };
+        let opened = by_own_side.intersection(&spoken(other_tier));
+        opened.union(&by_own_side.without(&other.all))
+    }
 }
 
 /// The paths that rules ask for `owner`'s pairs, by the other end, walked from `owner`; none where

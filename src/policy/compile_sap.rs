@@ -7,8 +7,8 @@ use super::draft::{Draft, has_pair, without_self_pairs};
 use super::plan::{Claim, Plan, Way};
 use super::set::Set;
 use super::{KeySource, World};
-use crate::api::table::{Action, PathHops};
-use crate::types::{NodeId, Service};
+use crate::api::table::PathHops;
+use crate::types::{NodeId, Service, Tier};
 
 /// One allowed way, cut to what may cross the SaP.
 struct Crossing<'a> {
@@ -24,7 +24,7 @@ pub(super) fn compile(world: &World, plan: &Plan, keys: &dyn KeySource, owner: N
     let crossings: Vec<Crossing<'_>> = plan
         .ways
         .iter()
-        .filter(|way| way.action == Action::Allow)
+        .filter(|way| matches!(way.tier, Tier::Allow | Tier::AuditAllow))
         .flat_map(|way| way.to.iter().map(move |(services, to)| (way, services, to)))
         .map(|(way, services, to)| {
             let mut crossing = Crossing { way, services, from: way.from.clone(), to: to.clone() };
@@ -33,7 +33,8 @@ pub(super) fn compile(world: &World, plan: &Plan, keys: &dyn KeySource, owner: N
         })
         .filter(|crossing| has_pair(&crossing.from, &crossing.to))
         .collect();
-    let members = Set::union_of(crossings.iter().flat_map(|c| [&c.from, &c.to]));
+    let members =
+        Set::union_of(crossings.iter().flat_map(|c| [&c.from, &c.to])).union(&open_by_sides(plan));
 
     let mut draft = Draft::new(members.clone(), members.clone());
     draft.destination_keys(members.clone());
@@ -41,7 +42,8 @@ pub(super) fn compile(world: &World, plan: &Plan, keys: &dyn KeySource, owner: N
         draft.rule(crossing.way, crossing.services, crossing.from, crossing.to);
     }
     let here = |set: &Set| set.intersection(&members);
-    for way in plan.ways.iter().filter(|way| way.action == Action::Deny) {
+    let is_crossing = |way: &&Way| matches!(way.tier, Tier::Allow | Tier::AuditAllow);
+    for way in plan.ways.iter().filter(|way| !is_crossing(way)) {
         for (services, to) in &way.to {
             draft.rule(way, services, here(&way.from), here(to));
         }
@@ -60,6 +62,15 @@ pub(super) fn compile(world: &World, plan: &Plan, keys: &dyn KeySource, owner: N
         }
     }
     Part { table: draft.finish(world, plan, keys, owner), saps }
+}
+
+/// Who may have a pair that NetworkPolicies, or the overlay's semantics, let through; perhaps more.
+fn open_by_sides(plan: &Plan) -> Set {
+    if plan.unspoken_passes() {
+        return plan.members.clone();
+    }
+    let is_side = |way: &&Way| matches!(way.tier, Tier::Egress | Tier::Ingress);
+    Set::union_of(plan.ways.iter().filter(is_side).flat_map(|way| [&way.from, &way.to_all]))
 }
 
 impl Crossing<'_> {

@@ -5,8 +5,8 @@ use super::plan::{Plan, Way};
 use super::set::Set;
 use super::{KeySource, World};
 use crate::api::table::{
-    DestinationKeyRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow, RuleRow,
-    SendKeyRow,
+    DestinationKeyRow, IsolationRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
+    RuleRow, SendKeyRow,
 };
 use crate::types::{NodeId, Service};
 
@@ -111,7 +111,7 @@ impl<'a> Draft<'a> {
             .iter()
             .map(|row| RuleRow {
                 id: row.way.rule,
-                tier: row.way.action.into(),
+                tier: row.way.tier,
                 from: set_number(&row.from),
                 to: set_number(&row.to),
                 services: row.services.to_vec(),
@@ -126,6 +126,15 @@ impl<'a> Draft<'a> {
                 to: set_number(to),
                 hops: hops.clone(),
             })
+            .collect();
+        let isolated = (0..)
+            .zip(&self.members)
+            .map(|(member, id)| IsolationRow {
+                member,
+                egress: plan.isolated_out.by(*id),
+                ingress: plan.isolated_in.by(*id),
+            })
+            .filter(|row| row.egress.is_some() || row.ingress.is_some())
             .collect();
         let destination_keys = self
             .targets
@@ -162,11 +171,11 @@ impl<'a> Draft<'a> {
             cidr: plan.facts.cidr,
             address,
             silent: plan.facts.silent,
-            unspoken_passes: false,
+            unspoken_passes: plan.unspoken_passes(),
             sets: sets.iter().map(|set| set.positions_in(&self.members)).collect(),
             members,
             rules,
-            isolated: Vec::new(),
+            isolated,
             paths,
             default_saps: plan.default_saps.clone(),
             destination_keys,
@@ -179,7 +188,7 @@ impl<'a> Draft<'a> {
 impl Row<'_> {
     fn key(&self) -> impl Ord + '_ {
         let way = self.way;
-        (way.rule, &self.from, &self.to, self.services, way.action, way.not_after)
+        (way.rule, &self.from, &self.to, self.services, way.tier, way.not_after)
     }
 }
 

@@ -3,24 +3,33 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::evaluate::{default_saps, is_walkable};
+use super::judge::tier;
+use super::kubernetes::Direction;
 use super::roster::Roster;
 use super::select::{is_in_force, member};
 use super::set::Set;
 use super::span::resolve;
-use super::{BoundSelector, OverlayFacts, World};
-use crate::api::table::{Action, PathHops};
-use crate::types::{NodeId, OverlayId, RuleId, Service, Timestamp};
+use super::{BoundSelector, NodeFacts, OverlayFacts, World};
+use crate::api::admin::Semantics;
+use crate::api::table::PathHops;
+use crate::types::{NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
 
 /// One overlay's members and rules in force, with selectors turned into sets.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) id: OverlayId,
     pub(super) facts: OverlayFacts,
-    /// All members.
+    /// All members but those in quarantine, whom nothing speaks of.
     pub(super) members: Set,
+    /// The members in quarantine.
+    quarantined: Set,
+    /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.
+    pub(super) isolated_out: Isolated,
+    /// Whom NetworkPolicies isolate in the flows that others start to them.
+    pub(super) isolated_in: Isolated,
     /// By id: the SaPs of every pair without a path of its own.
     pub(super) default_saps: Vec<NodeId>,
-    /// Each direction of each rule, by rule id.
+    /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
     pub(super) paths: Vec<Claim>,
@@ -36,11 +45,32 @@ pub(super) struct Plan {
     paths_of: HashMap<NodeId, Vec<usize>>,
 }
 
+/// Members that are isolated in one direction.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Isolated {
+    pub(super) all: Set,
+    by: BTreeMap<NodeId, RuleId>,
+}
+
+impl Isolated {
+    /// The first policy that isolates the member.
+    pub(super) fn by(&self, id: NodeId) -> Option<RuleId> {
+        self.by.get(&id).copied()
+    }
+
+    fn add(&mut self, policy: RuleId, selected: &Set) {
+        for &id in selected {
+            self.by.entry(id).or_insert(policy);
+        }
+        self.all = self.all.union(selected);
+    }
+}
+
 /// One direction of a rule.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) rule: RuleId,
-    pub(super) action: Action,
+    pub(super) tier: Tier,
     pub(super) not_after: Option<Timestamp>,
     pub(super) from: Set,
     /// The destinations by what the rule's services are there; named ports make several groups.
@@ -59,12 +89,17 @@ impl Way {
             (Some(deny), Some(allow)) => allow <= deny,
             (Some(_), None) => false,
         };
-        self.action == Action::Deny && self.is_whole() && outlives
+        self.tier == Tier::Deny && self.is_whole() && outlives
+    }
+
+    /// Whether it lets nothing open between its ends, for good.
+    pub(super) fn shadows_always(&self) -> bool {
+        self.tier == Tier::Deny && self.is_whole() && self.not_after.is_none()
     }
 
     /// Whether both say the same of whoever is at their ends.
     pub(super) fn differs_in_ends_alone(&self, other: &Self) -> bool {
-        (self.rule, self.action, self.not_after) == (other.rule, other.action, other.not_after)
+        (self.rule, self.tier, self.not_after) == (other.rule, other.tier, other.not_after)
     }
 
     /// Whether it speaks of all services.
@@ -96,6 +131,9 @@ impl Plan {
                 .expect("invariant: only known overlays are planned")
                 .clone(),
             members: roster.members().clone(),
+            quarantined: roster.quarantined(),
+            isolated_out: Isolated::default(),
+            isolated_in: Isolated::default(),
             default_saps: default_saps(world, overlay),
             ways: Vec::new(),
             paths: Vec::new(),
@@ -105,6 +143,12 @@ impl Plan {
             denials_to: HashMap::new(),
             paths_of: HashMap::new(),
         };
+        if plan.facts.is_audit {
+            let everybody = plan.members.clone();
+            plan.add_way(RuleId::AUDIT_MODE, Tier::AuditAllow, None, &everybody, {
+                vec![(Vec::new(), everybody.clone())]
+            });
+        }
         let mut meant: BTreeMap<&BoundSelector, Set> = BTreeMap::new();
         let rules = world.rules.iter().filter(|(_, r)| r.overlay == overlay && is_in_force(r, now));
         for (&id, rule) in rules {
@@ -118,18 +162,8 @@ impl Plan {
             }
             for (from, to) in directions {
                 let groups = by_services(world, overlay, &rule.services, to);
-                let to_all = match groups.as_slice() {
-                    [(_, only)] => only.clone(),
-                    several => several.iter().flat_map(|(_, group)| group).copied().collect(),
-                };
-                plan.ways.push(Way {
-                    rule: id,
-                    action: rule.action,
-                    not_after: rule.not_after,
-                    from: from.clone(),
-                    to: groups,
-                    to_all,
-                });
+                let tier = tier(rule, plan.facts.is_audit);
+                plan.add_way(id, tier, rule.not_after, from, groups);
             }
             if let Some(hops) = &rule.path {
                 plan.paths.push(Claim {
@@ -145,8 +179,70 @@ impl Plan {
                 });
             }
         }
+        plan.add_network_policies(world, &roster);
         plan.index();
         plan
+    }
+
+    /// All members, also those in quarantine.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.iter().chain(&self.quarantined)
+    }
+
+    /// Whether a flow passes that nothing speaks of.
+    pub(super) fn unspoken_passes(&self) -> bool {
+        self.facts.semantics == Semantics::Kubernetes
+    }
+
+    fn add_way(
+        &mut self,
+        rule: RuleId,
+        tier: Tier,
+        not_after: Option<Timestamp>,
+        from: &Set,
+        to: Vec<(Vec<Service>, Set)>,
+    ) {
+        let to_all = match to.as_slice() {
+            [(_, only)] => only.clone(),
+            several => several.iter().flat_map(|(_, group)| group).copied().collect(),
+        };
+        self.ways.push(Way { rule, tier, not_after, from: from.clone(), to, to_all });
+    }
+
+    /// Each item becomes one way of its side: what passes both sides is for the matcher to find, so that
+    /// egress and ingress are never multiplied out.
+    fn add_network_policies(&mut self, world: &World, roster: &Roster<'_>) {
+        let overlay = self.id;
+        for (&id, facts) in &world.network_policies {
+            if facts.overlay != overlay {
+                continue;
+            }
+            let policy = &facts.policy;
+            let selected = roster.where_facts(|facts| policy.selects(facts));
+            for direction in [Direction::Egress, Direction::Ingress] {
+                let Some(items) = policy.rules(direction) else { continue };
+                match direction {
+                    Direction::Egress => self.isolated_out.add(id, &selected),
+                    Direction::Ingress => self.isolated_in.add(id, &selected),
+                }
+                for item in items {
+                    let is_peer = |facts: &NodeFacts| {
+                        item.peers.is_empty()
+                            || item
+                                .peers
+                                .iter()
+                                .any(|peer| policy.means(world, overlay, peer, facts))
+                    };
+                    let peers = roster.where_facts(is_peer);
+                    let (tier, from, to) = match direction {
+                        Direction::Egress => (Tier::Egress, &selected, &peers),
+                        Direction::Ingress => (Tier::Ingress, &peers, &selected),
+                    };
+                    let groups = by_services(world, overlay, &item.ports, to);
+                    self.add_way(id, tier, None, from, groups);
+                }
+            }
+        }
     }
 
     /// The ways that start at the member.
@@ -188,7 +284,7 @@ impl Plan {
 
     fn index(&mut self) {
         for (at, way) in self.ways.iter().enumerate() {
-            let is_denial = way.action == Action::Deny && way.is_whole();
+            let is_denial = way.tier == Tier::Deny && way.is_whole();
             for &id in &way.from {
                 self.ways_from.entry(id).or_default().push(at);
                 if is_denial {

@@ -20,7 +20,7 @@ impl<'a> Roster<'a> {
     pub(super) fn new(world: &'a World, overlay: OverlayId) -> Self {
         let mut by_label: HashMap<&Label, Vec<NodeId>> = HashMap::new();
         let mut by_namespace: HashMap<&Name, Vec<NodeId>> = HashMap::new();
-        let members = world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay));
+        let members = world.nodes.iter().filter(|(_, facts)| is_free(facts, overlay));
         let all = members
             .map(|(&id, facts)| {
                 for label in &facts.labels {
@@ -33,9 +33,16 @@ impl<'a> Roster<'a> {
         Self { world, overlay, all, by_label, by_namespace }
     }
 
-    /// All members.
+    /// All members that are not in quarantine: the others are meant by nothing.
     pub(super) fn members(&self) -> &Set {
         &self.all
+    }
+
+    /// The members in quarantine.
+    pub(super) fn quarantined(&self) -> Set {
+        let nodes = self.world.nodes.iter();
+        let held = nodes.filter(|(_, f)| is_member(f, self.overlay) && f.is_quarantined);
+        held.map(|(id, _)| *id).collect()
     }
 
     /// The members that `selector` means.
@@ -51,7 +58,12 @@ impl<'a> Roster<'a> {
     }
 
     fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
-        self.world.nodes.get(&id).filter(|facts| is_member(facts, self.overlay))
+        self.world.nodes.get(&id).filter(|facts| is_free(facts, self.overlay))
+    }
+
+    /// The members that fulfil `is_meant`.
+    pub(super) fn where_facts(&self, is_meant: impl Fn(&NodeFacts) -> bool) -> Set {
+        self.all.retained(|id| self.facts(*id).is_some_and(&is_meant))
     }
 
     /// Everybody who might be meant, perhaps more; none is all.
@@ -62,14 +74,13 @@ impl<'a> Roster<'a> {
             BoundSelector::Labels(labels) => self.carriers(labels),
             BoundSelector::Service(name) => self
                 .world
-                .services
-                .get(name)
+                .service(self.overlay, name)
                 .map_or(Some(Vec::new()), |labels| self.carriers(labels)),
             BoundSelector::Namespace(name) => {
                 Some(self.by_namespace.get(name).cloned().unwrap_or_default())
             }
             BoundSelector::Group(name) => {
-                let held = self.world.groups.get(name).into_iter().flatten();
+                let held = self.world.group(self.overlay, name);
                 let mut all = Vec::new();
                 for selector in held.filter(|held| !matches!(held, BoundSelector::Group(_))) {
                     all.append(&mut self.candidates(selector)?);
@@ -84,4 +95,9 @@ impl<'a> Roster<'a> {
         let of_one = |label| self.by_label.get(label).map_or(&[][..], |ids| ids.as_slice());
         labels.iter().map(of_one).min_by_key(|ids| ids.len()).map(<[NodeId]>::to_vec)
     }
+}
+
+/// Whether it is a member, and not in quarantine.
+fn is_free(facts: &NodeFacts, overlay: OverlayId) -> bool {
+    is_member(facts, overlay) && !facts.is_quarantined
 }

@@ -50,16 +50,14 @@ impl<'a> Touched<'a> {
         let [before, after] = self.sides.map(|side| &side.plans);
         for (id, [old, new]) in both_sides(before, after) {
             match (old, new) {
-                (Some(old), Some(new))
-                    if old.facts == new.facts && old.default_saps == new.default_saps =>
-                {
+                (Some(old), Some(new)) if are_alike(old, new) => {
                     self.by_ways(old, new);
                     self.by_claims(old, new);
                 }
                 (old, new) => {
                     self.saps_of(id);
                     for plan in [old, new].into_iter().flatten() {
-                        self.nodes.extend(&plan.members);
+                        self.nodes.extend(plan.everybody());
                     }
                 }
             }
@@ -146,6 +144,9 @@ impl<'a> Touched<'a> {
     /// Those who talk with `id`; unless `all`, those who do so directly and know where it is.
     fn peers_of(&mut self, id: NodeId, all: bool) {
         for plan in self.sides.iter().flat_map(|side| side.plans.values()) {
+            if all && plan.unspoken_passes() {
+                self.nodes.extend(&plan.members);
+            }
             if all {
                 self.nodes.extend(plan.leaving(id).flat_map(|way| &way.to_all));
                 self.nodes.extend(plan.arriving(id).flat_map(|way| &way.from));
@@ -189,7 +190,7 @@ impl<'a> Touched<'a> {
 
     fn members_of(&mut self, overlay: OverlayId) {
         let plans = self.sides.iter().filter_map(|side| side.plans.get(&overlay));
-        self.nodes.extend(plans.flat_map(|plan| &plan.members));
+        self.nodes.extend(plans.flat_map(Plan::everybody));
     }
 }
 
@@ -213,4 +214,13 @@ fn both_sides<'m, K: Ord + Copy, V>(
 fn by_rule(ways: &[Way]) -> BTreeMap<RuleId, &[Way]> {
     let rules = ways.chunk_by(|one, next| one.rule == next.rule);
     rules.filter_map(|ways| Some((ways.first()?.rule, ways))).collect()
+}
+
+/// Whether two plans of one overlay differ in ways and claims alone. Where unspoken flows pass, whoever
+/// comes or goes is everybody's peer.
+fn are_alike(old: &Plan, new: &Plan) -> bool {
+    old.facts == new.facts
+        && old.default_saps == new.default_saps
+        && (old.isolated_out == new.isolated_out && old.isolated_in == new.isolated_in)
+        && (!new.unspoken_passes() || old.members == new.members)
 }

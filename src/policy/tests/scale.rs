@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn world() -> World {
     let mut world = World::default();
     add_overlay(&mut world, O, "default", "10.70.0.0/16");
-    for id in 1..=ENTITIES + 1 {
+    // The highest first, for each is made under a low number that must not be somebody yet.
+    for id in (1..=ENTITIES + 1).rev() {
         let kind = if id == SAP.0 { NodeKind::Sap } else { NodeKind::Entity };
         let node = add_node(&mut world, kind, 0, &format!("e{id}"));
         let mut facts = world.nodes.remove(&node).unwrap();

@@ -19,7 +19,9 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
             before.nodes.keys().chain(change.nodes.keys()).copied().collect();
         let rules: BTreeSet<_> = before.rules.keys().chain(change.rules.keys()).copied().collect();
         let links: Vec<_> = before.links.keys().copied().collect();
-        let kinds = [nodes.len(), rules.len(), links.len(), 2];
+        let policies: BTreeSet<_> =
+            before.network_policies.keys().chain(change.network_policies.keys()).copied().collect();
+        let kinds = [nodes.len(), rules.len(), links.len(), policies.len(), 5];
         let mut at = choice.index(kinds.iter().sum());
         if let Some(id) = nodes.iter().nth(at) {
             match change.nodes.get(id) {
@@ -41,9 +43,25 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
             world.links.insert(*ends, (LinkId(999_999), Secret::new([7; 32])));
             continue;
         }
-        let overlay = if at == links.len() { V4 } else { V6 };
-        if let Some(facts) = world.overlays.get_mut(&overlay) {
-            facts.silent = !facts.silent;
+        at -= links.len();
+        if let Some(id) = policies.iter().nth(at) {
+            match change.network_policies.get(id) {
+                Some(policy) => world.network_policies.insert(*id, policy.clone()),
+                None => world.network_policies.remove(id),
+            };
+            continue;
+        }
+        let overlay = if at % 2 == 0 { V4 } else { V6 };
+        match at - policies.len() {
+            0 => world.namespaces.clear(),
+            1 => world.groups.clear(),
+            2 => world.services.clear(),
+            3 => world.overlays.clone_from(&change.overlays),
+            _ => {
+                if let Some(facts) = world.overlays.get_mut(&overlay) {
+                    facts.silent = !facts.silent;
+                }
+            }
         }
     }
     world
@@ -83,7 +101,10 @@ proptest! {
             kept.retain(|id, _| world.nodes.contains_key(id));
             let anew: BTreeMap<NodeId, String> =
                 world.nodes.keys().map(|&id| (id, bytes(&newer, &keys, id))).collect();
-            prop_assert_eq!(&kept, &anew);
+            for (id, bytes) in &anew {
+                prop_assert_eq!(&kept[id], bytes, "the table of {}", id);
+            }
+            prop_assert_eq!(kept.len(), anew.len());
             older = newer;
         }
     }
