@@ -124,7 +124,7 @@ fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<(), Bo
 
 /// Writes the town into a database that a first start made.
 async fn fill(path: &Path, size: Size, lines: &[Line]) -> Result<(), sqlx::Error> {
-    let mut conn = SqliteConnectOptions::new().filename(path).connect().await?;
+    let mut conn = SqliteConnectOptions::new().filename(path).foreign_keys(false).connect().await?;
     let mut transaction = conn.begin().await?;
     let cidr: String =
         sqlx::query_scalar("SELECT cidr FROM overlays").fetch_one(&mut *transaction).await?;
