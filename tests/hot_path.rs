@@ -22,7 +22,7 @@ use ovmesh::keys::DestinationKey;
 use ovmesh::sys::offload::Head;
 use ovmesh::sys::udp::{Outgoing, SendQueue, UdpSocket};
 use ovmesh::types::{
-    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret,
+    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret, Tier,
 };
 use ovmesh::wire::{Family, gue};
 
@@ -88,7 +88,7 @@ impl Rig {
         };
         let rule = RuleSpec {
             id: RuleId(1),
-            is_deny: false,
+            tier: Tier::Allow,
             from: 0,
             to: 1,
             services: vec!["udp/9".parse().unwrap()],
@@ -105,6 +105,8 @@ impl Rig {
             members: vec![member(1, a.local_addr()), member(2, b.local_addr().unwrap())],
             sets: vec![vec![0], vec![1]],
             rules: vec![rule],
+            unspoken_passes: false,
+            isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![SAP],
             destination_keys: (0..2)

@@ -13,6 +13,7 @@ mod lanes;
 mod name;
 mod selector;
 mod service;
+mod tier;
 mod version;
 
 pub use cidr::{CidrBlock, CidrError};
@@ -26,4 +27,5 @@ pub use lanes::{Lanes, ParseLanesError};
 pub use name::{EntityName, Label, Name, ParseNameError};
 pub use selector::{Selector, SelectorError};
 pub use service::{PortRange, Protocol, Service, ServiceError};
+pub use tier::Tier;
 pub use version::{ApiVersion, Incarnation, Revision, Serial};

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use sqlx::SqliteConnection;
 
-use super::{Done, corrupt, from_json, nodes, parsed, seconds, time, to_json, to_value, world};
+use super::{
+    Done, corrupt, flows, from_json, nodes, parsed, seconds, time, to_json, to_value, world,
+};
 use crate::api::admin::{Rule, RuleCreate, RulePath, RuleRevoke};
+use crate::api::flows::RuleHits;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
 use crate::control::selection;
@@ -308,7 +311,17 @@ fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
 /// The rules as people see them.
 pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Rule>, Problem> {
     let world = world::load(conn).await?;
-    Ok(stored(conn).await?.into_iter().map(|rule| view(&world, rule)).collect())
+    let hits = flows::hits(conn).await?;
+    let hits_of = |id| {
+        hits.get(&id).map(|sums| RuleHits {
+            packets: sums.packets,
+            bytes: sums.bytes,
+            first: sums.first,
+            last: sums.last,
+        })
+    };
+    let rules = stored(conn).await?.into_iter();
+    Ok(rules.map(|rule| Rule { hits: hits_of(rule.id), ..view(&world, rule) }).collect())
 }
 
 /// One rule as people see it.
@@ -346,6 +359,7 @@ fn view(world: &World, stored: StoredRule) -> Rule {
         revision: stored.revision,
         created: stored.created,
         created_by: stored.created_by,
+        hits: None,
         dangling: selection::dangling(world, [&facts.from, &facts.to]),
         pairs: selection::pairs_covered(world, &facts),
         services: facts.services,
