@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod architecture;
+mod attacks;
 mod bad_input;
 mod crash;
 mod direction;
@@ -14,16 +15,21 @@ mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
+mod impaired;
+mod inner;
 mod integrity;
 mod join;
 mod keys;
+mod loops;
 mod packet;
 mod paths;
+mod relay;
 mod restart;
 mod revoke;
 mod spoof;
 mod support;
 mod traffic;
+mod trains;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;
