@@ -4,14 +4,12 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`ServerStatus`] |
 //! | `GET /v1/overlays`, `GET /v1/overlays/{name}` | | [`List`] of [`Overlay`], [`Overlay`] |
-//! | `POST /v1/overlays` | [`OverlayCreate`] | [`Change`] of [`Overlay`] |
-//! | `DELETE /v1/overlays/{name}` | | [`Change`] of [`Overlay`] |
+//! | `POST /v1/overlays`, `DELETE /v1/overlays/{name}` | [`OverlayCreate`], none | [`Change`] of [`Overlay`] |
 //! | `GET /v1/tokens` | | [`List`] of [`Token`] |
 //! | `POST /v1/tokens` | [`TokenCreate`] | [`Change`] of [`CreatedToken`] |
 //! | `DELETE /v1/tokens/{id}` | | [`Change`] of [`Token`] |
 //! | `GET /v1/entities[?overlay=O]`, `GET /v1/entities/{namespace}/{name}` | | [`List`] of [`Entity`], [`Entity`] |
-//! | `DELETE /v1/entities/{namespace}/{name}` | | [`Change`] of [`Entity`] |
-//! | `POST /v1/entities/{namespace}/{name}/labels` | [`LabelChange`] | [`Change`] of [`Entity`] |
+//! | `DELETE /v1/entities/{namespace}/{name}`, `POST …/labels` | none, [`LabelChange`] | [`Change`] of [`Entity`] |
 //! | `GET /v1/saps`, `GET /v1/saps/{name}` | | [`List`] of [`Sap`], [`Sap`] |
 //! | `DELETE /v1/saps/{name}` | | [`Change`] of [`Sap`] |
 //! | `GET /v1/rules[?overlay=O]`, `GET /v1/rules/{id}` | | [`List`] of [`Rule`], [`Rule`] |
@@ -420,6 +418,8 @@ pub struct Rule {
     pub dangling: Vec<EntityName>,
     /// How many ordered pairs of members it covers at the moment.
     pub pairs: u64,
+    /// What it decided; none when it never did.
+    pub hits: Option<super::flows::RuleHits>,
 }
 
 /// Revokes a rule by id, or all rules between two selectors as written.

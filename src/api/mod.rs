@@ -5,6 +5,7 @@
 //! newer server. Every top-level document carries `"apiVersion": "ovmesh/v1"`.
 
 pub mod admin;
+pub mod flows;
 pub mod local;
 pub mod node;
 pub mod problem;

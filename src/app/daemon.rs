@@ -14,13 +14,13 @@ use crate::agent::health::{Health, Topic};
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
-use crate::agent::{report, snapshot, underlay};
+use crate::agent::{flows, report, snapshot, underlay};
 use crate::api::local::{HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus};
 use crate::api::node::{NodeReport, RoundTrip};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
-use crate::dataplane::{ControlPort, Counters, EntityPlane, SapPlane};
+use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     /// The links of the table in force changed.
     pub(crate) links_changed: Notify,
     flows: Arc<FlowTable>,
+    /// What the hallways counted, on its way to the server.
+    pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     health: Arc<Health>,
     facts: Mutex<Facts>,
@@ -94,6 +96,7 @@ impl Shared {
             counters,
             links_changed: Notify::new(),
             flows,
+            counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             health: Arc::new(Health::new(url, started)),
             facts: Mutex::default(),
@@ -129,12 +132,14 @@ impl Shared {
             alive: peer.is_alive,
             round_trip_micros: peer.round_trip.map(micros),
         });
-        let own_hallways: &[&str] = match self.identity.kind {
-            NodeKind::Entity => &["egress", "ingress"],
-            NodeKind::Sap => &["transit"],
+        let ways: &[Way] = match self.identity.kind {
+            NodeKind::Entity => &[Way::Egress, Way::Ingress],
+            NodeKind::Sap => &[Way::Transit],
         };
-        let hallways = self.counters.hallways();
-        let packets = hallways.into_iter().filter(|(name, _)| own_hallways.contains(name));
+        let moved = |way: &Way| {
+            let Passed { packets, bytes } = self.counters.passed(*way);
+            (way.name().to_owned(), HallwayStatus { packets, bytes })
+        };
         NodeStatus {
             api_version: ApiVersion::V1,
             version: VERSION.to_owned(),
@@ -147,13 +152,7 @@ impl Shared {
             endpoints: facts.endpoints,
             overlays: facts.overlays,
             saps: saps.collect(),
-            packets: packets
-                .map(|(name, hallway)| {
-                    let status =
-                        HallwayStatus { packets: hallway.packets(), bytes: hallway.bytes() };
-                    (name.to_owned(), status)
-                })
-                .collect(),
+            packets: ways.iter().map(moved).collect(),
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
             problems: self.health.problems(),
@@ -229,6 +228,13 @@ pub(crate) async fn run(
 
     let reporting =
         report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
+    let counting = flows::run(
+        &client,
+        &identity.credential,
+        &shared.counted,
+        shared.flows.records(),
+        clock::wall,
+    );
     let result = tokio::select! {
         signal = shutdown::requested() => match signal {
             Ok(signal) => {
@@ -249,6 +255,7 @@ pub(crate) async fn run(
         () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }
+        () = counting => Err(broken("the report loop ended", String::new())),
     };
     plane.stop();
     result

@@ -8,6 +8,7 @@
 //! | `live` | what is in memory: the world, tables, how far each node is |
 //! | `publish` | compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
+//! | `flows` | what nodes say that happened, on its way to the database |
 //! | `rotation`, `driver` | keys and their steps; the clockwork |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
@@ -15,6 +16,7 @@ mod auth;
 mod driver;
 mod enforce;
 pub mod files;
+mod flows;
 pub mod listen;
 mod live;
 mod publish;

@@ -18,7 +18,7 @@ pub(crate) fn bind(world: &World, selector: &Selector) -> Result<BoundSelector, 
         Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
         Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
         Selector::Name(name) => BoundSelector::Node(entity(world, name)?, name.clone()),
-        Selector::Group(_) | Selector::Cidr(_) => {
+        Selector::Group(_) | Selector::Service(_) | Selector::Cidr(_) => {
             return Err(Problem::new(
                 ProblemCode::Usage,
                 format!("no node enforces {selector} yet"),
@@ -50,6 +50,7 @@ pub(crate) fn as_written(selector: &BoundSelector) -> Selector {
         BoundSelector::Namespace(name) => Selector::Namespace(name.clone()),
         BoundSelector::Node(_, name) => Selector::Name(name.clone()),
         BoundSelector::Group(name) => Selector::Group(name.clone()),
+        BoundSelector::Service(name) => Selector::Service(name.clone()),
         BoundSelector::Cidr(block) => Selector::Cidr(block.clone()),
     }
 }
@@ -72,6 +73,7 @@ pub(crate) fn overlay_of(
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => true,
     };
     if let Some(name) = named {
@@ -146,6 +148,7 @@ pub(crate) fn dangling(world: &World, ends: [&BoundSelector; 2]) -> Vec<EntityNa
             | BoundSelector::Labels(_)
             | BoundSelector::Namespace(_)
             | BoundSelector::Group(_)
+            | BoundSelector::Service(_)
             | BoundSelector::Cidr(_) => None,
         })
         .collect()

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::hallway::{Common, is_trickle, now};
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
@@ -46,12 +46,7 @@ fn read(
 }
 
 /// Runs until the thread is told to stop. Returns why when the device went away.
-pub(super) fn run(
-    tun: &Arc<Tun>,
-    overlay: OverlayId,
-    mut common: Common,
-    counters: &Counters,
-) -> std::io::Result<()> {
+pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
@@ -65,13 +60,14 @@ pub(super) fn run(
         let now = now();
         // A publish may have moved the overlay, or it may be gone.
         let index = snapshot.overlay_index(overlay);
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(common.flows.records(), now);
         judged.clear();
         for at in 0..batch.len() {
             let Some((header, packet)) = batch.packet_mut(at) else { break };
             let verdict = |facts: &Facts| match index {
                 Some(index) => {
-                    memo.verdict(None, facts, || snapshot.egress(index, facts, &common.flows, now))
+                    let ask = || snapshot.egress_marked(index, facts, &common.flows, now);
+                    memo.verdict(None, facts, ask)
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
@@ -85,8 +81,8 @@ pub(super) fn run(
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        counters.egress.add(&mut refused);
-        counters.egress.add(&mut passed);
+        common.counters.egress.add(&mut refused);
+        common.counters.egress.add(&mut passed);
     }
     Ok(())
 }

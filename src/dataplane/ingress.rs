@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::control::Punter;
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::deliver::Delivery;
 use super::ecn;
 use super::hallway::{Common, Opened, now, open, receive};
@@ -42,12 +42,7 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(
-    mut common: Common,
-    mut devices: Reader<Devices>,
-    mut punter: Punter,
-    counters: &Counters,
-) {
+pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
@@ -65,7 +60,7 @@ pub(super) fn run(
             let (_, id) = overlays.iter().find(|(index, _)| *index == overlay)?;
             devices.get(id)
         };
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(flows.records(), now);
         for slot in 0..batch.len() {
             let Some((meta, range)) = batch.slot(slot) else { break };
             let bytes = batch.bytes().get(range.clone()).unwrap_or(&[]);
@@ -73,7 +68,7 @@ pub(super) fn run(
             for piece in Pieces::new(&meta, range, bytes) {
                 let datagram = batch.bytes().get(piece.range.clone()).unwrap_or(&[]);
                 let verdict = |from, key, facts: &Facts| {
-                    let ask = || snapshot.ingress(from, key, facts, flows, now);
+                    let ask = || snapshot.ingress_marked(from, key, facts, flows, now);
                     memo.verdict(Some((from, key)), facts, ask)
                 };
                 // Sealed hops: `open` goes here, before anything is believed.
@@ -110,7 +105,7 @@ pub(super) fn run(
             }
         }
         delivery.finish(batch.bytes(), device);
-        counters.ingress.add(&mut delivery.tally);
+        common.counters.ingress.add(&mut delivery.tally);
     }
 }
 

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::control::Punter;
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::hallway::{Common, Opened, now, open, receive};
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
@@ -31,7 +31,7 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
+pub(super) fn run(mut common: Common, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut queue = SendQueue::new();
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
@@ -40,7 +40,7 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
             continue;
         }
         let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(flows.records(), now);
         let pieces = batch.iter().flat_map(|(meta, bytes)| {
             let is_known = snapshot.knows(meta.from);
             Pieces::new(meta, 0..bytes.len(), bytes)
@@ -50,7 +50,7 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
         let outgoing = pieces.flat_map(|(meta, bytes, piece, is_known)| {
             let datagram = bytes.get(piece.range).unwrap_or(&[]);
             let verdict = |from, key, facts: &Facts| {
-                let ask = || snapshot.transit(from, key, facts, flows, now);
+                let ask = || snapshot.transit_marked(from, key, facts, flows, now);
                 memo.verdict(Some((from, key)), facts, ask)
             };
             let leaving = match judge(|_| is_known, verdict, meta, datagram) {
@@ -66,8 +66,8 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        counters.transit.add(&mut refused);
-        counters.transit.add(&mut passed);
+        common.counters.transit.add(&mut refused);
+        common.counters.transit.add(&mut passed);
     }
 }
 

@@ -2,12 +2,13 @@ mod budget;
 mod midstream;
 mod model;
 mod paths;
+mod records;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::*;
 use crate::keys::DestinationKey;
-use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret};
+use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Tier};
 use crate::wire::Family;
 use crate::wire::inner::{Fragment, Quoted, Upper};
 
@@ -27,6 +28,7 @@ struct World {
     paths: Vec<PathSpec>,
     destination_keys: Vec<u8>,
     generations: Vec<PairSpec>,
+    sides: (bool, Vec<IsolationSpec>),
 }
 
 fn id(member: u32) -> NodeId {
@@ -48,7 +50,7 @@ fn at(seconds: u64) -> Now {
 fn rule(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
     RuleSpec {
         id: RuleId(number),
-        is_deny: false,
+        tier: Tier::Allow,
         from,
         to,
         services: services.iter().map(|text| text.parse().unwrap()).collect(),
@@ -57,7 +59,7 @@ fn rule(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
 }
 
 fn deny(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
-    RuleSpec { is_deny: true, ..rule(number, from, to, services) }
+    RuleSpec { tier: Tier::Deny, ..rule(number, from, to, services) }
 }
 
 impl World {
@@ -69,6 +71,7 @@ impl World {
             paths: Vec::new(),
             destination_keys: vec![1],
             generations: Vec::new(),
+            sides: (false, Vec::new()),
         }
     }
 
@@ -117,6 +120,8 @@ impl World {
                 .collect(),
             sets: self.sets.clone(),
             rules: self.rules.clone(),
+            unspoken_passes: self.sides.0,
+            isolated: self.sides.1.clone(),
             paths: self.paths.clone(),
             default_saps: vec![SAP, SAP2],
             destination_keys: own.map_or((0..3).map(key_row).collect(), |own| vec![key_row(own)]),
@@ -548,24 +553,6 @@ fn unknown_inner_addresses_go_nowhere() {
     assert_eq!(reason(a.egress(0, &spoofed, &flows, at(0))), Some(DropReason::SourceBinding));
     let nobody = reason(Snapshot::empty().egress(0, &spoofed, &flows, at(0)));
     assert_eq!(nobody, Some(DropReason::NoRow));
-}
-
-#[test]
-fn two_keys_are_accepted_during_a_rotation() {
-    let old = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
-    let rotating = World { destination_keys: vec![1, 2], ..old.clone() };
-    let done = World { destination_keys: vec![2], ..old.clone() };
-    let facts = old.udp(A, B, (9, 53));
-    let (old_key, new_key) = (old.key(A, B), done.key(A, B));
-    for (world, keys, expected) in [
-        (&old, [old_key, new_key], [None, Some(DropReason::Key)]),
-        (&rotating, [old_key, new_key], [None, None]),
-        (&done, [old_key, new_key], [Some(DropReason::Key), None]),
-    ] {
-        let sap = world.sap();
-        let got = keys.map(|key| reason(sap.transit(endpoint(A), key, &facts, &table(), at(0))));
-        assert_eq!(got, expected);
-    }
 }
 
 #[test]

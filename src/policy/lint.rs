@@ -110,6 +110,7 @@ fn means_nobody(scene: &Scene, selector: &BoundSelector) -> bool {
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => {
             !scene.members().any(|(id, _)| is_meant(scene, selector, &End::Member(id)))
         }
@@ -127,6 +128,7 @@ fn touches_outside(scene: &Scene, rule: &RuleFacts) -> bool {
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => false,
     };
     is_outside(&rule.from) || is_outside(&rule.to)

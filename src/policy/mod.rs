@@ -44,9 +44,10 @@ pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test_fi
 pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::{Verdict, judge};
+pub use kubernetes::NetworkPolicy;
 pub use lint::{Finding, FindingKind, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
-pub use model::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
+pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
 pub use reach::Reach;
 pub use scene::{End, RuleOrigin, Scene};

@@ -14,8 +14,7 @@ use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{
-    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Service,
-    Timestamp,
+    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
 };
 
 /// The only overlay of a scene.
@@ -83,6 +82,9 @@ impl Scene {
             .collect();
         scene.check_overlays(&ours)?;
         for policy in &ours {
+            scene.add_services(policy)?;
+        }
+        for policy in &ours {
             scene.add_groups(policy)?;
         }
         for policy in &ours {
@@ -121,18 +123,15 @@ impl Scene {
             cidr: everything.unwrap_or_default(),
             semantics,
             silent: false,
+            is_audit: false,
         };
         world.overlays.insert(OVERLAY, overlay);
         let (mut ports, mut ids) = (BTreeMap::new(), BTreeMap::new());
         for (id, entity) in (1..).map(NodeId).zip(&inventory.entities) {
-            let one_each = entity.ports.iter().map(|(name, protocol, port)| {
-                let range = crate::types::PortRange { first: *port, last: *port };
-                (name.clone(), Service::Ports(*protocol, range))
-            });
             let address = entity.address.unwrap_or(NOWHERE);
             let facts = NodeFacts {
                 labels: entity.labels.clone(),
-                ports: one_each.collect(),
+                ports: entity.ports.clone(),
                 addresses: BTreeMap::from([(OVERLAY, address)]),
                 ..node(NodeKind::Entity, entity.name.clone())
             };
@@ -165,6 +164,17 @@ impl Scene {
         }
         if let Some(facts) = self.world.overlays.get_mut(&OVERLAY) {
             facts.name = overlay.clone();
+        }
+        Ok(())
+    }
+
+    fn add_services(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
+        for (name, labels) in &policy.services {
+            let labels = labels.iter().cloned().collect();
+            if self.world.services.insert(name.clone(), labels).is_some() {
+                let what = format!("{}: service {name}", policy.source);
+                return Err(Problem::new(ProblemCode::Usage, what).why("is there twice"));
+            }
         }
         Ok(())
     }
@@ -213,6 +223,8 @@ impl Scene {
                 both: rule.both,
                 path: path.clone(),
                 not_after: rule.not_after,
+                is_audit: rule.audit,
+                name: rule.name.clone(),
             };
             check_rule(&self.world, &facts, self.now)
                 .map_err(|conflict| at.wrong(rule.line, "rule", self.conflict_text(&conflict)))?;
@@ -268,17 +280,19 @@ impl Scene {
             Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
             Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
             Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
+            Selector::Service(name) if self.world.services.contains_key(name) => {
+                BoundSelector::Service(name.clone())
+            }
+            Selector::Service(name) => {
+                let known = self.world.services.keys();
+                return Err(unknown("service", name, known));
+            }
             Selector::Group(name) if self.world.groups.contains_key(name) => {
                 BoundSelector::Group(name.clone())
             }
             Selector::Group(name) => {
-                let problem =
-                    Problem::new(ProblemCode::Usage, "").why(format!("there is no group {name}"));
-                let known = self.world.groups.keys().map(Name::as_str);
-                return Err(match did_you_mean(name.as_str(), known) {
-                    Some(meant) => problem.fix(format!("did you mean group:{meant}?")),
-                    None => problem.fix("define it under `groups:`"),
-                });
+                let known = self.world.groups.keys();
+                return Err(unknown("group", name, known));
             }
         })
     }
@@ -424,6 +438,14 @@ impl Scene {
     }
 }
 
+fn unknown<'a>(noun: &str, name: &Name, known: impl Iterator<Item = &'a Name>) -> Problem {
+    let problem = Problem::new(ProblemCode::Usage, "").why(format!("there is no {noun} {name}"));
+    match did_you_mean(name.as_str(), known.map(Name::as_str)) {
+        Some(meant) => problem.fix(format!("did you mean {noun}:{meant}?")),
+        None => problem.fix(format!("define it under `{noun}s:`")),
+    }
+}
+
 /// The address of a member that the inventory gives none. No test can ask for it.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -437,6 +459,7 @@ fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
         endpoints: vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6080)],
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
+        is_quarantined: false,
     }
 }
 

@@ -60,6 +60,7 @@ pub fn dangling(world: &World, rule: &RuleFacts) -> Vec<EntityName> {
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => None,
     };
     let names: BTreeSet<EntityName> = [&rule.from, &rule.to].into_iter().filter_map(gone).collect();
@@ -124,6 +125,9 @@ pub(super) fn selects(
             held.filter(|held| !matches!(held, BoundSelector::Group(_)))
                 .any(|held| selects(world, overlay, held, id, facts))
         }
+        BoundSelector::Service(name) => {
+            world.services.get(name).is_some_and(|labels| labels.is_subset(&facts.labels))
+        }
         BoundSelector::Cidr(block) => {
             let speaks_of_members = world
                 .overlays
@@ -147,6 +151,7 @@ pub(super) fn selects_outside(world: &World, selector: &BoundSelector, address: 
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => false,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ovmesh::dataplane::publish::Publisher;
-use ovmesh::dataplane::{Counters, SapPlane, now};
+use ovmesh::dataplane::{Counters, SapPlane, Way, now};
 use ovmesh::forward::{
     DestinationKeySpec, FlowTable, MemberSpec, OverlayInfo, OverlaySpec, RuleSpec, SapInfo,
     SnapshotBuilder,
@@ -15,7 +15,7 @@ use ovmesh::forward::{
 use ovmesh::keys::DestinationKey;
 use ovmesh::sys::udp::UdpSocket;
 use ovmesh::types::{
-    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret,
+    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret, Tier,
 };
 
 use crate::packet;
@@ -56,7 +56,8 @@ fn loop_ends() -> Result<()> {
         poll(Duration::from_secs(10), "the packet to end", || {
             Ok((dropped(&counters, DropReason::HopLimit) == ended).then_some(()))
         })?;
-        let moved: u64 = counters.iter().map(|counters| counters.transit.packets()).sum();
+        let moved: u64 =
+            counters.iter().map(|counters| counters.passed(Way::Transit).packets).sum();
         ensure!(moved == passed, "TTL {ttl}: {moved} sends, not {passed}");
     }
     let all: u64 = DropReason::ALL.iter().map(|&reason| dropped(&counters, reason)).sum();
@@ -65,7 +66,7 @@ fn loop_ends() -> Result<()> {
 }
 
 fn dropped(counters: &[Arc<Counters>], reason: DropReason) -> u64 {
-    counters.iter().map(|counters| counters.transit.dropped(reason)).sum()
+    counters.iter().map(|counters| counters.dropped(Way::Transit, reason)).sum()
 }
 
 fn secret() -> Secret {
@@ -85,7 +86,7 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
     };
     let rule = RuleSpec {
         id: RuleId(1),
-        is_deny: false,
+        tier: Tier::Allow,
         from: 0,
         to: 1,
         services: Vec::new(),
@@ -102,6 +103,8 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
         members: vec![member(1, source), member(2, &[next])],
         sets: vec![vec![0], vec![1]],
         rules: vec![rule],
+        unspoken_passes: false,
+        isolated: Vec::new(),
         paths: Vec::new(),
         default_saps: vec![id],
         destination_keys: vec![DestinationKeySpec { to: 1, accept: vec![secret()] }],
@@ -112,7 +115,6 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
     let builder = SnapshotBuilder::new(id, NodeKind::Sap).sap(info).overlay(overlay);
     let snapshot = builder.build().map_err(anyhow::Error::msg)?;
     let flows = Arc::new(FlowTable::new(1 << 10).started(now()));
-    let (plane, _port) =
-        SapPlane::start(Arc::new(socket), Arc::new(Publisher::new(snapshot)), flows)?;
+    let (plane, _port) = SapPlane::start(vec![socket], Arc::new(Publisher::new(snapshot)), flows)?;
     Ok(plane)
 }

@@ -15,11 +15,13 @@ mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
+mod flows;
 mod impaired;
 mod inner;
 mod integrity;
 mod join;
 mod keys;
+mod lanes;
 mod loops;
 mod packet;
 mod paths;

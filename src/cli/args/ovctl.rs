@@ -9,7 +9,8 @@ use clap::{
 };
 
 use super::{
-    ChangeArgs, EXIT_CODES, EntityRef, Format, LabelEdit, PolicyCommand, RotateTarget, TokenCommand,
+    ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, LabelEdit, PolicyCommand, RotateTarget,
+    TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -145,6 +146,9 @@ Examples:
     /// Audit: who changed what
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Flows: what happened, allowed and denied, by which rule
+    #[command(subcommand, visible_alias = "flows")]
+    Flow(FlowCommand),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Example:

@@ -7,6 +7,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod cidr;
+pub(crate) mod flows;
 pub(crate) mod join;
 pub(crate) mod keys;
 pub(crate) mod nodes;

@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 
 use sqlx::SqliteConnection;
 
-use super::{Done, corrupt, from_json, nodes, parsed, seconds, time, to_json, to_value, world};
+use super::{
+    Done, corrupt, flows, from_json, nodes, parsed, seconds, time, to_json, to_value, world,
+};
 use crate::api::admin::{Rule, RuleCreate, RulePath, RuleRevoke};
+use crate::api::flows::RuleHits;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
 use crate::control::selection;
@@ -75,6 +78,8 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
                 both: *both,
                 path: path.as_ref().map(|path| from_json(path, "rule")).transpose()?,
                 not_after: not_after.map(time),
+                is_audit: false,
+                name: None,
             };
             Ok(StoredRule {
                 id: RuleId(*id),
@@ -96,6 +101,7 @@ fn bound(text: &str, node: Option<u32>) -> Result<BoundSelector, Problem> {
         (Selector::Namespace(name), _) => BoundSelector::Namespace(name),
         (Selector::Name(name), Some(node)) => BoundSelector::Node(NodeId(node), name),
         (Selector::Group(name), _) => BoundSelector::Group(name),
+        (Selector::Service(name), _) => BoundSelector::Service(name),
         (Selector::Cidr(block), _) => BoundSelector::Cidr(block),
         (Selector::Name(_), None) => return Err(corrupt("rule")),
     })
@@ -212,6 +218,8 @@ fn facts_of(world: &World, request: &RuleCreate, now: Timestamp) -> Result<RuleF
         both: request.both,
         path,
         not_after: request.expires.map(|duration| now.after(duration.0)),
+        is_audit: false,
+        name: None,
     })
 }
 
@@ -224,13 +232,14 @@ fn check_named_ports(
 ) -> Result<(), Problem> {
     let lacks = |end: &BoundSelector, service: &Service, name: &Name| match end {
         BoundSelector::Node(id, _) => {
-            let port = world.nodes.get(id).and_then(|node| node.ports.get(name));
-            port.is_none_or(|port| port.protocol() != service.protocol())
+            let ports = world.nodes.get(id).and_then(|node| node.ports.get(name));
+            !ports.into_iter().flatten().any(|port| port.protocol() == service.protocol())
         }
         BoundSelector::Any
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => false,
     };
     for service in &request.services {
@@ -293,6 +302,7 @@ fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => None,
     };
     (selection::as_written(selector).to_string(), node)
@@ -301,7 +311,17 @@ fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
 /// The rules as people see them.
 pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Rule>, Problem> {
     let world = world::load(conn).await?;
-    Ok(stored(conn).await?.into_iter().map(|rule| view(&world, rule)).collect())
+    let hits = flows::hits(conn).await?;
+    let hits_of = |id| {
+        hits.get(&id).map(|sums| RuleHits {
+            packets: sums.packets,
+            bytes: sums.bytes,
+            first: sums.first,
+            last: sums.last,
+        })
+    };
+    let rules = stored(conn).await?.into_iter();
+    Ok(rules.map(|rule| Rule { hits: hits_of(rule.id), ..view(&world, rule) }).collect())
 }
 
 /// One rule as people see it.
@@ -339,6 +359,7 @@ fn view(world: &World, stored: StoredRule) -> Rule {
         revision: stored.revision,
         created: stored.created,
         created_by: stored.created_by,
+        hits: None,
         dangling: selection::dangling(world, [&facts.from, &facts.to]),
         pairs: selection::pairs_covered(world, &facts),
         services: facts.services,

@@ -20,6 +20,7 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
                 cidr: overlay.cidr,
                 semantics: overlay.semantics,
                 silent: overlay.silent,
+                is_audit: false,
             };
             (overlay.id, facts)
         })
@@ -32,10 +33,15 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
                 kind: record.kind,
                 name: record.name,
                 labels: record.labels,
-                ports: record.ports,
+                ports: record
+                    .ports
+                    .into_iter()
+                    .map(|(name, service)| (name, [service].into()))
+                    .collect(),
                 endpoints: record.endpoints,
                 addresses: record.addresses,
                 serves: record.serves,
+                is_quarantined: false,
             };
             (id, facts)
         })
