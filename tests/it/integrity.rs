@@ -11,7 +11,7 @@ use crate::world::Machine;
 const TCP_BYTES: u64 = 3_000_000;
 
 /// How a, the SaP and b move packets.
-pub(crate) type Modes = [&'static str; 3];
+type Modes = [&'static str; 3];
 
 /// Every mode at every place, next to every other.
 const MIXES: [Modes; 4] = [
@@ -23,11 +23,11 @@ const MIXES: [Modes; 4] = [
 
 /// Every parity and alignment; both sides of what fits one datagram in IPv4 (1436) and IPv6 (1416),
 /// of the underlay's MTU, and of two and three fragments.
-pub(crate) const LENGTHS: &str = "1-70,127-130,255-257,511-513,997,1023-1025,1279-1281,1350-1475,\
+const LENGTHS: &str = "1-70,127-130,255-257,511-513,997,1023-1025,1279-1281,1350-1475,\
                        1499-1501,1999-2001,2816-2890,3999,4000";
 
 /// Datagrams of each length: enough to make trains of each.
-pub(crate) const COPIES: u64 = 6;
+const COPIES: u64 = 6;
 
 /// How long echoes may take on a machine that is busy.
 const PATIENCE: &str = "3000";
@@ -75,7 +75,7 @@ fn every_mix(rig: &mut Rig) -> Result<()> {
 }
 
 /// Starts a, s1 and b anew in these modes.
-pub(crate) fn restart(rig: &mut Rig, modes: Modes) -> Result<()> {
+fn restart(rig: &mut Rig, modes: Modes) -> Result<()> {
     for (name, mode) in ["a", "s1", "b"].into_iter().zip(modes) {
         let node = rig.fleet.node_mut(name)?;
         ensure!(node.stop()? == 0, "{name} does not stop by itself");
@@ -106,7 +106,7 @@ fn verify(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn tcp_arrives(rig: &Rig) -> Result<()> {
+fn tcp_arrives(rig: &Rig) -> Result<()> {
     let report = tcp(rig, "8000")?;
     ensure!(report["wrongHere"].is_null() && report["wrongThere"].is_null(), "{report}");
     ensure!(number(&report, "received")? == TCP_BYTES, "{report}");
@@ -124,7 +124,7 @@ fn udp(rig: &Rig, lengths: &str) -> Result<Value> {
     udp_for(rig, lengths, PATIENCE)
 }
 
-pub(crate) fn udp_for(rig: &Rig, lengths: &str, patience: &str) -> Result<Value> {
+fn udp_for(rig: &Rig, lengths: &str, patience: &str) -> Result<Value> {
     let address = rig.at("b", 9)?.to_string();
     let _echo = rig.udp_echo("b", 9)?;
     let words = ["udp-verify", &address, lengths, &COPIES.to_string(), patience];
@@ -222,7 +222,7 @@ fn narrow_the_middle(rig: &Rig) -> Result<Machine> {
     Ok(router)
 }
 
-pub(crate) fn write_sysctl(machine: &Machine, name: &str, value: &str) -> Result<()> {
+fn write_sysctl(machine: &Machine, name: &str, value: &str) -> Result<()> {
     let write = "echo \"$0\" > \"/proc/sys/$1\"";
     machine.run(&["sh", "-c", write, value, name])?.success(name).map(drop)
 }

@@ -16,7 +16,6 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
-mod impaired;
 mod inner;
 mod integrity;
 mod join;
@@ -25,7 +24,6 @@ mod lanes;
 mod loops;
 mod packet;
 mod paths;
-mod relay;
 mod restart;
 mod revoke;
 mod spoof;
