@@ -15,7 +15,6 @@
     deny(
         clippy::indexing_slicing,
         clippy::unwrap_used,
-        clippy::expect_used,
         clippy::panic,
         clippy::unreachable,
         reason = "packets must not panic"
@@ -31,6 +30,7 @@ mod matcher;
 mod paths;
 mod recording;
 mod records;
+mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,7 @@ mod join;
 mod keys;
 mod lanes;
 mod loops;
+mod open;
 mod packet;
 mod paths;
 mod restart;
