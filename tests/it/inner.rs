@@ -24,6 +24,9 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 /// What a may not send to b: why it is dropped, what it is, and the GUE payload in digits.
 type Forged = (&'static str, String, String);
 
+/// What is unusual, the bytes, and of how many packets of one length they are.
+type Unusual = (&'static str, Vec<u8>, u8);
+
 #[test]
 fn forged_inner_packets_of_ipv4_are_dropped_for_their_reason() {
     play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
@@ -59,7 +62,9 @@ fn each_is_dropped(
             if let Err(seen) = dropped_for(rig, (from, to), reason, &digits)? {
                 // Which of them was it?
                 for (what, digits) in packets {
-                    if let Err(seen) = dropped_for(rig, (from, to), reason, &[digits.clone()])? {
+                    if let Err(seen) =
+                        dropped_for(rig, (from, to), reason, std::slice::from_ref(digits))?
+                    {
                         failures.push(format!("{to}: {what}: {seen:?}, not {reason}"));
                     }
                 }
@@ -96,7 +101,7 @@ fn dropped_for(
 
 fn unusual_ones_arrive(
     rig: &mut Rig,
-    unusual: fn(SocketAddr, SocketAddr) -> Vec<(&'static str, Vec<u8>, u8)>,
+    unusual: fn(SocketAddr, SocketAddr) -> Vec<Unusual>,
 ) -> Result<()> {
     let (source, target) = (rig.at("a", 41_000)?, rig.at("b", PORT)?);
     // Rules without ports look at addresses only.
@@ -205,7 +210,7 @@ fn forged4(key: u32, source: SocketAddr, target: SocketAddr) -> Vec<Forged> {
     forged
 }
 
-fn unusual4(source: SocketAddr, target: SocketAddr) -> Vec<(&'static str, Vec<u8>, u8)> {
+fn unusual4(source: SocketAddr, target: SocketAddr) -> Vec<Unusual> {
     let good = udp(source, target, b"hello");
     let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), target.ip()) else { return Vec::new() };
     let datagram = &udp(source, target, &[9; 24])[20..];
@@ -320,7 +325,7 @@ fn forged6(key: u32, source: SocketAddr, target: SocketAddr) -> Vec<Forged> {
     forged
 }
 
-fn unusual6(source: SocketAddr, target: SocketAddr) -> Vec<(&'static str, Vec<u8>, u8)> {
+fn unusual6(source: SocketAddr, target: SocketAddr) -> Vec<Unusual> {
     let good = udp(source, target, b"hello");
     let (from, to) = (source.ip(), target.ip());
     let datagram = &udp(source, target, &[9; 24])[40..];
