@@ -16,10 +16,12 @@
     )
 )]
 
+pub mod answer;
 pub mod control;
 #[cfg(test)]
 mod corpus_tests;
 pub mod gue;
 pub mod inner;
+pub mod notice;
 
 pub use inner::{Facts, Family};
