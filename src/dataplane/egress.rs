@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::counters::Tally;
 use super::hallway::{Common, is_trickle, now};
+use super::notice::Teller;
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, PacketBatch};
@@ -46,7 +47,12 @@ fn read(
 }
 
 /// Runs until the thread is told to stop. Returns why when the device went away.
-pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
+pub(super) fn run(
+    tun: &Arc<Tun>,
+    overlay: OverlayId,
+    mut common: Common,
+    teller: &Teller,
+) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
@@ -71,7 +77,11 @@ pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            judged.push(judge_read(header, packet, verdict));
+            let one = judge_read(header, packet, verdict);
+            if let Verdict::Drop(reason) = one.verdict {
+                teller.refused(reason, overlay, one.family, packet, now.monotonic_millis);
+            }
+            judged.push(one);
         }
         // Sealed hops: `seal` goes here, over what was judged and before it is sent.
         let outgoing = batch.iter().zip(&judged).flat_map(|((header, packet), one)| {
