@@ -71,6 +71,19 @@ fn a_refused_host_hears_at_once_and_can_ask_why() {
         let status = ovd.command(&["status"])?.success("status")?;
         ensure!(status.contains("denied    5 opening packets of this host"), "{status}");
 
+        // On whichever lane the packet comes.
+        let ovd = rig.fleet.node_mut("a")?;
+        ensure!(ovd.stop()? == 0, "a does not stop by itself");
+        ovd.set_options(&["--lanes", "4"]);
+        ovd.start()?;
+        rig.reconnected()?;
+        rig.settle()?;
+        for port in 82..90 {
+            let (error, took) = connect(rig, "b", port)?;
+            ensure!(error.contains("refused"), "{port}: {error}");
+            ensure!(took < Duration::from_secs(1), "{port}: refused after {took:?}");
+        }
+
         // What is allowed afterwards works: no answer lingers.
         rig.allow(&["a", "b", "--port", "udp/9"])?;
         let _echo = rig.udp_echo("b", 9)?;

@@ -7,6 +7,7 @@
 
 mod answers;
 mod architecture;
+mod attacks;
 mod bad_input;
 mod crash;
 mod direction;
@@ -16,10 +17,12 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod inner;
 mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod loops;
 mod open;
 mod packet;
 mod paths;
@@ -28,6 +31,7 @@ mod revoke;
 mod spoof;
 mod support;
 mod traffic;
+mod trains;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;
