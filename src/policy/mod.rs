@@ -29,6 +29,7 @@ mod reach;
 mod scene;
 mod select;
 mod span;
+mod suggest;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -56,4 +57,5 @@ pub use select::{
     rule_sources,
 };
 pub use span::NamedPorts;
+pub use suggest::{SeenFlow, SuggestedRule, Suggestion, suggest, suggestion_text};
 pub use tree::DOCUMENT_BYTES_MAX;

@@ -7,4 +7,5 @@ mod offline;
 mod paths;
 mod property;
 mod selection;
+mod suggestions;
 mod tables;
