@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::keyset::RingId;
 use super::live::{Live, NodeState};
 use super::publish::Hold;
-use super::rotation::{self, RingId};
+use super::rotation;
 use super::server::{Server, now, now_millis};
 use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;

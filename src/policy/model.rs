@@ -26,15 +26,28 @@ pub struct World {
     pub rules: BTreeMap<RuleId, RuleFacts>,
     /// Links by (entity, SaP).
     pub links: BTreeMap<(NodeId, NodeId), (LinkId, Secret)>,
-    /// What `group:NAME` means: whoever one of the selectors means. Groups hold no groups.
-    pub groups: BTreeMap<Name, BTreeSet<BoundSelector>>,
-    /// What `service:NAME` means: members that carry all of these labels.
-    pub services: BTreeMap<Name, BTreeSet<Label>>,
+    /// What `group:NAME` means in an overlay: whoever one of the selectors means. Groups hold no groups.
+    pub groups: BTreeMap<OverlayId, BTreeMap<Name, BTreeSet<BoundSelector>>>,
+    /// What `service:NAME` means in an overlay: members that carry all of these labels.
+    pub services: BTreeMap<OverlayId, BTreeMap<Name, BTreeSet<Label>>>,
     /// The labels of namespaces; one that is not here has none. All have Kubernetes'
     /// `kubernetes.io/metadata.name`, here or not.
     pub namespaces: BTreeMap<Name, BTreeSet<Label>>,
     /// NetworkPolicies by id ([`RuleId::network_policy`]).
     pub network_policies: BTreeMap<RuleId, NetworkPolicyFacts>,
+}
+
+impl World {
+    /// What a group holds; nothing when it is gone.
+    pub fn group(&self, overlay: OverlayId, name: &Name) -> impl Iterator<Item = &BoundSelector> {
+        self.groups.get(&overlay).and_then(|groups| groups.get(name)).into_iter().flatten()
+    }
+
+    /// The labels that a service stands for; none when it is gone.
+    #[must_use]
+    pub fn service(&self, overlay: OverlayId, name: &Name) -> Option<&BTreeSet<Label>> {
+        self.services.get(&overlay)?.get(name)
+    }
 }
 
 /// One NetworkPolicy of one overlay.

@@ -6,18 +6,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
-use super::kubernetes::{NetworkPolicy, side_selects};
-use super::span::NamedPorts;
+use super::judge::{End, Overview};
+use super::kubernetes::NetworkPolicy;
+use super::select::is_member;
 use super::tree::{At, shown};
-use super::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World, check_rule, did_you_mean};
+use super::{
+    BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World, check_rule,
+    did_you_mean,
+};
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{
-    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
+    EntityName, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
 };
 
-/// The only overlay of a scene.
+/// The only overlay of a scene that is made of files.
 const OVERLAY: OverlayId = OverlayId(1);
 
 /// The most rules that one scene holds, after lists of ends are multiplied out.
@@ -27,12 +31,8 @@ const RULES_MAX: usize = 200_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
     world: World,
-    namespaces: BTreeMap<Name, BTreeSet<Label>>,
-    ports: BTreeMap<NodeId, NamedPorts>,
+    overlay: OverlayId,
     ids: BTreeMap<EntityName, NodeId>,
-    network_policies: Vec<NetworkPolicy>,
-    /// Which NetworkPolicies select a member, so that each pair asks those alone.
-    selected_by: BTreeMap<NodeId, Vec<usize>>,
     origins: BTreeMap<RuleId, RuleOrigin>,
     now: Timestamp,
 }
@@ -44,17 +44,6 @@ pub struct RuleOrigin {
     pub label: String,
     /// `FILE:LINE`.
     pub place: String,
-    /// Whether it is recorded alone and enforces nothing.
-    pub audit: bool,
-}
-
-/// One end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// A member.
-    Member(NodeId),
-    /// An address that belongs to no member.
-    Outside(IpAddr),
 }
 
 impl Scene {
@@ -104,15 +93,48 @@ impl Scene {
                 .why("the second would replace the first in Kubernetes, and it is not clear which is meant")
                 .fix("leave one of the two out"));
             }
-            scene.network_policies.push(policy.as_ref().clone());
+            let number = u32::try_from(scene.world.network_policies.len() + 1).unwrap_or(u32::MAX);
+            let facts = NetworkPolicyFacts { overlay: OVERLAY, policy: policy.as_ref().clone() };
+            scene.world.network_policies.insert(RuleId::network_policy(number), facts);
         }
-        let selecting = |id: NodeId| -> Vec<usize> {
-            let policies = scene.network_policies.iter().enumerate();
-            policies.filter(|(_, p)| side_selects(&scene, p, id)).map(|(index, _)| index).collect()
-        };
-        let selected_by = scene.members().map(|(id, _)| (id, selecting(id))).collect();
-        scene.selected_by = selected_by;
         Ok(scene)
+    }
+
+    /// The scene of one overlay of a world: what its policy says at the moment.
+    #[must_use]
+    pub fn of(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
+        let members = || world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay));
+        let in_overlay = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
+        let origin = |(id, rule): (&RuleId, &RuleFacts)| {
+            let label = match &rule.name {
+                Some(name) => format!("{id} {}", shown(name)),
+                None => id.to_string(),
+            };
+            (*id, RuleOrigin { label, place: id.to_string() })
+        };
+        Self {
+            overlay,
+            ids: members().map(|(id, facts)| (facts.name.clone(), *id)).collect(),
+            origins: in_overlay.map(origin).collect(),
+            now,
+            world: world.clone(),
+        }
+    }
+
+    /// The same with rules called by where they stand in files.
+    #[must_use]
+    pub fn with_places(mut self, places: &BTreeMap<RuleId, String>) -> Self {
+        for (id, place) in places {
+            if let (Some(origin), Some(rule)) = (self.origins.get_mut(id), self.world.rules.get(id))
+            {
+                origin.place.clone_from(place);
+                origin.label = match &rule.name {
+                    Some(name) => shown(name),
+                    None => format!("{place} {}", super::rule_text(rule)),
+                };
+            }
+        }
+        self
     }
 
     fn without_policies(inventory: &Inventory, semantics: Semantics, now: Timestamp) -> Self {
@@ -126,7 +148,7 @@ impl Scene {
             is_audit: false,
         };
         world.overlays.insert(OVERLAY, overlay);
-        let (mut ports, mut ids) = (BTreeMap::new(), BTreeMap::new());
+        let mut ids = BTreeMap::new();
         for (id, entity) in (1..).map(NodeId).zip(&inventory.entities) {
             let address = entity.address.unwrap_or(NOWHERE);
             let facts = NodeFacts {
@@ -136,19 +158,10 @@ impl Scene {
                 ..node(NodeKind::Entity, entity.name.clone())
             };
             world.nodes.insert(id, facts);
-            ports.insert(id, entity.ports.clone());
             ids.insert(entity.name.clone(), id);
         }
-        Self {
-            world,
-            namespaces: inventory.namespaces.clone(),
-            ports,
-            ids,
-            network_policies: Vec::new(),
-            selected_by: BTreeMap::new(),
-            origins: BTreeMap::new(),
-            now,
-        }
+        world.namespaces.clone_from(&inventory.namespaces);
+        Self { world, overlay: OVERLAY, ids, origins: BTreeMap::new(), now }
     }
 
     /// A scene has one overlay, so all files must mean the same.
@@ -171,7 +184,14 @@ impl Scene {
     fn add_services(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
         for (name, labels) in &policy.services {
             let labels = labels.iter().cloned().collect();
-            if self.world.services.insert(name.clone(), labels).is_some() {
+            if self
+                .world
+                .services
+                .entry(OVERLAY)
+                .or_default()
+                .insert(name.clone(), labels)
+                .is_some()
+            {
                 let what = format!("{}: service {name}", policy.source);
                 return Err(Problem::new(ProblemCode::Usage, what).why("is there twice"));
             }
@@ -188,7 +208,7 @@ impl Scene {
             };
             let bound = selectors.iter().map(|selector| self.bind(selector).map_err(wrong));
             let bound = bound.collect::<Result<BTreeSet<_>, _>>()?;
-            if self.world.groups.insert(name.clone(), bound).is_some() {
+            if self.world.groups.entry(OVERLAY).or_default().insert(name.clone(), bound).is_some() {
                 return Err(at.wrong(*line, &format!("group {name}"), "is there twice"));
             }
         }
@@ -234,7 +254,7 @@ impl Scene {
                 Some(name) => shown(name),
                 None => format!("{place} {}", super::rule_text(&facts)),
             };
-            self.origins.insert(RuleId(number), RuleOrigin { label, place, audit: rule.audit });
+            self.origins.insert(RuleId(number), RuleOrigin { label, place });
             self.world.rules.insert(RuleId(number), facts);
         }
         Ok(())
@@ -280,18 +300,20 @@ impl Scene {
             Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
             Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
             Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
-            Selector::Service(name) if self.world.services.contains_key(name) => {
+            Selector::Service(name) if self.world.service(OVERLAY, name).is_some() => {
                 BoundSelector::Service(name.clone())
             }
             Selector::Service(name) => {
-                let known = self.world.services.keys();
+                let known = self.world.services.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
                 return Err(unknown("service", name, known));
             }
-            Selector::Group(name) if self.world.groups.contains_key(name) => {
+            Selector::Group(name)
+                if self.world.groups.get(&OVERLAY).is_some_and(|all| all.contains_key(name)) =>
+            {
                 BoundSelector::Group(name.clone())
             }
             Selector::Group(name) => {
-                let known = self.world.groups.keys();
+                let known = self.world.groups.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
                 return Err(unknown("group", name, known));
             }
         })
@@ -325,7 +347,7 @@ impl Scene {
         };
         if let Some(address) = address {
             let holder = self.members().find(|(_, facts)| {
-                facts.addresses.get(&OVERLAY) == Some(&address) && address != NOWHERE
+                facts.addresses.get(&self.overlay) == Some(&address) && address != NOWHERE
             });
             return Ok(holder.map_or(End::Outside(address), |(id, _)| End::Member(id)));
         }
@@ -341,25 +363,39 @@ impl Scene {
     /// The members in the order of the inventory.
     pub fn members(&self) -> impl Iterator<Item = (NodeId, &NodeFacts)> {
         let nodes = self.world.nodes.iter().map(|(id, facts)| (*id, facts));
-        nodes.filter(|(_, facts)| facts.kind == NodeKind::Entity)
+        nodes.filter(|(_, facts)| is_member(facts, self.overlay))
     }
 
     /// What unspoken traffic means.
     #[must_use]
     pub fn semantics(&self) -> Semantics {
-        self.world.overlays.get(&OVERLAY).map(|facts| facts.semantics).unwrap_or_default()
+        self.world.overlays.get(&self.overlay).map(|facts| facts.semantics).unwrap_or_default()
     }
 
     /// The NetworkPolicies.
-    #[must_use]
-    pub fn network_policies(&self) -> &[NetworkPolicy] {
-        &self.network_policies
+    pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        let all = self.world.network_policies.values();
+        all.filter(|facts| facts.overlay == self.overlay).map(|facts| &facts.policy)
     }
 
-    /// The NetworkPolicies that select a member, in either direction.
-    pub(super) fn policies_of(&self, id: NodeId) -> impl Iterator<Item = &NetworkPolicy> {
-        let indexes = self.selected_by.get(&id).into_iter().flatten();
-        indexes.filter_map(|index| self.network_policies.get(*index))
+    /// The world that the scene is about, for tests that enforce it.
+    #[cfg(test)]
+    pub(crate) fn world(&self) -> (&World, OverlayId) {
+        (&self.world, self.overlay)
+    }
+
+    /// Ready for many questions.
+    pub(super) fn overview(&self) -> Overview<'_> {
+        Overview::new(&self.world, self.overlay, self.now)
+    }
+
+    /// What results call a rule, or the item of a NetworkPolicy.
+    pub(super) fn label(&self, id: RuleId, item: Option<(&str, usize)>) -> String {
+        if let Some(facts) = self.world.network_policies.get(&id) {
+            let name = format!("NetworkPolicy {}", facts.policy.full_name());
+            return item.map_or(name.clone(), |(field, at)| format!("{name} {field}[{at}]"));
+        }
+        self.origin(id).map_or_else(|| id.to_string(), |origin| origin.label.clone())
     }
 
     /// Where a rule comes from.
@@ -379,62 +415,24 @@ impl Scene {
         }
     }
 
-    pub(super) fn world(&self) -> &World {
-        &self.world
-    }
-
-    pub(super) fn overlay(&self) -> OverlayId {
-        OVERLAY
-    }
-
     pub(super) fn now(&self) -> Timestamp {
         self.now
     }
 
     /// The rules that enforce something, expired or not.
     pub(super) fn enforced_rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
-        let is_audit = |id: &RuleId| self.origins.get(id).is_some_and(|origin| origin.audit);
-        self.world.rules.iter().filter(move |(id, _)| !is_audit(id)).map(|(id, rule)| (*id, rule))
+        let rules = self.world.rules.iter().map(|(id, rule)| (*id, rule));
+        rules.filter(|(_, rule)| rule.overlay == self.overlay && !rule.is_audit)
     }
 
     pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
         self.world.nodes.get(&id)
     }
 
-    pub(super) fn namespace_labels(&self, namespace: &Name) -> &BTreeSet<Label> {
-        self.namespaces.get(namespace).unwrap_or(const { &BTreeSet::new() })
-    }
-
-    /// The named ports of an end; none of the outside.
-    pub(super) fn ports_of(&self, end: &End) -> &NamedPorts {
-        let ports = match end {
-            End::Member(id) => self.ports.get(id),
-            End::Outside(_) => None,
-        };
-        ports.unwrap_or(const { &NamedPorts::new() })
-    }
-
-    /// Whether flows to this end are IPv6.
-    pub(super) fn is_ipv6(&self, end: &End) -> bool {
-        match end {
-            End::Member(id) => self.address(*id).is_some_and(|address| address.is_ipv6()),
-            End::Outside(address) => address.is_ipv6(),
-        }
-    }
-
-    /// The address by which an `ipBlock` means this end: of members in `kubernetes` overlays alone,
-    /// as with every CIDR.
-    pub(super) fn block_address(&self, end: &End) -> Option<IpAddr> {
-        match (end, self.semantics()) {
-            (End::Outside(address), _) => Some(*address),
-            (End::Member(id), Semantics::Kubernetes) => self.address(*id),
-            (End::Member(_), Semantics::DefaultDeny) => None,
-        }
-    }
-
-    fn address(&self, id: NodeId) -> Option<IpAddr> {
-        let address = self.facts(id)?.addresses.get(&OVERLAY).copied();
-        address.filter(|address| *address != NOWHERE)
+    /// What a group holds but groups.
+    pub(super) fn held_by(&self, group: &Name) -> impl Iterator<Item = &BoundSelector> {
+        let held = self.world.group(self.overlay, group);
+        held.filter(|held| !matches!(held, BoundSelector::Group(_)))
     }
 }
 

@@ -107,6 +107,11 @@ pub(super) fn is_member(facts: &NodeFacts, overlay: OverlayId) -> bool {
     }
 }
 
+/// The member's address; none in an inventory that gives it none, which is kept as `0.0.0.0`.
+pub(super) fn member_address(facts: &NodeFacts, overlay: OverlayId) -> Option<IpAddr> {
+    facts.addresses.get(&overlay).copied().filter(|address| !address.is_unspecified())
+}
+
 /// Whether `selector` means this member of `overlay`.
 pub(super) fn selects(
     world: &World,
@@ -121,12 +126,12 @@ pub(super) fn selects(
         BoundSelector::Labels(labels) => labels.is_subset(&facts.labels),
         BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
         BoundSelector::Group(name) => {
-            let held = world.groups.get(name).into_iter().flatten();
+            let held = world.group(overlay, name);
             held.filter(|held| !matches!(held, BoundSelector::Group(_)))
                 .any(|held| selects(world, overlay, held, id, facts))
         }
         BoundSelector::Service(name) => {
-            world.services.get(name).is_some_and(|labels| labels.is_subset(&facts.labels))
+            world.service(overlay, name).is_some_and(|labels| labels.is_subset(&facts.labels))
         }
         BoundSelector::Cidr(block) => {
             let speaks_of_members = world
@@ -134,19 +139,24 @@ pub(super) fn selects(
                 .get(&overlay)
                 .is_some_and(|overlay| overlay.semantics == Semantics::Kubernetes);
             speaks_of_members
-                && facts.addresses.get(&overlay).is_some_and(|address| block.contains(*address))
+                && member_address(facts, overlay).is_some_and(|address| block.contains(address))
         }
     }
 }
 
 /// Whether `selector` means an address outside the overlay.
-pub(super) fn selects_outside(world: &World, selector: &BoundSelector, address: IpAddr) -> bool {
+pub(super) fn selects_outside(
+    world: &World,
+    overlay: OverlayId,
+    selector: &BoundSelector,
+    address: IpAddr,
+) -> bool {
     match selector {
         BoundSelector::Cidr(block) => block.contains(address),
         BoundSelector::Group(name) => {
-            let held = world.groups.get(name).into_iter().flatten();
+            let held = world.group(overlay, name);
             held.filter(|held| !matches!(held, BoundSelector::Group(_)))
-                .any(|held| selects_outside(world, held, address))
+                .any(|held| selects_outside(world, overlay, held, address))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)

@@ -6,6 +6,8 @@ mod documents;
 mod offline;
 mod paths;
 mod property;
+mod scale;
 mod selection;
 mod suggestions;
 mod tables;
+mod touched;
