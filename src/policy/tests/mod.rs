@@ -11,3 +11,4 @@ mod selection;
 mod suggestions;
 mod tables;
 mod touched;
+mod why;
