@@ -95,7 +95,13 @@ proptest! {
         let suggestion = suggest(&world, V4, &flows);
 
         prop_assert_eq!(suggestion.left_out, 0);
-        let mut after = World { rules: Default::default(), ..world.clone() };
+        // The suggested rules alone speak: no other rule, no policy, nobody in quarantine.
+        let mut after = World {
+            rules: Default::default(),
+            network_policies: Default::default(),
+            ..world.clone()
+        };
+        after.nodes.values_mut().for_each(|facts| facts.is_quarantined = false);
         for (number, rule) in (1..).zip(suggestion.rules) {
             prop_assert!(!matches!(rule.from, BoundSelector::Any));
             let facts = RuleFacts {
