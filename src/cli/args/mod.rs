@@ -34,7 +34,7 @@ pub use ovctl::{
     KeyRotateArgs, LabelArgs, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs, SapCommand,
     SemanticsArg, ServeArgs,
 };
-pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs};
+pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use token::{RoleArg, TokenCommand, TokenCreateArgs};
 pub use values::{EndpointArg, EntityRef, JoinSource, LabelEdit, NamedPort, RotateTarget};
 
