@@ -10,5 +10,6 @@ pub mod local;
 pub mod node;
 pub mod problem;
 pub mod table;
+pub mod why;
 
 pub use problem::{Problem, ProblemCode};

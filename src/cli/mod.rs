@@ -6,6 +6,7 @@ pub mod audit;
 pub mod client;
 pub mod completion;
 mod credential;
+pub mod denied;
 mod enforcement;
 pub mod entity;
 pub mod flow;
@@ -19,6 +20,7 @@ mod rule_words;
 pub mod sap;
 pub mod status;
 pub mod token;
+pub mod why;
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,7 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         PolicyCommand::Can(args) => can(client, output, args).await,
+        PolicyCommand::Suggest(args) => super::flow::suggest(client, output, args).await,
         PolicyCommand::Offline(command) => super::policy_offline::run(output, &command),
     }
 }

@@ -23,7 +23,8 @@ use crate::types::{HumanDuration, Revision};
 
 pub use flow::{FlowArgs, FlowCommand};
 pub use node::{
-    Check, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand, RunArgs,
+    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand,
+    RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,
@@ -33,7 +34,7 @@ pub use ovctl::{
     KeyRotateArgs, LabelArgs, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs, SapCommand,
     SemanticsArg, ServeArgs,
 };
-pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs};
+pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use token::{RoleArg, TokenCommand, TokenCreateArgs};
 pub use values::{EndpointArg, EntityRef, JoinSource, LabelEdit, NamedPort, RotateTarget};
 

@@ -9,8 +9,8 @@ use clap::{
 };
 
 use super::{
-    ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, LabelEdit, PolicyCommand, RotateTarget,
-    TokenCommand,
+    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, LabelEdit, PolicyCommand,
+    RotateTarget, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -140,6 +140,14 @@ Examples:
     /// Policy: who may talk to whom
     #[command(subcommand, visible_aliases = ["policies", "pol"])]
     Policy(PolicyCommand),
+    /// Say why a flow passes or not: exit 0 when it is allowed, 4 when denied
+    #[command(after_help = "\
+Stage by stage: membership, path, key, rules (with those that almost matched), endpoint; then what
+was seen of it in the last minutes, and the command that would allow it.
+
+Example:
+  ovctl why web db -p tcp/5432")]
+    Why(CanArgs),
     /// Authorization keys: their versions and rotation
     #[command(subcommand, visible_alias = "keys")]
     Key(KeyCommand),

@@ -4,6 +4,7 @@ mod admin;
 mod flows;
 mod node;
 mod views;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -91,6 +92,8 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/rules/revoke", post(admin::revoke_rules))
         .route("/v1/rules/{id}", get(views::rule))
         .route("/v1/policy/can", post(views::can))
+        .route("/v1/policy/why", post(why::why))
+        .route("/v1/policy/suggest", post(flows::suggest))
         .route("/v1/keys", get(views::keys))
         .route("/v1/keys/rotate", post(admin::rotate_keys))
         .route("/v1/audit", get(views::audit))
