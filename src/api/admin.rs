@@ -62,6 +62,9 @@ pub struct ChangeOptions {
     /// Refuses (409) unless this is the newest revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_revision: Option<Revision>,
+    /// Goes on though it cuts the way that the request itself came by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_risk: Option<bool>,
     /// How long to wait for enforcement; none means not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<HumanDuration>,
@@ -155,6 +158,9 @@ pub struct Overlay {
     pub semantics: Semantics,
     /// Whether refusals stay unanswered.
     pub silent: bool,
+    /// Whether it is in audit mode: what would be refused passes and is recorded.
+    #[serde(default)]
+    pub audit: bool,
     /// When it was made.
     pub created: Timestamp,
     /// How many entities are members.
@@ -310,10 +316,21 @@ pub struct Entity {
     pub endpoints: Vec<SocketAddr>,
     /// Whether it goes when it leaves.
     pub ephemeral: bool,
+    /// Whether it is in quarantine: nothing passes to or from it.
+    #[serde(default)]
+    pub quarantined: bool,
     /// When it joined.
     pub joined: Timestamp,
     /// What it is doing.
     pub health: NodeHealth,
+}
+
+/// Turns something on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Switch {
+    /// On, or off.
+    pub on: bool,
 }
 
 /// Changes labels: sets those given, then removes keys.
@@ -384,6 +401,12 @@ pub struct RuleCreate {
     /// Why the rule is there.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What to call it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether it is recorded alone, and enforces nothing.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// A rule.
@@ -392,6 +415,12 @@ pub struct RuleCreate {
 pub struct Rule {
     /// Its id.
     pub id: RuleId,
+    /// What its author calls it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether it is recorded alone, and enforces nothing.
+    #[serde(default)]
+    pub audit: bool,
     /// Its overlay.
     pub overlay: Name,
     /// Allow or deny.
@@ -585,6 +614,9 @@ pub struct ServerStatus {
     pub behind: Vec<Pending>,
     /// Rotations under way.
     pub rotations: Vec<KeyStatus>,
+    /// Changes of policy that are undone unless they are confirmed.
+    #[serde(default)]
+    pub unconfirmed: Vec<super::policy::Unconfirmed>,
     /// What an operator should look at, each a line for people.
     pub problems: Vec<String>,
 }

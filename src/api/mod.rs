@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod local;
 pub mod node;
+pub mod policy;
 pub mod problem;
 pub mod table;
 

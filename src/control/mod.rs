@@ -8,6 +8,8 @@
 //! | `live` | what is in memory: the world, tables, how far each node is |
 //! | `publish` | compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
+//! | `policies` | changes of policies: files, history, confirmation, imports |
+//! | `risk` | what a change must not cut: the way of who asks, and tests that held |
 //! | `rotation`, `driver` | keys and their steps; the clockwork |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
@@ -17,7 +19,9 @@ mod enforce;
 pub mod files;
 pub mod listen;
 mod live;
+mod policies;
 mod publish;
+mod risk;
 mod rotation;
 mod routes;
 mod selection;

@@ -4,13 +4,23 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{nodes, overlays, rules, secret};
+use super::policies::{self, Policy};
+use super::{namespaces, nodes, overlays, secret};
 use crate::api::Problem;
-use crate::policy::{NodeFacts, OverlayFacts, World};
-use crate::types::{LinkId, NodeId};
+use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
+use crate::types::{LinkId, NodeId, OverlayId};
 
 /// Loads everything.
 pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> {
+    let policies = policies::all(conn).await?;
+    load_with(conn, &policies).await
+}
+
+/// Loads everything but `policies`, which are loaded already.
+pub(crate) async fn load_with(
+    conn: &mut SqliteConnection,
+    policies: &BTreeMap<OverlayId, Policy>,
+) -> Result<World, Problem> {
     let overlays = overlays::list(conn)
         .await?
         .into_iter()
@@ -20,6 +30,7 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
                 cidr: overlay.cidr,
                 semantics: overlay.semantics,
                 silent: overlay.silent,
+                is_audit: overlay.audit,
             };
             (overlay.id, facts)
         })
@@ -28,32 +39,55 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
         .await?
         .into_iter()
         .map(|(id, record)| {
+            let ports = record.ports.into_iter().map(|(name, port)| (name, [port].into()));
             let facts = NodeFacts {
                 kind: record.kind,
                 name: record.name,
                 labels: record.labels,
-                ports: record.ports,
+                ports: ports.collect(),
                 endpoints: record.endpoints,
                 addresses: record.addresses,
                 serves: record.serves,
+                is_quarantined: record.quarantined,
             };
             (id, facts)
         })
         .collect();
-    let rules =
-        rules::stored(conn).await?.into_iter().map(|stored| (stored.id, stored.facts)).collect();
     let rows: Vec<(u32, u32, u32, Vec<u8>)> =
         sqlx::query_as("SELECT id, entity, sap, secret FROM links").fetch_all(&mut *conn).await?;
     let mut links = BTreeMap::new();
     for (id, entity, sap, bytes) in rows {
         links.insert((NodeId(entity), NodeId(sap)), (LinkId(id), secret(&bytes, "link")?));
     }
-    Ok(World {
+    let mut world = World {
         revision: super::revision(conn).await?,
         overlays,
         nodes,
-        rules,
         links,
         ..World::default()
-    })
+    };
+    world.namespaces = namespaces::all(conn, &world).await?;
+    for (overlay, policy) in policies {
+        put_policy(&mut world, *overlay, policy);
+    }
+    Ok(world)
+}
+
+/// Puts `policy` in the place of what `world` has for the overlay. Pure.
+pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy) {
+    world.rules.retain(|_, rule| rule.overlay != overlay);
+    world.network_policies.retain(|_, facts| facts.overlay != overlay);
+    world.groups.retain(|(of, _), _| *of != overlay);
+    world.services.retain(|(of, _), _| *of != overlay);
+    let rules = policy.rules.iter().map(|(id, rule)| (*id, rule.facts.clone()));
+    world.rules.extend(rules);
+    let networks = policy.network_policies.iter().map(|(id, network)| {
+        (*id, NetworkPolicyFacts { overlay, policy: network.clone() })
+    });
+    world.network_policies.extend(networks);
+    let groups = policy.groups.iter().map(|(name, held)| ((overlay, name.clone()), held.clone()));
+    world.groups.extend(groups);
+    let services =
+        policy.services.iter().map(|(name, labels)| ((overlay, name.clone()), labels.clone()));
+    world.services.extend(services);
 }
