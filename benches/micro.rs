@@ -235,6 +235,7 @@ fn overlay(entities: u32, rules: u32) -> World {
         cidr: "10.9.0.0/16".parse().expect("a range"),
         semantics: Semantics::DefaultDeny,
         silent: false,
+        is_audit: false,
     };
     world.overlays.insert(overlay, facts);
     let sap = NodeId(entities + 1);
@@ -252,6 +253,7 @@ fn overlay(entities: u32, rules: u32) -> World {
                 .into_iter()
                 .collect(),
             serves: is_sap.then_some(overlay).into_iter().collect(),
+            is_quarantined: false,
         };
         world.nodes.insert(NodeId(number), facts);
         if !is_sap {
@@ -268,6 +270,8 @@ fn overlay(entities: u32, rules: u32) -> World {
             both: false,
             path: None,
             not_after: None,
+            is_audit: false,
+            name: None,
         };
         world.rules.insert(RuleId(number + 1), rule);
     }

@@ -73,7 +73,11 @@ impl Admin {
             Selector::Name(name) => namespaces.contains(&name.namespace),
             Selector::Namespace(name) => namespaces.contains(name),
             // These reach into other namespaces.
-            Selector::Any | Selector::Labels(_) | Selector::Group(_) | Selector::Cidr(_) => false,
+            Selector::Any
+            | Selector::Labels(_)
+            | Selector::Group(_)
+            | Selector::Service(_)
+            | Selector::Cidr(_) => false,
         };
         if is_inside(from) || is_inside(to) {
             return Ok(());

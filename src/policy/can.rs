@@ -200,8 +200,15 @@ fn asked_services(
     if let Some(resolved) = resolve(std::slice::from_ref(service), &pair.to.1.ports) {
         return Ok(Some(resolved));
     }
-    let known: Vec<String> =
-        pair.to.1.ports.iter().map(|(name, service)| format!("{name}={service}")).collect();
+    let known: Vec<String> = pair
+        .to
+        .1
+        .ports
+        .iter()
+        .flat_map(|(name, services)| {
+            services.iter().map(move |service| format!("{name}={service}"))
+        })
+        .collect();
     Err(Problem::new(ProblemCode::NotFound, format!("{} has no port {service}", question.to))
         .why(if known.is_empty() {
             "it names no ports".to_owned()

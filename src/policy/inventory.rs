@@ -13,7 +13,7 @@ use super::span::NamedPorts;
 use super::tree::{At, Cursor, Fields, documents, shown};
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
-use crate::types::{EntityName, Label, Name, Protocol, Timestamp};
+use crate::types::{EntityName, Label, Name, PortRange, Protocol, Service, Timestamp};
 
 /// An inventory, with what else its file holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -171,7 +171,9 @@ fn read_entity(item: &Cursor<'_>, is_case: bool) -> Result<InventoryEntity, Prob
             }
         };
         if let Some(name) = port.field("name") {
-            ports.insert((name.parsed()?, protocol, number));
+            let range = PortRange { first: number, last: number };
+            let named: &mut BTreeSet<Service> = ports.entry(name.parsed()?).or_default();
+            named.insert(Service::Ports(protocol, range));
         }
     }
     Ok(InventoryEntity { name, labels, address, ports })

@@ -103,13 +103,14 @@ fn means_nobody(scene: &Scene, selector: &BoundSelector) -> bool {
     match selector {
         BoundSelector::Cidr(_) => false,
         BoundSelector::Group(name) => {
-            let held = scene.world().groups.get(name).into_iter().flatten();
+            let held = scene.world().group(scene.overlay(), name);
             let mut inner = held.filter(|held| !matches!(held, BoundSelector::Group(_)));
             inner.all(|held| means_nobody(scene, held))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => {
             !scene.members().any(|(id, _)| is_meant(scene, selector, &End::Member(id)))
         }
@@ -121,12 +122,13 @@ fn touches_outside(scene: &Scene, rule: &RuleFacts) -> bool {
     let is_outside = |selector: &BoundSelector| match selector {
         BoundSelector::Cidr(_) => true,
         BoundSelector::Group(name) => {
-            let held = scene.world().groups.get(name).into_iter().flatten();
-            held.into_iter().any(|held| matches!(held, BoundSelector::Cidr(_)))
+            let mut held = scene.world().group(scene.overlay(), name);
+            held.any(|held| matches!(held, BoundSelector::Cidr(_)))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => false,
     };
     is_outside(&rule.from) || is_outside(&rule.to)

@@ -34,19 +34,21 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod write;
 
 pub use can::can;
-pub use check::{RuleConflict, check_rule};
+pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
 pub use evaluate::{Decision, evaluate, path_between, rule_text};
-pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test_file};
+pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::{Verdict, judge};
+pub use kubernetes::NetworkPolicy;
 pub use lint::{Finding, FindingKind, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
-pub use model::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
+pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
 pub use reach::Reach;
 pub use scene::{End, RuleOrigin, Scene};
@@ -56,3 +58,4 @@ pub use select::{
 };
 pub use span::NamedPorts;
 pub use tree::DOCUMENT_BYTES_MAX;
+pub use write::write_policy;

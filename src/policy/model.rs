@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use super::kubernetes::NetworkPolicy;
+use super::span::NamedPorts;
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, PathHops};
 use crate::types::{
@@ -24,8 +26,37 @@ pub struct World {
     pub rules: BTreeMap<RuleId, RuleFacts>,
     /// Links by (entity, SaP).
     pub links: BTreeMap<(NodeId, NodeId), (LinkId, Secret)>,
-    /// What `group:NAME` means: whoever one of the selectors means. Groups hold no groups.
-    pub groups: BTreeMap<Name, BTreeSet<BoundSelector>>,
+    /// What `group:NAME` means in an overlay: whoever one of the selectors means. Groups hold no groups.
+    pub groups: BTreeMap<OverlayId, BTreeMap<Name, BTreeSet<BoundSelector>>>,
+    /// What `service:NAME` means in an overlay: members that carry all of these labels.
+    pub services: BTreeMap<OverlayId, BTreeMap<Name, BTreeSet<Label>>>,
+    /// The labels of namespaces; one that is not here has none. All have Kubernetes'
+    /// `kubernetes.io/metadata.name`, here or not.
+    pub namespaces: BTreeMap<Name, BTreeSet<Label>>,
+    /// NetworkPolicies by id ([`RuleId::network_policy`]).
+    pub network_policies: BTreeMap<RuleId, NetworkPolicyFacts>,
+}
+
+impl World {
+    /// What a group holds; nothing when it is gone.
+    pub fn group(&self, overlay: OverlayId, name: &Name) -> impl Iterator<Item = &BoundSelector> {
+        self.groups.get(&overlay).and_then(|groups| groups.get(name)).into_iter().flatten()
+    }
+
+    /// The labels that a service stands for; none when it is gone.
+    #[must_use]
+    pub fn service(&self, overlay: OverlayId, name: &Name) -> Option<&BTreeSet<Label>> {
+        self.services.get(&overlay)?.get(name)
+    }
+}
+
+/// One NetworkPolicy of one overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPolicyFacts {
+    /// Its overlay.
+    pub overlay: OverlayId,
+    /// What it says.
+    pub policy: NetworkPolicy,
 }
 
 /// One overlay.
@@ -39,6 +70,9 @@ pub struct OverlayFacts {
     pub semantics: Semantics,
     /// Whether refusals stay unanswered.
     pub silent: bool,
+    /// Whether it is in audit mode: everything passes, and what would have been refused is recorded.
+    /// Quarantine is enforced all the same.
+    pub is_audit: bool,
 }
 
 /// One entity or SaP.
@@ -50,14 +84,16 @@ pub struct NodeFacts {
     pub name: EntityName,
     /// Its labels.
     pub labels: BTreeSet<Label>,
-    /// Its named ports; values are always [`Service::Ports`].
-    pub ports: BTreeMap<Name, Service>,
+    /// Its named ports.
+    pub ports: NamedPorts,
     /// Where it receives data packets, best first.
     pub endpoints: Vec<SocketAddr>,
     /// An entity's addresses by overlay; empty for a SaP.
     pub addresses: BTreeMap<OverlayId, IpAddr>,
     /// The overlays that a SaP serves; empty for an entity.
     pub serves: BTreeSet<OverlayId>,
+    /// Whether an entity is in quarantine: nothing passes to or from it, open flows neither.
+    pub is_quarantined: bool,
 }
 
 /// One policy statement.
@@ -79,6 +115,11 @@ pub struct RuleFacts {
     pub path: Option<PathHops>,
     /// When it ends.
     pub not_after: Option<Timestamp>,
+    /// Whether it is for audit alone: an audit deny refuses nothing, an audit allow lets through what
+    /// it covers where no enforced deny rule refuses it; what would have been refused is recorded.
+    pub is_audit: bool,
+    /// What its author calls it; results call it so, too.
+    pub name: Option<String>,
 }
 
 /// A selector whose name is bound to an id, so that a later bearer of the name inherits nothing.
@@ -95,6 +136,8 @@ pub enum BoundSelector {
     Namespace(Name),
     /// Whoever the group of that name holds at the moment; nobody when it is gone.
     Group(Name),
+    /// Members that the service of that name means at the moment; nobody when it is gone.
+    Service(Name),
     /// Addresses outside the overlay; in overlays of `kubernetes` semantics those of members too.
     Cidr(CidrBlock),
 }
@@ -107,6 +150,7 @@ impl fmt::Display for BoundSelector {
             Self::Node(_, name) => name.fmt(f),
             Self::Namespace(name) => write!(f, "namespace:{name}"),
             Self::Group(name) => write!(f, "group:{name}"),
+            Self::Service(name) => write!(f, "service:{name}"),
             Self::Cidr(block) => block.fmt(f),
             Self::Labels(labels) => {
                 for (at, label) in labels.iter().enumerate() {

@@ -88,6 +88,8 @@ fn rule() -> impl Strategy<Value = RuleFacts> {
             both,
             path,
             not_after: not_after.map(Timestamp),
+            is_audit: false,
+            name: None,
         })
 }
 
@@ -120,8 +122,10 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
                 let node = add_node(&mut world, NodeKind::Entity, id, &format!("{prefix}e{id}"));
                 let facts = world.nodes.get_mut(&node).unwrap();
                 facts.labels = labels.iter().map(|label| label.parse().unwrap()).collect();
-                facts.ports =
-                    http.iter().map(|s| (Name::new("http").unwrap(), service(s))).collect();
+                facts.ports = http
+                    .iter()
+                    .map(|s| (Name::new("http").unwrap(), [service(s)].into()))
+                    .collect();
                 for overlay in overlays {
                     let address: IpAddr = if overlay == V4 {
                         format!("10.70.0.{id}").parse().unwrap()

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
 use super::kubernetes::{NetworkPolicy, side_selects};
+use super::select::is_member;
 use super::span::NamedPorts;
 use super::tree::{At, shown};
 use super::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World, check_rule, did_you_mean};
@@ -14,11 +15,10 @@ use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{
-    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Service,
-    Timestamp,
+    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
 };
 
-/// The only overlay of a scene.
+/// The only overlay of a scene that is made of files.
 const OVERLAY: OverlayId = OverlayId(1);
 
 /// The most rules that one scene holds, after lists of ends are multiplied out.
@@ -28,6 +28,7 @@ const RULES_MAX: usize = 200_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scene {
     world: World,
+    overlay: OverlayId,
     namespaces: BTreeMap<Name, BTreeSet<Label>>,
     ports: BTreeMap<NodeId, NamedPorts>,
     ids: BTreeMap<EntityName, NodeId>,
@@ -83,6 +84,9 @@ impl Scene {
             .collect();
         scene.check_overlays(&ours)?;
         for policy in &ours {
+            scene.add_services(policy)?;
+        }
+        for policy in &ours {
             scene.add_groups(policy)?;
         }
         for policy in &ours {
@@ -104,13 +108,65 @@ impl Scene {
             }
             scene.network_policies.push(policy.as_ref().clone());
         }
-        let selecting = |id: NodeId| -> Vec<usize> {
-            let policies = scene.network_policies.iter().enumerate();
-            policies.filter(|(_, p)| side_selects(&scene, p, id)).map(|(index, _)| index).collect()
-        };
-        let selected_by = scene.members().map(|(id, _)| (id, selecting(id))).collect();
-        scene.selected_by = selected_by;
+        scene.index_policies();
         Ok(scene)
+    }
+
+    /// The scene of one overlay of a world: what its policy says at the moment.
+    #[must_use]
+    pub fn of(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
+        let members = || world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay));
+        let in_overlay = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
+        let origin = |(id, rule): (&RuleId, &RuleFacts)| {
+            let label = match &rule.name {
+                Some(name) => format!("{id} {}", shown(name)),
+                None => id.to_string(),
+            };
+            (*id, RuleOrigin { label, place: id.to_string(), audit: rule.is_audit })
+        };
+        let network_policies =
+            world.network_policies.values().filter(|facts| facts.overlay == overlay);
+        let mut scene = Self {
+            overlay,
+            namespaces: world.namespaces.clone(),
+            ports: members().map(|(id, facts)| (*id, facts.ports.clone())).collect(),
+            ids: members().map(|(id, facts)| (facts.name.clone(), *id)).collect(),
+            network_policies: network_policies.map(|facts| facts.policy.clone()).collect(),
+            selected_by: BTreeMap::new(),
+            origins: in_overlay.clone().map(origin).collect(),
+            now,
+            world: World {
+                rules: in_overlay.map(|(id, rule)| (*id, rule.clone())).collect(),
+                ..world.clone()
+            },
+        };
+        scene.index_policies();
+        scene
+    }
+
+    /// The same with rules called by where they stand in files.
+    #[must_use]
+    pub fn with_places(mut self, places: &BTreeMap<RuleId, String>) -> Self {
+        for (id, place) in places {
+            if let (Some(origin), Some(rule)) =
+                (self.origins.get_mut(id), self.world.rules.get(id))
+            {
+                origin.place.clone_from(place);
+                origin.label = match &rule.name {
+                    Some(name) => shown(name),
+                    None => format!("{place} {}", super::rule_text(rule)),
+                };
+            }
+        }
+        self
+    }
+
+    fn index_policies(&mut self) {
+        let selecting = |id: NodeId| -> Vec<usize> {
+            let policies = self.network_policies.iter().enumerate();
+            policies.filter(|(_, p)| side_selects(self, p, id)).map(|(index, _)| index).collect()
+        };
+        self.selected_by = self.members().map(|(id, _)| (id, selecting(id))).collect();
     }
 
     fn without_policies(inventory: &Inventory, semantics: Semantics, now: Timestamp) -> Self {
@@ -121,18 +177,15 @@ impl Scene {
             cidr: everything.unwrap_or_default(),
             semantics,
             silent: false,
+            is_audit: false,
         };
         world.overlays.insert(OVERLAY, overlay);
         let (mut ports, mut ids) = (BTreeMap::new(), BTreeMap::new());
         for (id, entity) in (1..).map(NodeId).zip(&inventory.entities) {
-            let one_each = entity.ports.iter().map(|(name, protocol, port)| {
-                let range = crate::types::PortRange { first: *port, last: *port };
-                (name.clone(), Service::Ports(*protocol, range))
-            });
             let address = entity.address.unwrap_or(NOWHERE);
             let facts = NodeFacts {
                 labels: entity.labels.clone(),
-                ports: one_each.collect(),
+                ports: entity.ports.clone(),
                 addresses: BTreeMap::from([(OVERLAY, address)]),
                 ..node(NodeKind::Entity, entity.name.clone())
             };
@@ -142,6 +195,7 @@ impl Scene {
         }
         Self {
             world,
+            overlay: OVERLAY,
             namespaces: inventory.namespaces.clone(),
             ports,
             ids,
@@ -169,6 +223,17 @@ impl Scene {
         Ok(())
     }
 
+    fn add_services(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
+        for (name, labels) in &policy.services {
+            let labels = labels.iter().cloned().collect();
+            if self.world.services.entry(OVERLAY).or_default().insert(name.clone(), labels).is_some() {
+                let what = format!("{}: service {name}", policy.source);
+                return Err(Problem::new(ProblemCode::Usage, what).why("is there twice"));
+            }
+        }
+        Ok(())
+    }
+
     fn add_groups(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
         for (name, selectors, line) in &policy.groups {
             let at = At { source: &policy.source, thing: "" };
@@ -178,7 +243,7 @@ impl Scene {
             };
             let bound = selectors.iter().map(|selector| self.bind(selector).map_err(wrong));
             let bound = bound.collect::<Result<BTreeSet<_>, _>>()?;
-            if self.world.groups.insert(name.clone(), bound).is_some() {
+            if self.world.groups.entry(OVERLAY).or_default().insert(name.clone(), bound).is_some() {
                 return Err(at.wrong(*line, &format!("group {name}"), "is there twice"));
             }
         }
@@ -213,6 +278,8 @@ impl Scene {
                 both: rule.both,
                 path: path.clone(),
                 not_after: rule.not_after,
+                is_audit: rule.audit,
+                name: rule.name.clone(),
             };
             check_rule(&self.world, &facts, self.now)
                 .map_err(|conflict| at.wrong(rule.line, "rule", self.conflict_text(&conflict)))?;
@@ -268,17 +335,21 @@ impl Scene {
             Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
             Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
             Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
-            Selector::Group(name) if self.world.groups.contains_key(name) => {
+            Selector::Service(name) if self.world.service(OVERLAY, name).is_some() => {
+                BoundSelector::Service(name.clone())
+            }
+            Selector::Service(name) => {
+                let known = self.world.services.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
+                return Err(unknown("service", name, known));
+            }
+            Selector::Group(name)
+                if self.world.groups.get(&OVERLAY).is_some_and(|all| all.contains_key(name)) =>
+            {
                 BoundSelector::Group(name.clone())
             }
             Selector::Group(name) => {
-                let problem =
-                    Problem::new(ProblemCode::Usage, "").why(format!("there is no group {name}"));
-                let known = self.world.groups.keys().map(Name::as_str);
-                return Err(match did_you_mean(name.as_str(), known) {
-                    Some(meant) => problem.fix(format!("did you mean group:{meant}?")),
-                    None => problem.fix("define it under `groups:`"),
-                });
+                let known = self.world.groups.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
+                return Err(unknown("group", name, known));
             }
         })
     }
@@ -311,7 +382,7 @@ impl Scene {
         };
         if let Some(address) = address {
             let holder = self.members().find(|(_, facts)| {
-                facts.addresses.get(&OVERLAY) == Some(&address) && address != NOWHERE
+                facts.addresses.get(&self.overlay) == Some(&address) && address != NOWHERE
             });
             return Ok(holder.map_or(End::Outside(address), |(id, _)| End::Member(id)));
         }
@@ -327,13 +398,13 @@ impl Scene {
     /// The members in the order of the inventory.
     pub fn members(&self) -> impl Iterator<Item = (NodeId, &NodeFacts)> {
         let nodes = self.world.nodes.iter().map(|(id, facts)| (*id, facts));
-        nodes.filter(|(_, facts)| facts.kind == NodeKind::Entity)
+        nodes.filter(|(_, facts)| is_member(facts, self.overlay))
     }
 
     /// What unspoken traffic means.
     #[must_use]
     pub fn semantics(&self) -> Semantics {
-        self.world.overlays.get(&OVERLAY).map(|facts| facts.semantics).unwrap_or_default()
+        self.world.overlays.get(&self.overlay).map(|facts| facts.semantics).unwrap_or_default()
     }
 
     /// The NetworkPolicies.
@@ -370,7 +441,7 @@ impl Scene {
     }
 
     pub(super) fn overlay(&self) -> OverlayId {
-        OVERLAY
+        self.overlay
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -419,8 +490,16 @@ impl Scene {
     }
 
     fn address(&self, id: NodeId) -> Option<IpAddr> {
-        let address = self.facts(id)?.addresses.get(&OVERLAY).copied();
+        let address = self.facts(id)?.addresses.get(&self.overlay).copied();
         address.filter(|address| *address != NOWHERE)
+    }
+}
+
+fn unknown<'a>(noun: &str, name: &Name, known: impl Iterator<Item = &'a Name>) -> Problem {
+    let problem = Problem::new(ProblemCode::Usage, "").why(format!("there is no {noun} {name}"));
+    match did_you_mean(name.as_str(), known.map(Name::as_str)) {
+        Some(meant) => problem.fix(format!("did you mean {noun}:{meant}?")),
+        None => problem.fix(format!("define it under `{noun}s:`")),
     }
 }
 
@@ -437,6 +516,7 @@ fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
         endpoints: vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 6080)],
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
+        is_quarantined: false,
     }
 }
 

@@ -60,6 +60,7 @@ pub fn dangling(world: &World, rule: &RuleFacts) -> Vec<EntityName> {
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
         | BoundSelector::Group(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Cidr(_) => None,
     };
     let names: BTreeSet<EntityName> = [&rule.from, &rule.to].into_iter().filter_map(gone).collect();
@@ -120,9 +121,12 @@ pub(super) fn selects(
         BoundSelector::Labels(labels) => labels.is_subset(&facts.labels),
         BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
         BoundSelector::Group(name) => {
-            let held = world.groups.get(name).into_iter().flatten();
+            let held = world.group(overlay, name);
             held.filter(|held| !matches!(held, BoundSelector::Group(_)))
                 .any(|held| selects(world, overlay, held, id, facts))
+        }
+        BoundSelector::Service(name) => {
+            world.service(overlay, name).is_some_and(|labels| labels.is_subset(&facts.labels))
         }
         BoundSelector::Cidr(block) => {
             let speaks_of_members = world
@@ -136,17 +140,23 @@ pub(super) fn selects(
 }
 
 /// Whether `selector` means an address outside the overlay.
-pub(super) fn selects_outside(world: &World, selector: &BoundSelector, address: IpAddr) -> bool {
+pub(super) fn selects_outside(
+    world: &World,
+    overlay: OverlayId,
+    selector: &BoundSelector,
+    address: IpAddr,
+) -> bool {
     match selector {
         BoundSelector::Cidr(block) => block.contains(address),
         BoundSelector::Group(name) => {
-            let held = world.groups.get(name).into_iter().flatten();
+            let held = world.group(overlay, name);
             held.filter(|held| !matches!(held, BoundSelector::Group(_)))
-                .any(|held| selects_outside(world, held, address))
+                .any(|held| selects_outside(world, overlay, held, address))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
+        | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => false,
     }
 }

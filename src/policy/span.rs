@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::types::{Name, PortRange, Protocol, Service};
+use crate::types::{Name, Service};
 
 /// Protocol numbers and destination ports, both inclusive. Where a protocol has no ports, all of
 /// them stand for it.
@@ -46,25 +46,27 @@ impl Span {
     }
 }
 
+/// The ports that a destination gave names to: values are always [`Service::Ports`], several where one
+/// name stands for several.
+pub type NamedPorts = BTreeMap<Name, BTreeSet<Service>>;
+
 /// The services with named ports resolved at a destination that has `ports`, sorted, each once.
 /// None when nothing is left of a list that had something, for an empty list means everything.
-pub(super) fn resolve(
-    services: &[Service],
-    ports: &BTreeMap<Name, Service>,
-) -> Option<Vec<Service>> {
-    let resolve_one = |service: &Service| match service {
-        Service::Protocol(_) | Service::Ports(..) => Some(service.clone()),
-        Service::Named(protocol, name) => match ports.get(name) {
-            Some(Service::Ports(theirs, range)) if theirs == protocol => {
-                Some(Service::Ports(*theirs, *range))
+pub(super) fn resolve(services: &[Service], ports: &NamedPorts) -> Option<Vec<Service>> {
+    let mut resolved = BTreeSet::new();
+    for service in services {
+        match service {
+            Service::Protocol(_) | Service::Ports(..) => {
+                resolved.insert(service.clone());
             }
-            Some(Service::Ports(..) | Service::Protocol(_) | Service::Named(..)) | None => None,
-        },
-    };
-    let mut resolved: Vec<Service> = services.iter().filter_map(resolve_one).collect();
-    resolved.sort();
-    resolved.dedup();
-    (services.is_empty() || !resolved.is_empty()).then_some(resolved)
+            Service::Named(protocol, name) => {
+                let theirs = ports.get(name).into_iter().flatten();
+                resolved.extend(theirs.filter(|one| one.protocol() == *protocol).cloned());
+            }
+        }
+    }
+    let is_nothing = resolved.is_empty() && !services.is_empty();
+    (!is_nothing).then(|| resolved.into_iter().collect())
 }
 
 /// What resolved `services` cover in an overlay of the given family; empty means everything.
@@ -86,27 +88,10 @@ pub(super) fn spans(services: &[Service], is_ipv6: bool) -> Vec<Span> {
         .collect()
 }
 
-/// The ports that a destination gave names to; a name may stand for several.
-pub type NamedPorts = BTreeSet<(Name, Protocol, u16)>;
-
-/// As [`spans`], with named ports resolved among `named`. What the destination does not name is
+/// As [`spans`], with named ports resolved among `ports`. What the destination does not name is
 /// nothing; an empty list means everything.
-pub(super) fn spans_at(services: &[Service], is_ipv6: bool, named: &NamedPorts) -> Vec<Span> {
-    if services.is_empty() {
-        return vec![Span::ALL];
-    }
-    let resolved: Vec<Service> = services
-        .iter()
-        .flat_map(|service| match service {
-            Service::Protocol(_) | Service::Ports(..) => vec![service.clone()],
-            Service::Named(protocol, name) => named
-                .iter()
-                .filter(|(theirs, of, _)| theirs == name && of == protocol)
-                .map(|&(_, of, port)| Service::Ports(of, PortRange { first: port, last: port }))
-                .collect(),
-        })
-        .collect();
-    if resolved.is_empty() { Vec::new() } else { spans(&resolved, is_ipv6) }
+pub(super) fn spans_at(services: &[Service], is_ipv6: bool, ports: &NamedPorts) -> Vec<Span> {
+    resolve(services, ports).map_or_else(Vec::new, |services| spans(&services, is_ipv6))
 }
 
 /// What `left` and `right` share.
@@ -155,11 +140,16 @@ mod tests {
     #[test]
     fn an_unknown_named_port_is_nothing_and_never_everything() {
         let named: Vec<Service> = vec!["tcp/http".parse().unwrap()];
-        let ports = BTreeMap::from([(Name::new("http").unwrap(), "tcp/8080".parse().unwrap())]);
-        let other = BTreeMap::from([(Name::new("http").unwrap(), "udp/8080".parse().unwrap())]);
+        let http = |ports: &[&str]| {
+            let ports = ports.iter().map(|port| port.parse().unwrap()).collect();
+            NamedPorts::from([(Name::new("http").unwrap(), ports)])
+        };
+        let ports = http(&["tcp/8080", "tcp/80", "udp/80"]);
+        let other = http(&["udp/8080"]);
+        let both = ["tcp/80", "tcp/8080"].map(|port| port.parse().unwrap());
 
-        assert_eq!(resolve(&named, &ports), Some(vec!["tcp/8080".parse().unwrap()]));
-        assert_eq!(resolve(&named, &BTreeMap::new()), None);
+        assert_eq!(resolve(&named, &ports), Some(both.to_vec()), "one name, several ports");
+        assert_eq!(resolve(&named, &NamedPorts::new()), None);
         assert_eq!(resolve(&named, &other), None, "the protocol is part of the name");
         assert_eq!(resolve(&[], &ports), Some(Vec::new()));
     }

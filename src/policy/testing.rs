@@ -47,6 +47,7 @@ pub(super) fn add_overlay(world: &mut World, id: OverlayId, name: &str, cidr: &s
         cidr: cidr.parse().unwrap(),
         semantics: Semantics::DefaultDeny,
         silent: false,
+        is_audit: false,
     };
     world.overlays.insert(id, facts);
 }
@@ -61,6 +62,7 @@ pub(super) fn add_node(world: &mut World, kind: NodeKind, id: u32, name: &str) -
         endpoints: vec![endpoint(id)],
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
+        is_quarantined: false,
     };
     world.nodes.insert(NodeId(id), facts);
     NodeId(id)
@@ -126,6 +128,8 @@ pub(super) fn rule(world: &World, text: &str) -> RuleFacts {
         both,
         path: None,
         not_after: None,
+        is_audit: false,
+        name: None,
     };
     while let Some(word) = words.next() {
         match word {
@@ -137,6 +141,7 @@ pub(super) fn rule(world: &World, text: &str) -> RuleFacts {
             "until" => {
                 rule.not_after = Some(Timestamp(words.next().unwrap().parse().unwrap()));
             }
+            "audit" => rule.is_audit = true,
             services => {
                 rule.services = services.split(',').map(service).collect();
             }
@@ -155,6 +160,7 @@ fn bind(world: &World, text: &str) -> BoundSelector {
         Selector::Labels(labels) => BoundSelector::Labels(labels),
         Selector::Namespace(name) => BoundSelector::Namespace(name),
         Selector::Group(name) => BoundSelector::Group(name),
+        Selector::Service(name) => BoundSelector::Service(name),
         Selector::Cidr(block) => BoundSelector::Cidr(block),
         Selector::Name(name) => {
             let found = world.nodes.iter().find(|(_, facts)| facts.name == name);

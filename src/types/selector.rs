@@ -22,6 +22,8 @@ pub enum Selector {
     Namespace(Name),
     /// What a group holds: `group:backends`.
     Group(Name),
+    /// Members that a service means, which is a name for labels: `service:api`.
+    Service(Name),
     /// Addresses outside the overlay, with exceptions: `10.0.0.0/8!10.1.0.0/16`.
     Cidr(CidrBlock),
 }
@@ -50,6 +52,9 @@ impl FromStr for Selector {
         if let Some(group) = text.strip_prefix("group:") {
             return Ok(Self::Group(Name::new(group)?));
         }
+        if let Some(service) = text.strip_prefix("service:") {
+            return Ok(Self::Service(Name::new(service)?));
+        }
         if text.contains('=') {
             let labels = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
             return Ok(Self::Labels(labels));
@@ -69,6 +74,7 @@ impl fmt::Display for Selector {
             Self::Name(name) => name.fmt(f),
             Self::Namespace(name) => f.pad(&format!("namespace:{name}")),
             Self::Group(name) => f.pad(&format!("group:{name}")),
+            Self::Service(name) => f.pad(&format!("service:{name}")),
             Self::Cidr(block) => f.pad(&block.to_string()),
             Self::Labels(labels) => {
                 let text: Vec<String> = labels.iter().map(Label::to_string).collect();
@@ -106,6 +112,7 @@ mod tests {
             "a=b",
             "a=b,c=d",
             "group:backends",
+            "service:api",
             "10.0.0.0/8!10.1.0.0/16",
             "fd00::/8",
         ] {

@@ -132,7 +132,8 @@ impl PolicyDraft {
             changes.insert(*overlay, changed);
         }
         for overlay in after.keys().filter(|_| !self.is_forced) {
-            policy::check_paths(&world, *overlay, now())
+            let new = new_rules(changes.get(overlay).map_or(&[], Vec::as_slice));
+            policy::check_paths(&world, *overlay, &new, now())
                 .map_err(|(rule, conflict)| conflict_problem(places, rule, &conflict))?;
         }
         let settled = Settled { world, changes };
@@ -192,6 +193,16 @@ impl PolicyDraft {
         }
         Ok(())
     }
+}
+
+/// The rules that a change makes or alters.
+fn new_rules(changes: &[ItemChange]) -> BTreeSet<RuleId> {
+    let new = changes.iter().filter(|change| change.after.is_some());
+    new.filter_map(|change| match &change.key {
+        ItemKey::Rule(id) => Some(*id),
+        ItemKey::Group(_) | ItemKey::Service(_) | ItemKey::Tests | ItemKey::NetworkPolicy(_) => None,
+    })
+    .collect()
 }
 
 fn written_ends(rule: &RuleFacts) -> (crate::types::Selector, crate::types::Selector) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::files::{Desired, Maker, desired, overlay_named};
-use super::{Policies, Written, conflict_problem, covered, overlay_of};
+use super::{Policies, Written, conflict_problem, covered, new_rules, overlay_of};
 use crate::api::policy::{PairDifference, PolicyChange};
 use crate::api::{Problem, ProblemCode};
 use crate::control::selection;
@@ -78,13 +78,13 @@ fn planned(
 ) -> Result<Plan, Problem> {
     let mut after = world.clone();
     put_policy(&mut after, overlay, &policy);
-    policy::check_paths(&after, overlay, now)
+    let changes = before.changes_to(&policy);
+    policy::check_paths(&after, overlay, &new_rules(&changes), now)
         .map_err(|(rule, conflict)| conflict_problem(&places, rule, &conflict))?;
     let scene = Scene::of(&after, overlay, now);
     if !policy.tests.is_empty() {
         refuse_failures(&examine(&scene, &policy.tests)?)?;
     }
-    let changes = before.changes_to(&policy);
     let pairs = if compare {
         let old = Scene::of(world, overlay, now);
         let concerned = concerned(world, &after, overlay, before, &policy, &changes);

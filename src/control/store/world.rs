@@ -77,17 +77,12 @@ pub(crate) async fn load_with(
 pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy) {
     world.rules.retain(|_, rule| rule.overlay != overlay);
     world.network_policies.retain(|_, facts| facts.overlay != overlay);
-    world.groups.retain(|(of, _), _| *of != overlay);
-    world.services.retain(|(of, _), _| *of != overlay);
     let rules = policy.rules.iter().map(|(id, rule)| (*id, rule.facts.clone()));
     world.rules.extend(rules);
     let networks = policy.network_policies.iter().map(|(id, network)| {
         (*id, NetworkPolicyFacts { overlay, policy: network.clone() })
     });
     world.network_policies.extend(networks);
-    let groups = policy.groups.iter().map(|(name, held)| ((overlay, name.clone()), held.clone()));
-    world.groups.extend(groups);
-    let services =
-        policy.services.iter().map(|(name, labels)| ((overlay, name.clone()), labels.clone()));
-    world.services.extend(services);
+    world.groups.insert(overlay, policy.groups.clone());
+    world.services.insert(overlay, policy.services.clone());
 }

@@ -3,7 +3,9 @@
 use super::{Direction, NetworkPolicy, Peer};
 use crate::policy::scene::{End, Scene};
 use crate::policy::span::{Span, spans_at};
-use crate::types::NodeId;
+use crate::policy::select::is_member;
+use crate::policy::{NodeFacts, World};
+use crate::types::{EntityName, NodeId, OverlayId};
 
 /// What the NetworkPolicies say of one direction of one pod.
 pub(in crate::policy) enum Side {
@@ -54,6 +56,22 @@ pub(in crate::policy) fn side_selects(scene: &Scene, policy: &NetworkPolicy, pod
     scene.facts(pod).is_some_and(|facts| {
         facts.name.namespace == policy.namespace && policy.pods.matches(&facts.labels)
     })
+}
+
+/// The members of an overlay that the policy selects, by id.
+#[must_use]
+pub fn selected(
+    world: &World,
+    overlay: OverlayId,
+    policy: &NetworkPolicy,
+) -> Vec<(EntityName, NodeId)> {
+    let is_selected = |facts: &NodeFacts| {
+        is_member(facts, overlay)
+            && facts.name.namespace == policy.namespace
+            && policy.pods.matches(&facts.labels)
+    };
+    let members = world.nodes.iter().filter(|(_, facts)| is_selected(facts));
+    members.map(|(id, facts)| (facts.name.clone(), *id)).collect()
 }
 
 /// Whether a peer of the policy means this end.

@@ -5,17 +5,19 @@
 //! every field is an error that names it, because half a policy is an open door.
 
 mod isolation;
+mod manifest;
 mod read;
 #[cfg(test)]
 mod tests;
 
+pub use isolation::selected;
 pub(super) use isolation::{Side, peer_means, side, side_selects};
 pub(super) use read::read;
 
 use super::expression::LabelSelector;
 use crate::types::{CidrBlock, Name, Service};
 
-/// One NetworkPolicy.
+/// One NetworkPolicy. A server keeps its [`NetworkPolicy::manifest`] and reads that again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPolicy {
     /// Its namespace, where the pods are that it selects.

@@ -27,7 +27,9 @@ mod model {
             BoundSelector::Node(bound, _) => *bound == id,
             BoundSelector::Labels(labels) => labels.iter().all(|l| facts.labels.contains(l)),
             BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
-            BoundSelector::Group(_) | BoundSelector::Cidr(_) => unreachable!("not made here"),
+            BoundSelector::Group(_) | BoundSelector::Service(_) | BoundSelector::Cidr(_) => {
+                unreachable!("not made here")
+            }
         }
     }
 
@@ -43,7 +45,7 @@ mod model {
         rule.services.is_empty()
             || rule.services.iter().any(|wanted| match wanted {
                 Service::Named(protocol_wanted, name) => {
-                    world.nodes[&to].ports.get(name).is_some_and(|have| {
+                    world.nodes[&to].ports.get(name).into_iter().flatten().any(|have| {
                         have.protocol() == *protocol_wanted && covers(have, protocol, port, is_ipv6)
                     })
                 }

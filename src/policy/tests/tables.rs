@@ -131,7 +131,7 @@ fn named_ports_are_those_of_each_destination() {
     let http = || Name::new("http").unwrap();
     for (id, port) in [(1, "tcp/80"), (2, "tcp/8080"), (4, "udp/80")] {
         let facts = world.nodes.get_mut(&NodeId(id)).unwrap();
-        facts.ports.insert(http(), service(port));
+        facts.ports.insert(http(), [service(port)].into());
     }
     add_rule(&mut world, 1, "allow cache <-> any tcp/http");
     let sap = overlay_of(&world, 11);
