@@ -20,9 +20,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::admin::Semantics;
 #[expect(unused_imports, reason = "for the table above")]
 use super::admin::{Change, List};
-use super::admin::Semantics;
 use crate::types::{
     ApiVersion, EntityName, HumanDuration, Label, Name, Revision, RuleId, Selector, Timestamp,
 };
@@ -247,8 +247,18 @@ pub struct LintFinding {
 pub struct TestAnswer {
     /// `{apiVersion, results, passed, failed}`, as `ovctl policy test -o json` prints it.
     pub examination: serde_json::Value,
-    /// What to say of each test that failed, two lines each.
-    pub failures: Vec<String>,
+    /// What to say of each test that failed.
+    pub failures: Vec<TestFailure>,
+}
+
+/// A test that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TestFailure {
+    /// Where it stands, what it asks, and what it wants.
+    pub what: String,
+    /// Why the policy says something else.
+    pub why: String,
 }
 
 /// Makes, changes or deletes a group.

@@ -1,10 +1,11 @@
 //! `ovctl policy`: makes, removes, lists and questions rules.
 
 use super::Outcome;
-use super::args::{CanArgs, Format, PolicyCommand, RevokeArgs, RuleArgs};
+use super::args::{CanArgs, Format, ImportCommand, PolicyCommand, RevokeArgs, RuleArgs};
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show, step};
 use super::output::{Output, Table, counted, relative};
+use super::policy_file;
 use super::rule_words::{self, PairFacts};
 use crate::api::admin::{
     CanAnswer, CanQuestion, Change, Entity, List, PathNames, Rule, RuleCreate, RulePath, RuleRevoke,
@@ -34,7 +35,15 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         PolicyCommand::Can(args) => can(client, output, args).await,
-        PolicyCommand::Offline(command) => super::policy_offline::run(output, &command),
+        PolicyCommand::Export(args) => policy_file::export(client, output, &args).await,
+        PolicyCommand::Apply(args) => policy_file::apply(client, output, &args).await,
+        PolicyCommand::Confirm(args) => policy_file::confirm(client, output, args).await,
+        PolicyCommand::History(args) => policy_file::history(client, output, &args).await,
+        PolicyCommand::Rollback(args) => policy_file::rollback(client, output, &args).await,
+        PolicyCommand::Import(ImportCommand::Kubernetes(args)) => {
+            policy_file::import(client, output, &args).await
+        }
+        PolicyCommand::Offline(command) => policy_file::ask(client, output, &command).await,
     }
 }
 
@@ -59,6 +68,8 @@ async fn create(
         path,
         expires: args.expires,
         reason: args.reason,
+        name: args.name,
+        audit: args.audit,
     };
     let answer: Answer<Change<Rule>> =
         client.change("/v1/rules", &body, &args.change.options()).await?;

@@ -84,16 +84,16 @@ impl Examination {
         serde_json::to_value(self).unwrap_or_default()
     }
 
-    /// What to say of each test that fails: where it stands, what it wants, and why not.
+    /// What to say of each test that fails: where it stands and what it wants; and why not.
     #[must_use]
-    pub fn failures(&self) -> Vec<String> {
+    pub fn failures(&self) -> Vec<(String, String)> {
         let failed = self.results.iter().filter(|result| result.expected != result.allowed);
         failed.map(TestResult::failure).collect()
     }
 }
 
 impl TestResult {
-    fn failure(&self) -> String {
+    fn failure(&self) -> (String, String) {
         let word = |allowed: bool| if allowed { "allowed" } else { "denied" };
         let port = match &self.port {
             Some(TestPort::Number(port)) => format!("/{port}"),
@@ -104,15 +104,15 @@ impl TestResult {
             Some(_) => "tcp",
             None => "anything",
         });
-        format!(
-            "{}: {} → {} {what}{port} is {} and must be {}: {}",
+        let text = format!(
+            "{}: {} → {} {what}{port} is {} and must be {}",
             self.place,
             self.from,
             self.to,
             word(self.allowed),
-            word(self.expected),
-            self.why
-        )
+            word(self.expected)
+        );
+        (text, self.why.clone())
     }
 }
 

@@ -148,8 +148,7 @@ impl Scene {
     #[must_use]
     pub fn with_places(mut self, places: &BTreeMap<RuleId, String>) -> Self {
         for (id, place) in places {
-            if let (Some(origin), Some(rule)) =
-                (self.origins.get_mut(id), self.world.rules.get(id))
+            if let (Some(origin), Some(rule)) = (self.origins.get_mut(id), self.world.rules.get(id))
             {
                 origin.place.clone_from(place);
                 origin.label = match &rule.name {
@@ -226,7 +225,14 @@ impl Scene {
     fn add_services(&mut self, policy: &PolicyDocument) -> Result<(), Problem> {
         for (name, labels) in &policy.services {
             let labels = labels.iter().cloned().collect();
-            if self.world.services.entry(OVERLAY).or_default().insert(name.clone(), labels).is_some() {
+            if self
+                .world
+                .services
+                .entry(OVERLAY)
+                .or_default()
+                .insert(name.clone(), labels)
+                .is_some()
+            {
                 let what = format!("{}: service {name}", policy.source);
                 return Err(Problem::new(ProblemCode::Usage, what).why("is there twice"));
             }

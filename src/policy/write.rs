@@ -118,7 +118,8 @@ fn one_or_list<T: ToString>(items: &[T]) -> String {
 
 /// A text that YAML reads as this text: plain where nothing else can be meant, else in quotes.
 fn scalar(text: &str) -> String {
-    let is_word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/' | b'=');
+    let is_word =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/' | b'=');
     let is_plain = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
         && text.bytes().all(is_word)
         && !matches!(text, "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n");

@@ -9,7 +9,8 @@ use clap::{
 };
 
 use super::{
-    ChangeArgs, EXIT_CODES, EntityRef, Format, LabelEdit, PolicyCommand, RotateTarget, TokenCommand,
+    ChangeArgs, EXIT_CODES, EntityRef, Format, GroupCommand, LabelEdit, NamespaceCommand,
+    PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -139,6 +140,15 @@ Examples:
     /// Policy: who may talk to whom
     #[command(subcommand, visible_aliases = ["policies", "pol"])]
     Policy(PolicyCommand),
+    /// Groups: a name for members, in rules group:NAME
+    #[command(subcommand, visible_alias = "groups")]
+    Group(GroupCommand),
+    /// Services: a name for labels, in rules service:NAME
+    #[command(subcommand, visible_aliases = ["services", "svc"])]
+    Service(ServiceCommand),
+    /// Namespaces and their labels
+    #[command(subcommand, visible_aliases = ["namespaces", "ns"])]
+    Namespace(NamespaceCommand),
     /// Authorization keys: their versions and rotation
     #[command(subcommand, visible_alias = "keys")]
     Key(KeyCommand),
@@ -191,6 +201,17 @@ Examples:
         /// Its name
         name: Name,
     },
+    /// Turn audit mode on or off: what would be refused passes and is recorded
+    Audit {
+        /// Its name
+        name: Name,
+        /// on or off
+        #[arg(value_enum)]
+        mode: OnOff,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Delete an overlay; its members lose their addresses in it
     #[command(visible_alias = "rm")]
     Delete {
@@ -200,6 +221,15 @@ Examples:
         #[command(flatten)]
         change: ChangeArgs,
     },
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// On
+    On,
+    /// Off
+    Off,
 }
 
 /// An overlay to make.
@@ -259,6 +289,22 @@ pub enum EntityCommand {
 Example:
   ovctl entity label web role=frontend tier-       sets role, removes tier")]
     Label(LabelArgs),
+    /// Let nothing pass to or from an entity, open flows neither
+    Quarantine {
+        /// Its name (web, shop/web) or overlay address
+        entity: EntityRef,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// End the quarantine of an entity
+    Release {
+        /// Its name (web, shop/web) or overlay address
+        entity: EntityRef,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Delete an entity; it can never come back, only join anew
     #[command(visible_alias = "rm")]
     Delete {

@@ -9,9 +9,7 @@ use crate::control::selection;
 use crate::control::store::nodes::unknown;
 use crate::control::store::policies::Policy;
 use crate::policy::{BoundSelector, RuleFacts, World, did_you_mean};
-use crate::types::{
-    EntityName, Name, NodeId, NodeKind, OverlayId, Selector, Service, Timestamp,
-};
+use crate::types::{EntityName, Name, NodeId, NodeKind, OverlayId, Selector, Service, Timestamp};
 
 /// Most services of a rule, and SaPs of a path.
 const SERVICES_MAX: usize = 64;
@@ -147,9 +145,7 @@ impl<'a> Binder<'a> {
                     .fix("leave --direct and --via out"));
             }
             Some(RulePath::Direct) => Some(PathHops::Direct),
-            Some(RulePath::Via(names)) => {
-                Some(PathHops::Via(hops(self.world, overlay, names)?))
-            }
+            Some(RulePath::Via(names)) => Some(PathHops::Via(hops(self.world, overlay, names)?)),
         };
         Ok(RuleFacts {
             overlay,
@@ -177,11 +173,7 @@ impl<'a> Binder<'a> {
     }
 }
 
-fn unknown_item<'n>(
-    noun: &str,
-    name: &Name,
-    known: impl Iterator<Item = &'n Name>,
-) -> Problem {
+fn unknown_item<'n>(noun: &str, name: &Name, known: impl Iterator<Item = &'n Name>) -> Problem {
     let problem = Problem::new(ProblemCode::NotFound, format!("there is no {noun} {name}"));
     match did_you_mean(name.as_str(), known.map(Name::as_str)) {
         Some(meant) => problem.fix(format!("did you mean {noun}:{meant}?")),
@@ -248,10 +240,13 @@ fn check_named_ports(
             && lacks(to, service, name)
             && (!written.both || lacks(from, service, name))
         {
-            let problem = Problem::new(ProblemCode::NotFound, format!("{to} has no port {service}"));
+            let problem =
+                Problem::new(ProblemCode::NotFound, format!("{to} has no port {service}"));
             return Err(problem
                 .why("an entity's named ports are those of the token that it joined with")
-                .fix(format!("see them: ovctl entity show {to}; or say a number, such as tcp/443")));
+                .fix(format!(
+                    "see them: ovctl entity show {to}; or say a number, such as tcp/443"
+                )));
         }
     }
     Ok(())

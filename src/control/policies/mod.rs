@@ -200,7 +200,9 @@ fn new_rules(changes: &[ItemChange]) -> BTreeSet<RuleId> {
     let new = changes.iter().filter(|change| change.after.is_some());
     new.filter_map(|change| match &change.key {
         ItemKey::Rule(id) => Some(*id),
-        ItemKey::Group(_) | ItemKey::Service(_) | ItemKey::Tests | ItemKey::NetworkPolicy(_) => None,
+        ItemKey::Group(_) | ItemKey::Service(_) | ItemKey::Tests | ItemKey::NetworkPolicy(_) => {
+            None
+        }
     })
     .collect()
 }

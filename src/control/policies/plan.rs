@@ -113,7 +113,8 @@ pub(crate) fn refuse_failures(examination: &Examination) -> Result<(), Problem> 
         return Ok(());
     }
     let failures = examination.failures();
-    let mut why: Vec<String> = failures.iter().take(FAILURES_MAX).cloned().collect();
+    let shown = failures.iter().take(FAILURES_MAX);
+    let mut why: Vec<String> = shown.map(|(what, why)| format!("{what}: {why}")).collect();
     if failures.len() > FAILURES_MAX {
         why.push(format!("and {} more", failures.len() - FAILURES_MAX));
     }

@@ -12,7 +12,7 @@ use crate::api::admin::{Change, ChangeOptions, List};
 use crate::api::policy::{
     Confirmation, ImportReport, LintAnswer, LintFinding, MatrixAnswer, MatrixEntry,
     NetworkPolicyView, OverlayChoice, PolicyApply, PolicyChange, PolicyExport, PolicyImport,
-    PolicyQuestion, PolicyRevision, PolicyRollback, TestAnswer,
+    PolicyQuestion, PolicyRevision, PolicyRollback, TestAnswer, TestFailure,
 };
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::{Admin, Viewer};
@@ -88,7 +88,12 @@ fn whole<T>(action: String, changes: Option<&Vec<ItemChange>>, result: T) -> Don
         });
         serde_json::Value::Object(items.collect())
     };
-    Done { result, action, before: side(|change| &change.before), after: side(|change| &change.after) }
+    Done {
+        result,
+        action,
+        before: side(|change| &change.before),
+        after: side(|change| &change.after),
+    }
 }
 
 /// What the database says, for questions.
@@ -134,8 +139,7 @@ pub(super) async fn import(
     let mut maker = change.maker();
     let policy = changes::imported(&before, &documents, &mut maker)?;
     let at = now();
-    let planned =
-        plan_rollback(&change.world, &change.before, overlay, policy.clone(), at)?.result;
+    let planned = plan_rollback(&change.world, &change.before, overlay, policy.clone(), at)?.result;
     let mut after = change.world.clone();
     world::put_policy(&mut after, overlay, &policy);
     let facts = change.world.overlays.get(&overlay);
@@ -173,9 +177,7 @@ pub(super) async fn rollback(
     let action = format!("policy rollback {target}");
     let result = plan.result;
     let done = |settled: &changes::Settled| whole(action, settled.changes.get(&overlay), result);
-    Ok(Json(
-        change.finish(Policies::from([(overlay, plan.policy)]), &BTreeMap::new(), done).await?,
-    ))
+    Ok(Json(change.finish(Policies::from([(overlay, plan.policy)]), &BTreeMap::new(), done).await?))
 }
 
 pub(super) async fn confirm(
@@ -357,5 +359,7 @@ pub(super) async fn test(
             .into());
     }
     let examination = policy::examine(&scene, &tests)?;
-    Ok(Json(TestAnswer { failures: examination.failures(), examination: examination.json() }))
+    let failures = examination.failures().into_iter();
+    let failures = failures.map(|(what, why)| TestFailure { what, why }).collect();
+    Ok(Json(TestAnswer { failures, examination: examination.json() }))
 }

@@ -54,10 +54,7 @@ pub(super) async fn create_rule(
 }
 
 /// The overlay that a request means, and the rule as it is written.
-fn written(
-    change: &PolicyDraft,
-    request: RuleCreate,
-) -> Result<(OverlayId, Written), Problem> {
+fn written(change: &PolicyDraft, request: RuleCreate) -> Result<(OverlayId, Written), Problem> {
     let services: BTreeSet<_> = request.services.into_iter().collect();
     let written = Written {
         name: request.name,
@@ -112,10 +109,7 @@ pub(super) async fn revoke_rules(
 }
 
 /// The rules that a revocation means.
-fn meant(
-    change: &PolicyDraft,
-    request: &RuleRevoke,
-) -> Result<Vec<(OverlayId, RuleId)>, Problem> {
+fn meant(change: &PolicyDraft, request: &RuleRevoke) -> Result<Vec<(OverlayId, RuleId)>, Problem> {
     let mut found = Vec::new();
     let only = request.overlay.as_ref().map(|name| overlay_of(&change.world, Some(name)));
     let only = only.transpose()?;
@@ -130,9 +124,8 @@ fn meant(
                 found.extend(is_there.then_some((*overlay, id)));
             }
             (None, Some(from), Some(to)) => {
-                let is_meant = |end: &BoundSelector, wanted: &Selector| {
-                    selection::as_written(end) == *wanted
-                };
+                let is_meant =
+                    |end: &BoundSelector, wanted: &Selector| selection::as_written(end) == *wanted;
                 let rules = policy.rules.iter().filter(|(_, rule)| {
                     is_meant(&rule.facts.from, from) && is_meant(&rule.facts.to, to)
                 });
@@ -161,10 +154,8 @@ fn meant(
 
 /// The rules that speak of `end`.
 fn rules_with(policy: &Policy, end: &BoundSelector) -> Vec<RuleId> {
-    let speaks = policy
-        .rules
-        .iter()
-        .filter(|(_, rule)| rule.facts.from == *end || rule.facts.to == *end);
+    let speaks =
+        policy.rules.iter().filter(|(_, rule)| rule.facts.from == *end || rule.facts.to == *end);
     speaks.map(|(id, _)| *id).collect()
 }
 
@@ -261,9 +252,12 @@ fn edit_group(world: &World, policy: &mut Policy, request: &GroupChange) -> Resu
     let binder = Binder::new(world);
     for selector in &request.selectors {
         if matches!(selector, Selector::Group(_)) {
-            return Err(Problem::new(ProblemCode::Usage, format!("{selector} cannot be in a group"))
-                .why("a group holds no groups")
-                .fix("name the members of the inner group here too"));
+            return Err(Problem::new(
+                ProblemCode::Usage,
+                format!("{selector} cannot be in a group"),
+            )
+            .why("a group holds no groups")
+            .fix("name the members of the inner group here too"));
         }
         let is_same = |held: &&BoundSelector| selection::as_written(held) == *selector;
         if request.verb == GroupVerb::Remove {
@@ -314,8 +308,7 @@ fn forget(
         policy.services.retain(|known, _| noun != "service" || known != name);
         return Ok(());
     }
-    let problem =
-        Problem::new(ProblemCode::Conflict, format!("the {noun} {name} is spoken of"));
+    let problem = Problem::new(ProblemCode::Conflict, format!("the {noun} {name} is spoken of"));
     if let Some((holder, _)) = holder {
         return Err(problem
             .why(format!("the group {holder} holds {end}"))
@@ -327,12 +320,7 @@ fn forget(
         .fix(format!("ovctl policy revoke {}", ids.first().map_or("", String::as_str))))
 }
 
-fn service_view(
-    world: &World,
-    overlay: OverlayId,
-    policy: &Policy,
-    name: &Name,
-) -> NamedService {
+fn service_view(world: &World, overlay: OverlayId, policy: &Policy, name: &Name) -> NamedService {
     let end = BoundSelector::Service(name.clone());
     NamedService {
         overlay: selection::overlay_name(world, overlay),

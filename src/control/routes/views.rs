@@ -20,7 +20,8 @@ use crate::control::rotation;
 use crate::control::server::{Server, now};
 use crate::control::store::nodes::NodeRecord;
 use crate::control::store::{
-    audit as audit_rows, namespaces as namespace_rows, nodes, overlays as overlay_rows, rules as rule_rows, tokens as token_rows,
+    audit as audit_rows, namespaces as namespace_rows, nodes, overlays as overlay_rows,
+    rules as rule_rows, tokens as token_rows,
 };
 use crate::keys::rotation::Step;
 use crate::policy;

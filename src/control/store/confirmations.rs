@@ -48,10 +48,7 @@ pub(crate) async fn put(conn: &mut SqliteConnection, row: &Row) -> Result<(), Pr
 }
 
 /// Forgets the change of an overlay: it is confirmed, or undone.
-pub(crate) async fn forget(
-    conn: &mut SqliteConnection,
-    overlay: OverlayId,
-) -> Result<(), Problem> {
+pub(crate) async fn forget(conn: &mut SqliteConnection, overlay: OverlayId) -> Result<(), Problem> {
     sqlx::query("DELETE FROM confirmations WHERE overlay = ?")
         .bind(overlay.0)
         .execute(&mut *conn)

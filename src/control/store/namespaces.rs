@@ -43,9 +43,10 @@ pub(crate) async fn all(
 /// The namespaces as people see them.
 pub(crate) fn views(world: &World) -> Vec<Namespace> {
     let view = |(name, labels): (&Name, &BTreeSet<Label>)| {
-        let inside = world.nodes.values().filter(|node| {
-            node.kind == NodeKind::Entity && node.name.namespace == *name
-        });
+        let inside = world
+            .nodes
+            .values()
+            .filter(|node| node.kind == NodeKind::Entity && node.name.namespace == *name);
         Namespace {
             name: name.clone(),
             labels: labels.clone(),

@@ -12,7 +12,9 @@ use crate::api::policy::PolicyRevision;
 use crate::api::{Problem, ProblemCode};
 use crate::control::selection;
 use crate::policy::{self, BoundSelector, NetworkPolicy, Test};
-use crate::types::{EntityName, Label, Name, NodeId, OverlayId, Revision, RuleId, Selector, Timestamp};
+use crate::types::{
+    EntityName, Label, Name, NodeId, OverlayId, Revision, RuleId, Selector, Timestamp,
+};
 
 /// How many revisions of a policy are kept for history and rollback.
 pub(crate) const HISTORY_MAX: i64 = 1_000;
@@ -172,10 +174,7 @@ pub(crate) async fn all(
 }
 
 /// Loads the policy of one overlay.
-pub(crate) async fn of(
-    conn: &mut SqliteConnection,
-    overlay: OverlayId,
-) -> Result<Policy, Problem> {
+pub(crate) async fn of(conn: &mut SqliteConnection, overlay: OverlayId) -> Result<Policy, Problem> {
     Ok(all(conn).await?.remove(&overlay).unwrap_or_default())
 }
 
@@ -273,9 +272,8 @@ pub(crate) async fn write(
     for change in changes {
         write_item(conn, stamp.overlay, after, change).await?;
     }
-    let is_rule = |change: &&ItemChange| {
-        matches!(change.key, ItemKey::Rule(_) | ItemKey::NetworkPolicy(_))
-    };
+    let is_rule =
+        |change: &&ItemChange| matches!(change.key, ItemKey::Rule(_) | ItemKey::NetworkPolicy(_));
     let count = |with: fn(&ItemChange) -> &Option<String>| {
         let counted = changes.iter().filter(is_rule).filter(|change| with(change).is_some());
         i64::try_from(counted.count()).unwrap_or(i64::MAX)
@@ -484,12 +482,11 @@ pub(crate) async fn rebind(
     node: NodeId,
     name: &EntityName,
 ) -> Result<(), Problem> {
-    let gone: BTreeSet<u32> =
-        sqlx::query_scalar("SELECT id FROM nodes WHERE deleted IS NOT NULL")
-            .fetch_all(&mut *conn)
-            .await?
-            .into_iter()
-            .collect();
+    let gone: BTreeSet<u32> = sqlx::query_scalar("SELECT id FROM nodes WHERE deleted IS NOT NULL")
+        .fetch_all(&mut *conn)
+        .await?
+        .into_iter()
+        .collect();
     let rows: Vec<(u32, String, String)> =
         sqlx::query_as("SELECT overlay, item, body FROM policy_items WHERE item LIKE 'group/%'")
             .fetch_all(&mut *conn)

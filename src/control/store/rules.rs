@@ -11,9 +11,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::control::policies::path_names;
 use crate::control::selection;
 use crate::policy::{RuleFacts, World};
-use crate::types::{
-    EntityName, NodeId, OverlayId, Revision, RuleId, Service, Timestamp,
-};
+use crate::types::{EntityName, NodeId, OverlayId, Revision, RuleId, Service, Timestamp};
 
 /// A rule as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +44,9 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
         String,
     );
     type More = (u32, Option<String>, bool);
-    let more: Vec<More> =
-        sqlx::query_as("SELECT id, name, audit FROM rules ORDER BY id").fetch_all(&mut *conn).await?;
+    let more: Vec<More> = sqlx::query_as("SELECT id, name, audit FROM rules ORDER BY id")
+        .fetch_all(&mut *conn)
+        .await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, overlay, action, from_text, from_node, to_text, to_node, services, both, path, \
          not_after, reason, revision, created, created_by FROM rules ORDER BY id",

@@ -79,9 +79,10 @@ pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy)
     world.network_policies.retain(|_, facts| facts.overlay != overlay);
     let rules = policy.rules.iter().map(|(id, rule)| (*id, rule.facts.clone()));
     world.rules.extend(rules);
-    let networks = policy.network_policies.iter().map(|(id, network)| {
-        (*id, NetworkPolicyFacts { overlay, policy: network.clone() })
-    });
+    let networks = policy
+        .network_policies
+        .iter()
+        .map(|(id, network)| (*id, NetworkPolicyFacts { overlay, policy: network.clone() }));
     world.network_policies.extend(networks);
     world.groups.insert(overlay, policy.groups.clone());
     world.services.insert(overlay, policy.services.clone());

@@ -2,8 +2,8 @@
 
 use super::{Direction, NetworkPolicy, Peer};
 use crate::policy::scene::{End, Scene};
-use crate::policy::span::{Span, spans_at};
 use crate::policy::select::is_member;
+use crate::policy::span::{Span, spans_at};
 use crate::policy::{NodeFacts, World};
 use crate::types::{EntityName, NodeId, OverlayId};
 
