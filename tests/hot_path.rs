@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ovmesh::dataplane::publish::Publisher;
-use ovmesh::dataplane::{Counters, SapPlane, now};
+use ovmesh::dataplane::{Counters, SapPlane, Way, now};
 use ovmesh::forward::{
     DestinationKeySpec, FlowTable, MemberSpec, OverlayInfo, OverlaySpec, RuleSpec, SapInfo,
     Snapshot, SnapshotBuilder,
@@ -22,7 +22,7 @@ use ovmesh::keys::DestinationKey;
 use ovmesh::sys::offload::Head;
 use ovmesh::sys::udp::{Outgoing, SendQueue, UdpSocket};
 use ovmesh::types::{
-    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret,
+    DataPath, DropReason, Generation, Name, NodeId, NodeKind, OverlayId, RuleId, Secret, Tier,
 };
 use ovmesh::wire::{Family, gue};
 
@@ -88,7 +88,7 @@ impl Rig {
         };
         let rule = RuleSpec {
             id: RuleId(1),
-            is_deny: false,
+            tier: Tier::Allow,
             from: 0,
             to: 1,
             services: vec!["udp/9".parse().unwrap()],
@@ -105,6 +105,8 @@ impl Rig {
             members: vec![member(1, a.local_addr()), member(2, b.local_addr().unwrap())],
             sets: vec![vec![0], vec![1]],
             rules: vec![rule],
+            unspoken_passes: false,
+            isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![SAP],
             destination_keys: (0..2)
@@ -118,7 +120,7 @@ impl Rig {
             SnapshotBuilder::new(SAP, NodeKind::Sap).sap(info).overlay(overlay).build().unwrap();
         let flows = Arc::new(FlowTable::new(1 << 10).started(now()));
         let snapshots = Arc::new(Publisher::new(snapshot));
-        let (plane, _port) = SapPlane::start(Arc::new(sap), snapshots, flows).unwrap();
+        let (plane, _port) = SapPlane::start(vec![sap], snapshots, flows).unwrap();
         let counters = plane.counters();
         Self { a, b, to_sap, key, counters, _plane: plane }
     }
@@ -135,7 +137,7 @@ impl Rig {
     }
 
     fn drops(&self) -> u64 {
-        DropReason::ALL.iter().map(|&reason| self.counters.transit.dropped(reason)).sum()
+        DropReason::ALL.iter().map(|&reason| self.counters.dropped(Way::Transit, reason)).sum()
     }
 }
 
@@ -163,7 +165,7 @@ fn each_datagram_of_a_train_is_judged_for_itself_and_nothing_is_allocated() {
         for place in 0..20_u8 {
             let mut train: Vec<_> = (0..20).map(|n| datagram(rig.key, n, 100)).collect();
             forge(&mut train[usize::from(place)]);
-            let before = (rig.counters.transit.dropped(reason), rig.drops());
+            let before = (rig.counters.dropped(Way::Transit, reason), rig.drops());
 
             rig.send(&mut queue, &train);
 
@@ -175,7 +177,11 @@ fn each_datagram_of_a_train_is_judged_for_itself_and_nothing_is_allocated() {
             while rig.drops() == before.1 && Instant::now() < deadline {
                 std::thread::yield_now();
             }
-            assert_eq!(rig.counters.transit.dropped(reason), before.0 + 1, "{reason:?} at {place}");
+            assert_eq!(
+                rig.counters.dropped(Way::Transit, reason),
+                before.0 + 1,
+                "{reason:?} at {place}"
+            );
             assert_eq!(rig.drops(), before.1 + 1, "{reason:?} at {place}");
         }
     }

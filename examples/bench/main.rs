@@ -3,6 +3,8 @@
 //! ```text
 //! make bench                                    everything; set-up included
 //! BENCH_ROUNDS=5 BENCH_SECONDS=10 make bench    more of it
+//! BENCH_PARTS=rtt,udp BENCH_BEFORE=DIR target/release/examples/bench
+//!                                               only these, and beside the programs in DIR
 //! ```
 //!
 //! Every round measures every way once, and the order turns from round to round: what else the
@@ -48,6 +50,10 @@ pub(crate) struct Settings {
     /// Of one trial of the search for 1% loss.
     pub(crate) trial_millis: u32,
     pub(crate) pings: u32,
+    /// What is measured; empty: everything.
+    pub(crate) parts: Vec<String>,
+    /// Where an earlier build is, to be measured in the same rounds.
+    pub(crate) before: Option<PathBuf>,
     pub(crate) cpus: usize,
 }
 
@@ -58,8 +64,14 @@ impl Settings {
             seconds: variable("BENCH_SECONDS", 3)?,
             trial_millis: variable("BENCH_TRIAL_MILLIS", 300)?,
             pings: variable("BENCH_PINGS", 3_000)?,
+            parts: words("BENCH_PARTS"),
+            before: std::env::var_os("BENCH_BEFORE").map(PathBuf::from),
             cpus: std::thread::available_parallelism()?.get(),
         };
+        let unknown = settings.parts.iter().find(|part| !measure::PARTS.contains(&part.as_str()));
+        if let Some(part) = unknown {
+            bail!("BENCH_PARTS has `{part}`, expected some of {}", measure::PARTS.join(","));
+        }
         if settings.rounds == 0 || settings.seconds == 0 || settings.trial_millis == 0 {
             bail!("BENCH_ROUNDS, BENCH_SECONDS and BENCH_TRIAL_MILLIS are at least 1");
         }
@@ -72,6 +84,11 @@ fn variable(name: &str, otherwise: u32) -> Result<u32> {
         Ok(text) => text.parse().with_context(|| format!("{name} is `{text}`, expected a number")),
         Err(_) => Ok(otherwise),
     }
+}
+
+fn words(name: &str) -> Vec<String> {
+    let text = std::env::var(name).unwrap_or_default();
+    text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 fn main() -> ExitCode {
@@ -116,7 +133,7 @@ fn compare() -> Result<()> {
         println!("NOTE: this is a debug build; `make bench` measures release builds");
     }
     println!("building the sites: three machines each, a server beside them");
-    let sites = Sites::new(programs, &this)?;
+    let sites = Sites::new(programs, &this, settings.before.as_deref())?;
     for (way, why) in &sites.missing {
         println!("  {}: MISSING: {}", way.title(), why.trim().replace('\n', " "));
     }

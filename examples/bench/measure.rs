@@ -40,18 +40,18 @@ pub(crate) struct Sample {
     pub(crate) memory_mib: Vec<(String, f64)>,
 }
 
+/// What is measured, in this order.
+pub(crate) const PARTS: [&str; 5] = ["tcp1", "tcp4", "udp", "rtt", "memory"];
+
 /// Measures a site once.
 pub(crate) fn measure(site: &Site, this: &str, settings: &Settings) -> Sample {
     let mut sample = Sample::default();
     let mut problems = Vec::new();
-    let parts: [(&str, Part); 5] = [
-        ("TCP, 1 stream", tcp_1),
-        ("TCP, 4 streams", tcp_4),
-        ("UDP", udp),
-        ("round trips", round_trips),
-        ("memory", memory),
-    ];
-    for (what, part) in parts {
+    let parts: [Part; PARTS.len()] = [tcp_1, tcp_4, udp, round_trips, memory];
+    for (what, part) in PARTS.into_iter().zip(parts) {
+        if !settings.parts.is_empty() && !settings.parts.iter().any(|wanted| wanted == what) {
+            continue;
+        }
         if let Err(error) = part(&mut sample, site, this, settings) {
             problems.push(format!("{what}: {error:#}"));
         }

@@ -69,5 +69,6 @@ fn colour(way: Way) -> &'static str {
         Way::Naive => "#d9a441",
         Way::Direct => "#5aa469",
         Way::Sap => "#2f6f4f",
+        Way::Before => "#9ab8a8",
     }
 }

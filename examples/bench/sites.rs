@@ -76,6 +76,8 @@ pub(crate) enum Way {
     Direct,
     /// Ours over a SaP on the middle.
     Sap,
+    /// As it was in an earlier build.
+    Before,
 }
 
 impl Way {
@@ -87,6 +89,7 @@ impl Way {
             Self::Naive => "naive",
             Self::Direct => "direct",
             Self::Sap => "sap",
+            Self::Before => "before",
         }
     }
 
@@ -98,6 +101,7 @@ impl Way {
             Self::Naive => "ovmesh over a SaP, one packet a system call",
             Self::Direct => "ovmesh direct",
             Self::Sap => "ovmesh over a SaP",
+            Self::Before => "ovmesh over a SaP, earlier build",
         }
     }
 }
@@ -131,8 +135,7 @@ pub(crate) struct Sites {
     /// Ways that this build does not have, with the reason.
     pub(crate) missing: Vec<(Way, String)>,
     _servers: Vec<Process>,
-    _fleet: Fleet,
-    _world: World,
+    _fleets: Vec<(Fleet, World)>,
 }
 
 struct Trio {
@@ -199,9 +202,9 @@ impl Trio {
 
 impl Sites {
     /// Makes all of them and starts what listens on them.
-    pub(crate) fn new(programs: &Path, this: &Path) -> Result<Self> {
+    pub(crate) fn new(programs: &Path, this: &Path, before: Option<&Path>) -> Result<Self> {
         let world = World::new()?;
-        let binaries = binaries(programs, this)?;
+        let binaries = binaries_in(programs, this)?;
         let mut fleet = Fleet::start(&world, &binaries)?;
         let (mut all, mut missing) = (Vec::new(), Vec::new());
         let site =
@@ -245,12 +248,25 @@ impl Sites {
         for trio in trios {
             servers.extend(serve(&trio.b, this)?);
         }
-        Ok(Self { all, missing, _servers: servers, _fleet: fleet, _world: world })
+        let mut fleets = vec![(fleet, world)];
+        if let Some(before) = before {
+            let world = World::new()?;
+            let mut fleet = Fleet::start(&world, &binaries_in(before, this)?)?;
+            fleet.ovctl_ok(&["overlay", "create", "sap", "--cidr", "100.81.0.0/16"])?;
+            let trio = Trio::new(&world, "before", 105)?;
+            let programs = trio.join(&mut fleet, &["sap"], &[])?;
+            allow(&fleet, &trio, "sap", false)?;
+            let target = fleet.address(&trio.b.name, "sap")?;
+            all.push(site(Way::Before, &trio, target, programs));
+            servers.extend(serve(&trio.b, this)?);
+            fleets.push((fleet, world));
+        }
+        Ok(Self { all, missing, _servers: servers, _fleets: fleets })
     }
 }
 
 /// This program serves as the traffic tool too.
-fn binaries(programs: &Path, this: &Path) -> Result<Binaries> {
+fn binaries_in(programs: &Path, this: &Path) -> Result<Binaries> {
     let found = |name: &str| -> Result<PathBuf> {
         let path = programs.join(name);
         if !path.exists() {

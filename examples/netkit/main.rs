@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod checksum;
+mod flows;
 mod gue_send;
 mod http;
 mod icmp_ping;
@@ -38,6 +39,8 @@ usage: netkit COMMAND ...
   tcp-verify DST BYTES [TIMEOUT_MS]      known bytes both ways at once; both ends compare each
   udp-verify DST LENGTHS COPIES [TIMEOUT_MS]
                                          known datagrams (LENGTHS: 1-64,1431) to an udp-echo and back
+  udp-flows DST FLOWS ROUNDS [TIMEOUT_MS]
+                                         FLOWS sockets, ROUNDS datagrams each, to an udp-echo
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
@@ -82,6 +85,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "udp-verify" => {
             verify::udp(rest.parse(0)?, rest.text(1)?, rest.parse(2)?, rest.timeout(3)?)
         }
+        "udp-flows" => flows::run(rest.parse(0)?, rest.parse(1)?, rest.parse(2)?, rest.timeout(3)?),
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
         "raw-tcp" => {

@@ -97,11 +97,7 @@ pub(crate) fn echo(address: SocketAddr) -> Result<()> {
 
 /// Sends numbered datagrams and waits for the echo of each.
 pub(crate) fn ping(target: SocketAddr, count: u32, timeout: Duration) -> Result<()> {
-    let any: SocketAddr = match target {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = bind(any)?;
+    let socket = bind(any_for(target))?;
     socket.connect(target).with_context(|| format!("no route to {target}"))?;
     let (mut received, mut micros, mut error) = (0_u32, Vec::new(), None);
     for number in 0..count {
@@ -141,6 +137,14 @@ fn exchange(socket: &UdpSocket, number: u32, timeout: Duration) -> std::io::Resu
     }
 }
 
-fn bind(address: SocketAddr) -> Result<UdpSocket> {
+/// Any port of this host that reaches `target`.
+pub(crate) fn any_for(target: SocketAddr) -> SocketAddr {
+    match target {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
     UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
 }

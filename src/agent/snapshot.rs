@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::api::table::{Action, NodeTable, OverlayTable, PathHops, SapRow};
+use crate::api::table::{NodeTable, OverlayTable, PathHops, SapRow};
 use crate::forward::{
-    DestinationKeySpec, Hops, MemberSpec, OverlayInfo, OverlaySpec, PairSpec, PathSpec, RuleSpec,
-    SapInfo, Snapshot, SnapshotBuilder,
+    DestinationKeySpec, Hops, IsolationSpec, MemberSpec, OverlayInfo, OverlaySpec, PairSpec,
+    PathSpec, RuleSpec, SapInfo, Snapshot, SnapshotBuilder,
 };
 
 /// Builds the snapshot that `table` describes.
@@ -77,11 +77,21 @@ fn overlay(table: &OverlayTable) -> OverlaySpec {
             .iter()
             .map(|row| RuleSpec {
                 id: row.id,
-                is_deny: row.action == Action::Deny,
+                tier: row.tier,
                 from: row.from,
                 to: row.to,
                 services: row.services.clone(),
                 not_after: row.not_after,
+            })
+            .collect(),
+        unspoken_passes: table.unspoken_passes,
+        isolated: table
+            .isolated
+            .iter()
+            .map(|row| IsolationSpec {
+                member: row.member,
+                egress: row.egress,
+                ingress: row.ingress,
             })
             .collect(),
         paths: table
@@ -133,13 +143,13 @@ mod tests {
                 "links": [{"id": 5, "peer": 9, "secret": secret}],
                 "overlays": [{
                     "id": 1, "name": "default", "cidr": "10.0.0.0/24", "address": "10.0.0.1",
-                    "silent": false,
+                    "silent": false, "unspokenPasses": false, "isolated": [],
                     "members": [
                         {"id": 1, "name": "a", "address": "10.0.0.1", "endpoints": []},
                         {"id": 2, "name": "b", "address": "10.0.0.2", "endpoints": []},
                     ],
                     "sets": [[0], [1]],
-                    "rules": [{"id": 1, "action": "allow", "from": 0, "to": 1,
+                    "rules": [{"id": 1, "tier": "allow", "from": 0, "to": 1,
                                "services": ["udp/53"], "notAfter": null}],
                     "paths": [], "defaultSaps": [9],
                     "destinationKeys": [{"to": 0, "accept": [

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{
     ApiVersion, AuthorizationKey, EntityName, Generation, Incarnation, KeyVersion, LinkId, Name,
-    NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret, Serial, Service, Timestamp,
+    NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret, Serial, Service, Tier,
+    Timestamp,
 };
 
 /// A table as it is sent, kept on disk, and acknowledged.
@@ -95,6 +96,9 @@ pub struct OverlayTable {
     pub address: Option<IpAddr>,
     /// Whether refusals stay unanswered (`overlay create --silent`).
     pub silent: bool,
+    /// Whether a flow passes of which no rule speaks and neither end of which is isolated: true in
+    /// overlays of `kubernetes` semantics.
+    pub unspoken_passes: bool,
     /// The members that this table speaks of, this node included, sorted by id. Rows below name
     /// them by their index here.
     pub members: Vec<MemberRow>,
@@ -102,6 +106,8 @@ pub struct OverlayTable {
     pub sets: Vec<Vec<u32>>,
     /// Rules, sorted by id, then from, then to.
     pub rules: Vec<RuleRow>,
+    /// The members that NetworkPolicies isolate, sorted by member.
+    pub isolated: Vec<IsolationRow>,
     /// Pairs whose path is not the default one. Where several rows speak of a pair, the first one counts
     /// (only after a label change made two rules disagree; in an entity's table never).
     pub paths: Vec<PathRow>,
@@ -142,14 +148,23 @@ pub enum Action {
     Deny,
 }
 
-/// One direction of one rule.
+impl From<Action> for Tier {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Allow => Self::Allow,
+            Action::Deny => Self::Deny,
+        }
+    }
+}
+
+/// One direction of one rule, or one item of a NetworkPolicy's `ingress` or `egress`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleRow {
-    /// The rule; `--both` and cutting to size make several rows of one rule.
+    /// The rule or NetworkPolicy; `--both` and cutting to size make several rows of one rule.
     pub id: RuleId,
-    /// Allow or deny.
-    pub action: Action,
+    /// What it does, and when it is asked.
+    pub tier: Tier,
     /// Index of the set that starts flows.
     pub from: u32,
     /// Index of the set that is talked to.
@@ -158,6 +173,19 @@ pub struct RuleRow {
     pub services: Vec<Service>,
     /// When the rule ends; nodes enforce it themselves.
     pub not_after: Option<Timestamp>,
+}
+
+/// A member that NetworkPolicies isolate. Flows of an isolated direction pass where a row of that side
+/// covers them; egress and ingress are two lists of rows and never multiplied out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IsolationRow {
+    /// Index in `members`.
+    pub member: u32,
+    /// The first of the policies that isolate the flows it starts; none when none does.
+    pub egress: Option<RuleId>,
+    /// The first of the policies that isolate the flows that others start to it.
+    pub ingress: Option<RuleId>,
 }
 
 /// The path of the pairs between two sets.

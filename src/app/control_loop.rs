@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::daemon::Shared;
-use crate::dataplane::ControlPort;
+use crate::dataplane::{ControlPort, Way};
 
 /// How often the egress counter is looked at: the first packet after idle time probes soon after.
 const ACTIVITY_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs until the plane stops.
 pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
-    let mut sent_before = shared.counters.egress.packets();
+    let mut sent_before = shared.counters.passed(Way::Egress).packets;
     loop {
         let now = shared.now();
         let deadline = shared.probes().next_deadline();
@@ -25,7 +25,7 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
         };
 
         let now = shared.now();
-        let sent = shared.counters.egress.packets();
+        let sent = shared.counters.passed(Way::Egress).packets;
         let mut probes = shared.probes();
         if let Some(punted) = punted
             && let Err(reason) = probes.handle_datagram(punted.from, punted.bytes(), now)

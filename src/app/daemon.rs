@@ -20,7 +20,7 @@ use crate::api::node::{NodeReport, RoundTrip};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
-use crate::dataplane::{ControlPort, Counters, EntityPlane, SapPlane};
+use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -129,12 +129,14 @@ impl Shared {
             alive: peer.is_alive,
             round_trip_micros: peer.round_trip.map(micros),
         });
-        let own_hallways: &[&str] = match self.identity.kind {
-            NodeKind::Entity => &["egress", "ingress"],
-            NodeKind::Sap => &["transit"],
+        let ways: &[Way] = match self.identity.kind {
+            NodeKind::Entity => &[Way::Egress, Way::Ingress],
+            NodeKind::Sap => &[Way::Transit],
         };
-        let hallways = self.counters.hallways();
-        let packets = hallways.into_iter().filter(|(name, _)| own_hallways.contains(name));
+        let moved = |way: &Way| {
+            let Passed { packets, bytes } = self.counters.passed(*way);
+            (way.name().to_owned(), HallwayStatus { packets, bytes })
+        };
         NodeStatus {
             api_version: ApiVersion::V1,
             version: VERSION.to_owned(),
@@ -147,13 +149,7 @@ impl Shared {
             endpoints: facts.endpoints,
             overlays: facts.overlays,
             saps: saps.collect(),
-            packets: packets
-                .map(|(name, hallway)| {
-                    let status =
-                        HallwayStatus { packets: hallway.packets(), bytes: hallway.bytes() };
-                    (name.to_owned(), status)
-                })
-                .collect(),
+            packets: ways.iter().map(moved).collect(),
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
             problems: self.health.problems(),

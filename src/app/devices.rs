@@ -14,7 +14,7 @@ use crate::sys::SysError;
 use crate::sys::batch::OVERLAY_MTU_MAX;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
-use crate::types::{DataPath, OverlayId, Prefix};
+use crate::types::{DataPath, Lanes, OverlayId, Prefix};
 
 /// What GUE over UDP adds: outer IPv4 or IPv6 header, UDP, GUE with the key.
 const OVERHEAD_V4: u32 = 36;
@@ -44,14 +44,15 @@ pub(crate) struct Device {
 pub(crate) struct Devices {
     network: Network,
     data_path: DataPath,
+    lanes: Lanes,
     in_use: BTreeMap<OverlayId, Device>,
     /// Whether something could not be set up and is to be tried again.
     is_incomplete: bool,
 }
 
 impl Devices {
-    pub(crate) fn new(network: Network, data_path: DataPath) -> Self {
-        Self { network, data_path, in_use: BTreeMap::new(), is_incomplete: false }
+    pub(crate) fn new(network: Network, data_path: DataPath, lanes: Lanes) -> Self {
+        Self { network, data_path, lanes, in_use: BTreeMap::new(), is_incomplete: false }
     }
 
     /// The device of an overlay.
@@ -147,9 +148,9 @@ impl Devices {
         // Another address or a dead thread: a new device. The old one must be gone first.
         plane.remove_overlay(overlay.id);
         self.network.add_unreachable(overlay.cidr).await?;
-        let tun = Tun::open(name, self.data_path)?;
+        let queues = Tun::open(name, self.data_path, self.lanes)?;
         self.network.configure(name, address, overlay.cidr, mtu).await?;
-        plane.add_overlay(overlay.id, tun)?;
+        plane.add_overlay(overlay.id, queues)?;
         tracing::info!(overlay = %overlay.name, device = name, %address, mtu, "in the overlay");
         self.in_use.insert(overlay.id, wanted);
         Ok(())

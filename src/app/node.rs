@@ -18,8 +18,9 @@ use crate::cli::output::Output;
 use crate::cli::{Outcome, node_status};
 use crate::config::{node as file, user};
 use crate::sys::SysError;
+use crate::sys::udp::UdpSocket;
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, Name, NodeKind};
+use crate::types::{DataPath, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,8 @@ pub struct RunOptions {
     pub endpoints: Vec<(IpAddr, Option<u16>)>,
     /// Where data packets are received.
     pub listen: Option<SocketAddr>,
+    /// How many lanes packets move on.
+    pub lanes: Option<Lanes>,
     /// The log filter.
     pub log: Option<String>,
     /// How packets are moved.
@@ -54,6 +57,7 @@ impl From<RunArgs> for RunOptions {
             name: args.name,
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
+            lanes: args.lanes,
             log: args.log,
             data_path: args.data_path,
         }
@@ -70,6 +74,7 @@ impl From<JoinArgs> for RunOptions {
             name: args.name,
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
+            lanes: None,
             log: args.log,
             data_path: DataPath::default(),
         }
@@ -97,6 +102,7 @@ pub(crate) struct Settings {
     pub(crate) name: Option<Name>,
     pub(crate) endpoints: Vec<(IpAddr, Option<u16>)>,
     pub(crate) listen: SocketAddr,
+    pub(crate) lanes: Lanes,
     pub(crate) data_path: DataPath,
     pub(crate) uid: u32,
 }
@@ -129,9 +135,18 @@ impl Settings {
             name: options.name.or(file.name),
             endpoints,
             listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
+            lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
             uid,
         })
+    }
+
+    /// Binds the data socket of each lane; also says what they are bound to.
+    pub(crate) fn bind(&self) -> Result<(Vec<UdpSocket>, SocketAddr), Problem> {
+        let sockets =
+            UdpSocket::bind_lanes(self.listen, self.data_path, self.lanes).map_err(failed)?;
+        let bound = sockets.first().map_or(self.listen, UdpSocket::local_addr);
+        Ok((sockets, bound))
     }
 
     /// What this start means, and the token that it needs.

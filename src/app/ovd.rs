@@ -97,7 +97,8 @@ pub fn leave(options: RunOptions) -> Result<(), Problem> {
 /// What is needed to run, got before a token is used up.
 struct Ready {
     identity: Identity,
-    udp: UdpSocket,
+    sockets: Vec<UdpSocket>,
+    bound: SocketAddr,
     socket: Socket,
     network: Network,
 }
@@ -111,12 +112,12 @@ async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Read
 
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    check_tun()?;
-    let udp = UdpSocket::bind(settings.listen, settings.data_path).map_err(node::failed)?;
+    check_tun(settings)?;
+    let (sockets, bound) = settings.bind()?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
-    let identity = identify(settings, state, start, udp.local_addr(), &network).await?;
-    Ok(Ready { identity, udp, socket, network })
+    let identity = identify(settings, state, start, bound, &network).await?;
+    Ok(Ready { identity, sockets, bound, socket, network })
 }
 
 /// Who this node is: as it was, or as it becomes by joining.
@@ -140,23 +141,22 @@ async fn identify(
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
-    let Ready { identity, udp, socket, network } = ready;
-    let wanted = settings.wanted(udp.local_addr());
+    let Ready { identity, sockets, bound, socket, network } = ready;
+    let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on.
     let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
-    let (plane, port) =
-        EntityPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
-            .map_err(node::failed)?;
-    let plane = Plane::Entity(plane, Devices::new(network, settings.data_path));
+    let (plane, port) = EntityPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
+        .map_err(node::failed)?;
+    let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     daemon::run(shared, state, plane, port, socket, wanted).await
 }
 
 /// Makes a device for a moment: better to miss the right now than after the token is used up.
-fn check_tun() -> Result<(), Problem> {
+fn check_tun(settings: &Settings) -> Result<(), Problem> {
     let name = format!("ovtry{}", std::process::id() % 1_000_000);
-    Tun::open(&name, DataPath::default()).map(drop).map_err(node::failed)
+    Tun::open(&name, DataPath::default(), settings.lanes).map(drop).map_err(node::failed)
 }
 
 /// What this host uses already, by name.

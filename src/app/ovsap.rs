@@ -83,7 +83,8 @@ pub fn leave(options: RunOptions) -> Result<(), Problem> {
 /// What is needed to run, got before a token is used up.
 struct Ready {
     identity: Identity,
-    udp: UdpSocket,
+    sockets: Vec<UdpSocket>,
+    bound: SocketAddr,
     socket: Socket,
 }
 
@@ -95,10 +96,10 @@ async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Read
 
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    let udp = UdpSocket::bind(settings.listen, settings.data_path).map_err(node::failed)?;
+    let (sockets, bound) = settings.bind()?;
     let socket = Socket::bind(&settings.socket)?;
-    let identity = identify(settings, state, start, udp.local_addr()).await?;
-    Ok(Ready { identity, udp, socket })
+    let identity = identify(settings, state, start, bound).await?;
+    Ok(Ready { identity, sockets, bound, socket })
 }
 
 /// Who this node is: as it was, or as it becomes by joining.
@@ -116,11 +117,11 @@ async fn identify(
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
-    let Ready { identity, udp, socket } = ready;
-    let wanted = settings.wanted(udp.local_addr());
+    let Ready { identity, sockets, bound, socket } = ready;
+    let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
-    let (plane, port) = SapPlane::start(Arc::new(udp), Arc::clone(&publisher), Arc::clone(&flows))
+    let (plane, port) = SapPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
     let shared = Shared::new(identity, publisher, flows, plane.counters());

@@ -6,6 +6,7 @@
 //! listen = "0.0.0.0:6080"
 //! endpoints = ["192.0.2.7"]          # IP or IP:PORT; none: what the kernel picks
 //! name = "web"
+//! lanes = 1                          # 1 to 64; more on machines with CPUs to spare
 //! log = "info"
 //! log_format = "text"                # or "json"
 //! ```
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::Name;
+use crate::types::{Lanes, Name};
 
 /// The port that IANA assigned to GUE.
 const PORT: u16 = 6080;
@@ -47,6 +48,8 @@ pub struct NodeFile {
     pub endpoints: Vec<(IpAddr, Option<u16>)>,
     /// The name to join under.
     pub name: Option<Name>,
+    /// How many lanes packets move on.
+    pub lanes: Option<Lanes>,
     /// The log filter.
     pub log: Option<String>,
     /// Whether logs are JSON.
@@ -63,6 +66,7 @@ struct Raw {
     #[serde(default)]
     endpoints: Vec<String>,
     name: Option<String>,
+    lanes: Option<i64>,
     log: Option<String>,
     log_format: Option<String>,
 }
@@ -132,6 +136,12 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         .name
         .map(|value| Name::new(&value).map_err(|error| refuse(format!("name: {error}"))))
         .transpose()?;
+    let lanes = raw
+        .lanes
+        .map(|number| {
+            Lanes::new(number).map_err(|error| refuse(format!("lanes is `{number}`, {error}")))
+        })
+        .transpose()?;
     let is_log_json = match raw.log_format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -156,6 +166,7 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         listen,
         endpoints,
         name,
+        lanes,
         log: raw.log,
         is_log_json,
     })
@@ -212,7 +223,7 @@ mod tests {
     fn a_whole_file_is_read() {
         let file = check(
             "state_dir = '/s'\nsocket = '/r/x.sock'\nlisten = '[::]:6080'\n\
-             endpoints = ['192.0.2.7', '[2001:db8::7]:7000']\nname = 'web'\nlog = 'debug'\n\
+             endpoints = ['192.0.2.7', '[2001:db8::7]:7000']\nname = 'web'\nlanes = 4\nlog = 'debug'\n\
              log_format = 'json'\n",
         )
         .unwrap();
@@ -221,6 +232,7 @@ mod tests {
         assert_eq!(file.endpoints[0], ("192.0.2.7".parse().unwrap(), None));
         assert_eq!(file.endpoints[1], ("2001:db8::7".parse().unwrap(), Some(7000)));
         assert_eq!(file.name, Some(Name::new("web").unwrap()));
+        assert_eq!(file.lanes.map(Lanes::count), Some(4));
         assert!(file.is_log_json);
         assert_eq!(check("").unwrap(), NodeFile::default());
     }
@@ -231,6 +243,9 @@ mod tests {
             ("listen = 'here'", &["listen", "here", "0.0.0.0:6080"][..]),
             ("endpoints = ['1.2.3.4:0']", &["endpoints", "1.2.3.4:0", "IP:PORT"]),
             ("name = 'Web'", &["name", "Web", "a-z"]),
+            ("lanes = 0", &["lanes", "`0`", "1 to 64"]),
+            ("lanes = 65", &["lanes", "`65`", "1 to 64"]),
+            ("lanes = 'many'", &["line 1", "many", "expected i64"]),
             ("log_format = 'xml'", &["log_format", "xml", "json"]),
             ("state_dir = 'here'", &["state_dir", "here", "absolute"]),
             ("name = 'web'\nport = 5", &["port", "line 2", "unknown field", "expected"]),

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::mpsc;
 
@@ -47,7 +48,7 @@ impl std::fmt::Debug for Punted {
     }
 }
 
-/// The control messages of one data socket, for a task.
+/// The control messages of one node, for a task.
 #[derive(Debug)]
 pub struct ControlPort {
     /// What came in; closed when the plane stops.
@@ -56,9 +57,10 @@ pub struct ControlPort {
 }
 
 impl ControlPort {
+    /// `udp` is any of the node's sockets: they have the same address.
     pub(super) fn new(udp: Arc<UdpSocket>) -> (Punter, Self) {
         let (to_task, receive) = mpsc::channel(PUNT_CAPACITY);
-        let punter = Punter { to_task, budget: Budget { second: 0, left: UNKNOWN_PER_SECOND } };
+        let punter = Punter { to_task, budget: Arc::default() };
         (punter, Self { receive, sender: ControlSender { udp } })
     }
 
@@ -95,11 +97,11 @@ impl ControlSender {
     }
 }
 
-/// The hallway's end of the channel.
-#[derive(Debug)]
+/// A hallway's end of the channel; each lane has one.
+#[derive(Clone, Debug)]
 pub(super) struct Punter {
     to_task: mpsc::Sender<Punted>,
-    budget: Budget,
+    budget: Arc<Budget>,
 }
 
 impl Punter {
@@ -110,7 +112,7 @@ impl Punter {
     /// [`DropReason::ControlType`] when it is longer than any of ours, [`DropReason::ControlBudget`]
     /// when an unknown source has used the budget up or the task is behind.
     pub(super) fn punt(
-        &mut self,
+        &self,
         from: SocketAddr,
         is_known: bool,
         datagram: &[u8],
@@ -124,22 +126,23 @@ impl Punter {
     }
 }
 
-/// So many a second of the monotonic clock.
-#[derive(Debug)]
+/// So many a second of the monotonic clock, for all lanes.
+#[derive(Debug, Default)]
 struct Budget {
-    second: u64,
-    left: u32,
+    /// The second in the upper half, how many were taken in it in the lower one.
+    taken: AtomicU64,
 }
 
 impl Budget {
-    fn take(&mut self, now_millis: u64) -> bool {
-        let second = now_millis / 1000;
-        if second != self.second {
-            *self = Self { second, left: UNKNOWN_PER_SECOND };
-        }
-        let is_left = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        is_left
+    fn take(&self, now_millis: u64) -> bool {
+        let second = (now_millis / 1000) << 32;
+        let next = |taken: u64| {
+            // Another lane may have read its clock a moment later.
+            let is_current = taken >= second;
+            let (second, count) = if is_current { (taken, taken as u32) } else { (second, 0) };
+            (count < UNKNOWN_PER_SECOND).then_some(second + 1)
+        };
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }
 }
 
@@ -154,11 +157,13 @@ mod tests {
     }
 
     #[test]
-    fn unknown_sources_share_a_budget_and_known_ones_do_not() {
-        let (mut punter, mut port) = port();
+    fn unknown_sources_share_a_budget_on_all_lanes_and_known_ones_do_not() {
+        let (punter, mut port) = port();
+        let lanes = [punter.clone(), punter.clone()];
         let from = "192.0.2.1:6080".parse().unwrap();
 
-        let passed = (0..80).filter(|_| punter.punt(from, false, b"x", 5_000).is_ok()).count();
+        let take = |n: &usize| lanes[n % 2].punt(from, false, b"x", 5_000).is_ok();
+        let passed = (0..80).filter(take).count();
         assert_eq!(passed, 50);
         assert_eq!(punter.punt(from, false, b"x", 5_999), Err(DropReason::ControlBudget));
         assert_eq!(punter.punt(from, true, b"known", 5_999), Ok(()));
@@ -171,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_full_channel_drops_and_counts_and_a_long_message_is_none_of_ours() {
-        let (mut punter, _port) = port();
+        let (punter, _port) = port();
         let from = "192.0.2.1:6080".parse().unwrap();
 
         let passed =

@@ -1,6 +1,7 @@
 //! Counters of the hallways: written by one thread each, read by anybody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::udp::Sent;
@@ -115,44 +116,104 @@ impl Tally {
     }
 }
 
-/// Counters of one process.
-#[derive(Debug, Default)]
-pub struct Counters {
+/// A hallway, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
     /// `ovd`, from TUN to UDP.
-    pub egress: HallwayCounters,
+    Egress,
     /// `ovd`, from UDP to TUN.
-    pub ingress: HallwayCounters,
+    Ingress,
     /// `ovsap`, from UDP to UDP.
-    pub transit: HallwayCounters,
+    Transit,
+}
+
+impl Way {
+    /// As `status` shows it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+            Self::Transit => "transit",
+        }
+    }
+}
+
+/// What a hallway let through, on all lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Packets.
+    pub packets: u64,
+    /// Their inner bytes.
+    pub bytes: u64,
+}
+
+/// Counters of one lane.
+#[derive(Debug, Default)]
+pub(super) struct LaneCounters {
+    pub(super) egress: HallwayCounters,
+    pub(super) ingress: HallwayCounters,
+    pub(super) transit: HallwayCounters,
+}
+
+impl LaneCounters {
+    fn of(&self, way: Way) -> &HallwayCounters {
+        match way {
+            Way::Egress => &self.egress,
+            Way::Ingress => &self.ingress,
+            Way::Transit => &self.transit,
+        }
+    }
+}
+
+/// Counters of one process: of each lane, and of control messages.
+#[derive(Debug)]
+pub struct Counters {
+    lanes: Box<[Arc<LaneCounters>]>,
     /// Control messages that were refused after they had left their hallway.
     pub control: HallwayCounters,
 }
 
 impl Counters {
-    /// All zero.
+    /// All zero, for so many lanes.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(lanes: usize) -> Self {
+        let lanes = (0..lanes).map(|_| Arc::default()).collect();
+        Self { lanes, control: HallwayCounters::default() }
+    }
+
+    /// Those of each lane, for its threads.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &Arc<LaneCounters>> {
+        self.lanes.iter()
+    }
+
+    /// What a hallway let through, on all lanes.
+    #[must_use]
+    pub fn passed(&self, way: Way) -> Passed {
+        let lanes = || self.lanes.iter().map(|lane| lane.of(way));
+        Passed {
+            packets: lanes().map(HallwayCounters::packets).sum(),
+            bytes: lanes().map(HallwayCounters::bytes).sum(),
+        }
+    }
+
+    /// Packets that a hallway dropped for `reason`, on all lanes.
+    #[must_use]
+    pub fn dropped(&self, way: Way, reason: DropReason) -> u64 {
+        self.lanes.iter().map(|lane| lane.of(way).dropped(reason)).sum()
     }
 
     /// Dropped packets by the reason's name, over all hallways; reasons that never happened are left
     /// out.
     #[must_use]
     pub fn drops(&self) -> BTreeMap<&'static str, u64> {
-        let all = [&self.egress, &self.ingress, &self.transit, &self.control];
-        DropReason::ALL
-            .iter()
-            .map(|&reason| {
-                (reason.name(), all.iter().map(|hallway| hallway.dropped(reason)).sum::<u64>())
-            })
-            .filter(|(_, count)| *count > 0)
-            .collect()
-    }
-
-    /// The hallways with their names, as `status` shows them.
-    #[must_use]
-    pub fn hallways(&self) -> [(&'static str, &HallwayCounters); 3] {
-        [("egress", &self.egress), ("ingress", &self.ingress), ("transit", &self.transit)]
+        let all = |reason| {
+            let hallways = [Way::Egress, Way::Ingress, Way::Transit];
+            hallways.map(|way| self.dropped(way, reason)).iter().sum::<u64>()
+                + self.control.dropped(reason)
+        };
+        let counts = DropReason::ALL.iter().map(|&reason| (reason.name(), all(reason)));
+        counts.filter(|(_, count)| *count > 0).collect()
     }
 }
 
@@ -161,8 +222,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tally_is_added_once_and_then_empty() {
-        let counters = Counters::new();
+    fn a_tally_is_added_once_and_lanes_are_summed() {
+        let counters = Counters::new(2);
+        let lanes: Vec<_> = counters.lanes().collect();
         let mut tally = Tally::new();
         tally.passed(1, 100);
         tally.passed(1, 28);
@@ -170,13 +232,16 @@ mod tests {
         tally.dropped(DropReason::NoRule);
         tally.dropped(DropReason::GueLength);
 
-        counters.egress.add(&mut tally);
-        counters.egress.add(&mut tally);
+        lanes[0].egress.add(&mut tally);
+        lanes[0].egress.add(&mut tally);
+        tally.passed(1, 10);
+        lanes[1].egress.add(&mut tally);
+        lanes[1].ingress.count_drop(DropReason::NoRule);
         counters.control.count_drop(DropReason::ControlMac);
-        counters.ingress.count_drop(DropReason::NoRule);
 
-        assert_eq!((counters.egress.packets(), counters.egress.bytes()), (2, 128));
-        assert_eq!(counters.egress.dropped(DropReason::NoRule), 2);
+        assert_eq!(counters.passed(Way::Egress), Passed { packets: 3, bytes: 138 });
+        assert_eq!(counters.passed(Way::Ingress).packets, 0);
+        assert_eq!(counters.dropped(Way::Egress, DropReason::NoRule), 2);
         assert_eq!(
             counters.drops(),
             BTreeMap::from([("control_mac", 1), ("gue_length", 1), ("no_rule", 3)])

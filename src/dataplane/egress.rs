@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::hallway::{Common, is_trickle, now};
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
@@ -46,12 +46,7 @@ fn read(
 }
 
 /// Runs until the thread is told to stop. Returns why when the device went away.
-pub(super) fn run(
-    tun: &Arc<Tun>,
-    overlay: OverlayId,
-    mut common: Common,
-    counters: &Counters,
-) -> std::io::Result<()> {
+pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
@@ -85,8 +80,8 @@ pub(super) fn run(
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        counters.egress.add(&mut refused);
-        counters.egress.add(&mut passed);
+        common.counters.egress.add(&mut refused);
+        common.counters.egress.add(&mut passed);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::counters::LaneCounters;
 use super::publish::Reader;
 use crate::forward::{FlowTable, Now, Snapshot};
 use crate::sys::batch::{DatagramBatch, Meta};
@@ -24,6 +25,7 @@ pub(super) struct Common {
     pub(super) udp: Arc<UdpSocket>,
     pub(super) snapshot: Reader<Snapshot>,
     pub(super) flows: Arc<FlowTable>,
+    pub(super) counters: Arc<LaneCounters>,
     pub(super) wake: Arc<Wake>,
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::control::Punter;
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::deliver::Delivery;
 use super::ecn;
 use super::hallway::{Common, Opened, now, open, receive};
@@ -42,12 +42,7 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(
-    mut common: Common,
-    mut devices: Reader<Devices>,
-    mut punter: Punter,
-    counters: &Counters,
-) {
+pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
@@ -110,7 +105,7 @@ pub(super) fn run(
             }
         }
         delivery.finish(batch.bytes(), device);
-        counters.ingress.add(&mut delivery.tally);
+        common.counters.ingress.add(&mut delivery.tally);
     }
 }
 

@@ -7,6 +7,10 @@
 //! 3. **transit** (`ovsap`, one thread): trains from the UDP socket; of each datagram header, outer
 //!    source, facts, verdict; what passes as trains by hop, size, TOS and TTL (less one).
 //!
+//! That is one lane. Further lanes are the same once more: a socket of the same address, a queue of
+//! each device, threads and counters of their own. They share the snapshot and the flow table, so that
+//! a reply is known on whichever lane it comes.
+//!
 //! Every packet is first judged, a pure function over bytes, and then put where `sys` groups what
 //! leaves. Sealed hops will stand around the judging: `open` before it, `seal` after it; the places
 //! are marked.
@@ -37,6 +41,6 @@ mod train;
 mod transit;
 
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
-pub use counters::{Counters, HallwayCounters};
+pub use counters::{Counters, HallwayCounters, Passed, Way};
 pub use hallway::now;
 pub use plane::{EntityPlane, SapPlane};

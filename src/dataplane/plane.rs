@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
-use super::control::ControlPort;
-use super::counters::Counters;
+use super::control::{ControlPort, Punter};
+use super::counters::{Counters, LaneCounters};
 use super::hallway::Common;
 use super::ingress::Devices;
 use super::publish::Publisher;
@@ -18,6 +19,9 @@ use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
 use crate::sys::wake::Wake;
 use crate::types::OverlayId;
+
+/// How long a removed device may take until nobody holds it: a batch, on a machine that is busy.
+const LETS_GO: Duration = Duration::from_secs(1);
 
 /// One hallway's thread.
 #[derive(Debug)]
@@ -53,21 +57,37 @@ impl Drop for Hallway {
 /// What all hallways of a process share.
 #[derive(Debug)]
 struct Shared {
-    udp: Arc<UdpSocket>,
     snapshots: Arc<Publisher<Snapshot>>,
     flows: Arc<FlowTable>,
     counters: Arc<Counters>,
 }
 
 impl Shared {
-    fn common(&self, wake: &Arc<Wake>) -> Common {
+    fn new(lanes: usize, snapshots: Arc<Publisher<Snapshot>>, flows: Arc<FlowTable>) -> Self {
+        Self { snapshots, flows, counters: Arc::new(Counters::new(lanes)) }
+    }
+
+    fn common(
+        &self,
+        udp: &Arc<UdpSocket>,
+        counters: &Arc<LaneCounters>,
+        wake: &Arc<Wake>,
+    ) -> Common {
         Common {
-            udp: Arc::clone(&self.udp),
+            udp: Arc::clone(udp),
             snapshot: self.snapshots.reader(),
             flows: Arc::clone(&self.flows),
+            counters: Arc::clone(counters),
             wake: Arc::clone(wake),
         }
     }
+}
+
+/// Where control messages of all lanes come in and leave: by the first socket, whose address is that of
+/// all.
+fn control_port(sockets: &[Arc<UdpSocket>]) -> Result<(Punter, ControlPort), SysError> {
+    let first = sockets.first().map(Arc::clone);
+    first.map(ControlPort::new).ok_or_else(|| SysError::new("cannot start", "there is no lane"))
 }
 
 /// Makes a panic an error: nobody waits for an egress thread, so that its end has to be told.
@@ -76,67 +96,108 @@ fn caught(run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         .unwrap_or_else(|_| Err(io::Error::other("its thread panicked")))
 }
 
-/// The hallways of `ovd`: one ingress, and one egress for each overlay. Dropping it stops them.
+/// One lane of `ovd`: its socket, its queue of each device, and their threads.
+#[derive(Debug)]
+struct EntityLane {
+    udp: Arc<UdpSocket>,
+    counters: Arc<LaneCounters>,
+    devices: Publisher<Devices>,
+    ingress: Hallway,
+    egress: BTreeMap<OverlayId, Hallway>,
+}
+
+impl EntityLane {
+    fn publish(&self, devices: Devices) {
+        self.devices.publish(devices);
+        // Ingress holds the old devices until it looks again; without packets that may take for ever.
+        self.ingress.wake.nudge();
+    }
+
+    /// Stops the egress thread of an overlay and lets its queue go. Returns the queue, for the caller
+    /// to see it go.
+    fn remove(&mut self, overlay: OverlayId) -> Option<Weak<Tun>> {
+        drop(self.egress.remove(&overlay));
+        let mut devices = Devices::clone(&self.devices.current());
+        let queue = devices.remove(&overlay)?;
+        self.publish(devices);
+        Some(Arc::downgrade(&queue))
+    }
+}
+
+/// The hallways of `ovd`: on each lane one ingress, and one egress for each overlay. Dropping it stops
+/// them.
 #[derive(Debug)]
 pub struct EntityPlane {
     shared: Shared,
-    devices: Publisher<Devices>,
-    egress: BTreeMap<OverlayId, Hallway>,
-    ingress: Hallway,
+    lanes: Vec<EntityLane>,
     problems: Arc<Mutex<BTreeMap<OverlayId, String>>>,
     /// Numbers the egress threads.
     started: u32,
 }
 
 impl EntityPlane {
-    /// Starts the ingress thread; overlays come with [`Self::add_overlay`].
+    /// Starts the ingress thread of each lane, one for each socket; overlays come with
+    /// [`Self::add_overlay`].
     ///
     /// # Errors
     ///
     /// When the process is out of threads or file descriptors.
     pub fn start(
-        udp: Arc<UdpSocket>,
+        sockets: Vec<UdpSocket>,
         snapshots: Arc<Publisher<Snapshot>>,
         flows: Arc<FlowTable>,
     ) -> Result<(Self, ControlPort), SysError> {
-        let (punter, port) = ControlPort::new(Arc::clone(&udp));
-        let shared = Shared { udp, snapshots, flows, counters: Arc::new(Counters::new()) };
-        let devices = Publisher::new(Devices::new());
-        let wake = Arc::new(Wake::new()?);
-        let common = shared.common(&wake);
-        let (reader, counters) = (devices.reader(), Arc::clone(&shared.counters));
-        let ingress = Hallway::spawn("ov-ingress-0".to_owned(), wake, move || {
-            ingress::run(common, reader, punter, &counters);
-        })?;
-        let plane = Self {
-            shared,
-            devices,
-            egress: BTreeMap::new(),
-            ingress,
-            problems: Arc::default(),
-            started: 0,
-        };
-        Ok((plane, port))
+        let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
+        let (punter, port) = control_port(&sockets)?;
+        let shared = Shared::new(sockets.len(), snapshots, flows);
+        let mut lanes = Vec::new();
+        for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
+            let devices = Publisher::new(Devices::new());
+            let wake = Arc::new(Wake::new()?);
+            let common = shared.common(&udp, counters, &wake);
+            let (reader, punter) = (devices.reader(), punter.clone());
+            let name = format!("ov-ingress-{}", lanes.len());
+            let body = move || ingress::run(common, reader, punter);
+            let ingress = Hallway::spawn(name, wake, body)?;
+            let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
+            lanes.push(EntityLane { udp, counters, devices, ingress, egress });
+        }
+        Ok((Self { shared, lanes, problems: Arc::default(), started: 0 }, port))
     }
 
-    /// Starts the egress thread of an overlay and lets ingress write to its device. An overlay that
-    /// is there already gets the new device.
+    /// Starts the egress threads of an overlay, one for each queue of its device, and lets ingress
+    /// write to them. An overlay that is there already gets the new device.
     ///
     /// # Errors
     ///
-    /// When the process is out of threads or file descriptors.
-    pub fn add_overlay(&mut self, overlay: OverlayId, tun: Tun) -> Result<(), SysError> {
+    /// When the process is out of threads or file descriptors. The overlay is not there then.
+    pub fn add_overlay(&mut self, overlay: OverlayId, queues: Vec<Tun>) -> Result<(), SysError> {
         self.remove_overlay(overlay);
-        let tun = Arc::new(tun);
+        for (lane, queue) in queues.into_iter().enumerate() {
+            if let Err(error) = self.add_queue(overlay, lane, Arc::new(queue)) {
+                self.remove_overlay(overlay);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_queue(
+        &mut self,
+        overlay: OverlayId,
+        lane: usize,
+        queue: Arc<Tun>,
+    ) -> Result<(), SysError> {
+        let Some(lane) = self.lanes.get_mut(lane) else {
+            return Err(SysError::new("cannot use a device", "it has more queues than lanes"));
+        };
         let wake = Arc::new(Wake::new()?);
-        let common = self.shared.common(&wake);
-        let counters = Arc::clone(&self.shared.counters);
+        let common = self.shared.common(&lane.udp, &lane.counters, &wake);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
-        let device = Arc::clone(&tun);
+        let device = Arc::clone(&queue);
         let hallway = Hallway::spawn(name, wake, move || {
-            let run = || egress::run(&device, overlay, common, &counters);
-            if let Err(error) = caught(run) {
+            if let Err(error) = caught(|| egress::run(&device, overlay, common)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",
@@ -146,32 +207,28 @@ impl EntityPlane {
             }
         })?;
         self.started = self.started.wrapping_add(1);
-        self.egress.insert(overlay, hallway);
-        let mut devices = Devices::clone(&self.devices.current());
-        devices.insert(overlay, tun);
-        self.publish(devices);
+        lane.egress.insert(overlay, hallway);
+        let mut devices = Devices::clone(&lane.devices.current());
+        devices.insert(overlay, queue);
+        lane.publish(devices);
         Ok(())
     }
 
-    /// Stops the egress thread of an overlay and lets its device go. Harmless when it is not there.
+    /// Stops the egress threads of an overlay and lets its device go. Harmless when it is not there.
     pub fn remove_overlay(&mut self, overlay: OverlayId) {
-        drop(self.egress.remove(&overlay));
+        let queues = self.lanes.iter_mut().filter_map(|lane| lane.remove(overlay));
+        let queues: Vec<_> = queues.collect();
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).remove(&overlay);
-        let mut devices = Devices::clone(&self.devices.current());
-        if devices.remove(&overlay).is_some() {
-            self.publish(devices);
+        // A device that is made again while queues of it are open would be the old one.
+        let started = Instant::now();
+        while queues.iter().any(|queue| queue.strong_count() > 0) && started.elapsed() < LETS_GO {
+            std::thread::park_timeout(Duration::from_millis(1));
         }
-    }
-
-    fn publish(&self, devices: Devices) {
-        self.devices.publish(devices);
-        // Ingress holds the old devices until it looks again; without packets that may take for ever.
-        self.ingress.wake.nudge();
     }
 
     /// The overlays that have a thread.
     pub fn overlays(&self) -> impl Iterator<Item = OverlayId> {
-        self.egress.keys().copied()
+        self.lanes.first().into_iter().flat_map(|lane| lane.egress.keys().copied())
     }
 
     /// The counters of all hallways.
@@ -193,42 +250,44 @@ impl EntityPlane {
     }
 }
 
-/// The hallway of `ovsap`. Dropping it stops it.
+/// The hallways of `ovsap`, one on each lane. Dropping it stops them.
 #[derive(Debug)]
 pub struct SapPlane {
     shared: Shared,
-    _transit: Hallway,
+    _lanes: Vec<Hallway>,
 }
 
 impl SapPlane {
-    /// Starts the transit thread.
+    /// Starts the transit threads, one for each socket.
     ///
     /// # Errors
     ///
     /// When the process is out of threads or file descriptors.
     pub fn start(
-        udp: Arc<UdpSocket>,
+        sockets: Vec<UdpSocket>,
         snapshots: Arc<Publisher<Snapshot>>,
         flows: Arc<FlowTable>,
     ) -> Result<(Self, ControlPort), SysError> {
-        let (punter, port) = ControlPort::new(Arc::clone(&udp));
-        let shared = Shared { udp, snapshots, flows, counters: Arc::new(Counters::new()) };
-        let wake = Arc::new(Wake::new()?);
-        let common = shared.common(&wake);
-        let counters = Arc::clone(&shared.counters);
-        let transit = Hallway::spawn("ov-transit-0".to_owned(), wake, move || {
-            transit::run(common, punter, &counters);
-        })?;
-        Ok((Self { shared, _transit: transit }, port))
+        let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
+        let (punter, port) = control_port(&sockets)?;
+        let shared = Shared::new(sockets.len(), snapshots, flows);
+        let mut lanes = Vec::new();
+        for (udp, counters) in sockets.iter().zip(shared.counters.lanes()) {
+            let wake = Arc::new(Wake::new()?);
+            let (common, punter) = (shared.common(udp, counters, &wake), punter.clone());
+            let name = format!("ov-transit-{}", lanes.len());
+            lanes.push(Hallway::spawn(name, wake, move || transit::run(common, punter))?);
+        }
+        Ok((Self { shared, _lanes: lanes }, port))
     }
 
-    /// The counters of the hallway.
+    /// The counters of all hallways.
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.shared.counters)
     }
 
-    /// Stops the thread and waits for it.
+    /// Stops all threads and waits for them.
     pub fn stop(self) {
         drop(self);
     }

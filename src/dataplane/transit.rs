@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::control::Punter;
-use super::counters::{Counters, Tally};
+use super::counters::Tally;
 use super::hallway::{Common, Opened, now, open, receive};
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
@@ -31,7 +31,7 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
+pub(super) fn run(mut common: Common, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut queue = SendQueue::new();
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
@@ -66,8 +66,8 @@ pub(super) fn run(mut common: Common, mut punter: Punter, counters: &Counters) {
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        counters.transit.add(&mut refused);
-        counters.transit.add(&mut passed);
+        common.counters.transit.add(&mut refused);
+        common.counters.transit.add(&mut passed);
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 
 use super::keyring::{KeyCache, Keyring, MEMBERS_MAX};
-use super::matcher::{Matcher, RuleSpec};
+use super::matcher::{IsolationSpec, Matcher, RuleSpec};
 use super::paths::{Hops, PathSpec, Paths};
 use super::snapshot::{Member, Overlay, OverlayInfo, Sap, SapInfo, Snapshot, canonical};
 use crate::keys::DestinationKey;
@@ -52,6 +52,10 @@ pub struct OverlaySpec {
     pub sets: Vec<Vec<u32>>,
     /// The rules.
     pub rules: Vec<RuleSpec>,
+    /// Whether a flow passes of which no rule speaks and neither end of which is isolated.
+    pub unspoken_passes: bool,
+    /// The members that NetworkPolicies isolate.
+    pub isolated: Vec<IsolationSpec>,
     /// The paths of pairs that have their own.
     pub paths: Vec<PathSpec>,
     /// The SaPs of all other pairs, the preferred one first.
@@ -191,7 +195,8 @@ fn overlay(
         own,
         members: members.into_boxed_slice(),
         first_member: u32::try_from(first_member).map_err(|_| "too many members")?,
-        matcher: Matcher::new(is_v6, count, &spec.sets, &spec.rules),
+        matcher: Matcher::new(is_v6, count, &spec.sets, &spec.rules)
+            .with_isolation(&spec.isolated, spec.unspoken_passes),
         paths: Paths::new(count, &spec.sets, spec.paths),
         default_saps: spec.default_saps.into_boxed_slice(),
         keyring,
@@ -231,6 +236,9 @@ fn check_indexes(spec: &OverlaySpec) -> Result<(), String> {
                 return Err(format!("{what} has the port name {service}, which nothing resolved"));
             }
         }
+    }
+    for row in &spec.isolated {
+        member("an isolation", row.member)?;
     }
     for path in &spec.paths {
         set("a path", path.from)?;

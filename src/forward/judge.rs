@@ -496,8 +496,8 @@ fn after(phase: Phase, flags: u8, is_reply: bool) -> Phase {
 
 fn refusal(decision: Decision) -> Result<(), DropReason> {
     match decision {
-        Decision::Allow(_) => Ok(()),
+        Decision::Allow(_) | Decision::Open | Decision::Audit(_) => Ok(()),
         Decision::Deny(_) => Err(DropReason::DenyRule),
-        Decision::NoRule => Err(DropReason::NoRule),
+        Decision::Isolated(_) | Decision::NoRule => Err(DropReason::NoRule),
     }
 }

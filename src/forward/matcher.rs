@@ -1,21 +1,21 @@
 //! Which rule speaks of a pair of members and a service, at a cost that does not grow with the number of rules.
 //!
 //! Each member knows the sets it is in; a pair of sets finds its rules by hash, and in them the
-//! protocol and port by binary search. Denies go before allows; among equals the lowest rule id is
-//! named, so that every evaluator names the same one.
+//! protocol and port by binary search. [`Tier`] says in which order what is found counts; among equals
+//! the lowest id is named, so that every evaluator names the same one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::types::{RuleId, Service, Timestamp};
+use crate::types::{RuleId, Service, Tier, Timestamp};
 
 /// One direction of one rule, as [`super::SnapshotBuilder`] takes it.
 #[derive(Clone, Debug)]
 pub struct RuleSpec {
     /// The rule.
     pub id: RuleId,
-    /// Whether it refuses instead of allowing.
-    pub is_deny: bool,
+    /// What it does, and when it is asked.
+    pub tier: Tier,
     /// Index of the set that starts flows.
     pub from: u32,
     /// Index of the set that is talked to.
@@ -26,22 +26,43 @@ pub struct RuleSpec {
     pub not_after: Option<Timestamp>,
 }
 
-/// What the rules say of one packet.
+/// A member that NetworkPolicies isolate, as [`super::SnapshotBuilder`] takes it.
+#[derive(Clone, Debug)]
+pub struct IsolationSpec {
+    /// Index of the member.
+    pub member: u32,
+    /// The first policy that isolates the flows it starts.
+    pub egress: Option<RuleId>,
+    /// The first policy that isolates the flows that others start to it.
+    pub ingress: Option<RuleId>,
+}
+
+/// What the rules say of one packet, and which rule or NetworkPolicy says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// This rule allows it.
+    /// This one allows it; of NetworkPolicies that of the destination's side, where it has one.
     Allow(RuleId),
+    /// Nothing speaks of it, and unspoken flows pass.
+    Open,
+    /// It passes, and would have been refused were it not for audit: this audit deny covers it, or only
+    /// this audit allow lets it through.
+    Audit(RuleId),
     /// This deny rule refuses it.
     Deny(RuleId),
-    /// No rule speaks of it.
+    /// This NetworkPolicy isolates one of its ends, and none lets it through there.
+    Isolated(RuleId),
+    /// Nothing speaks of it.
     NoRule,
 }
 
 impl Decision {
-    /// Whether it is allowed.
+    /// Whether it passes.
     #[must_use]
     pub(super) fn is_allow(self) -> bool {
-        matches!(self, Self::Allow(_))
+        match self {
+            Self::Allow(_) | Self::Open | Self::Audit(_) => true,
+            Self::Deny(_) | Self::Isolated(_) | Self::NoRule => false,
+        }
     }
 }
 
@@ -71,7 +92,7 @@ struct Segment {
 
 /// All that the rules of one tier say for one pair of sets.
 #[derive(Debug, Default)]
-struct Tier {
+struct Terms {
     /// Rules for every service.
     any: Box<[Term]>,
     /// By protocol, sorted.
@@ -89,10 +110,14 @@ struct ProtocolTerms {
     some_port: Box<[Term]>,
 }
 
-#[derive(Debug, Default)]
-struct Group {
-    deny: Tier,
-    allow: Tier,
+/// The tiers that speak of one pair of sets.
+type Group = Box<[(Tier, Terms)]>;
+
+/// The policies that isolate one member, by direction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Isolation {
+    egress: Option<RuleId>,
+    ingress: Option<RuleId>,
 }
 
 /// The rules of one overlay, ready for lookups.
@@ -103,50 +128,121 @@ pub(super) struct Matcher {
     from_sets: Box<[Box<[u32]>]>,
     /// For each member the sets it is in that some rule leads to.
     to_sets: Box<[Box<[u32]>]>,
+    /// By member; empty where nobody is isolated.
+    isolation: Box<[Isolation]>,
+    unspoken_passes: bool,
+}
+
+/// The lowest rule that matches, by tier.
+#[derive(Clone, Copy, Default)]
+struct Matches {
+    deny: Option<RuleId>,
+    audit_deny: Option<RuleId>,
+    allow: Option<RuleId>,
+    audit_allow: Option<RuleId>,
+    egress: Option<RuleId>,
+    ingress: Option<RuleId>,
+}
+
+impl Matches {
+    fn of(&mut self, tier: Tier) -> &mut Option<RuleId> {
+        match tier {
+            Tier::Deny => &mut self.deny,
+            Tier::AuditDeny => &mut self.audit_deny,
+            Tier::Allow => &mut self.allow,
+            Tier::AuditAllow => &mut self.audit_allow,
+            Tier::Egress => &mut self.egress,
+            Tier::Ingress => &mut self.ingress,
+        }
+    }
 }
 
 impl Matcher {
     /// Prepares `rules` over `sets` of indexes below `members`; both were validated.
     pub(super) fn new(is_v6: bool, members: usize, sets: &[Vec<u32>], rules: &[RuleSpec]) -> Self {
-        let mut drafts: BTreeMap<u64, [TierDraft; 2]> = BTreeMap::new();
+        let mut drafts: BTreeMap<u64, BTreeMap<Tier, TermsDraft>> = BTreeMap::new();
         for rule in rules {
-            let [allow, deny] = drafts.entry(pair(rule.from, rule.to)).or_default();
-            let tier = if rule.is_deny { deny } else { allow };
-            tier.add(rule, is_v6);
+            let tiers = drafts.entry(pair(rule.from, rule.to)).or_default();
+            tiers.entry(rule.tier).or_default().add(rule, is_v6);
         }
-        let mut groups = HashMap::default();
-        for (key, [allow, deny]) in drafts {
-            groups.insert(key, Group { deny: deny.finish(), allow: allow.finish() });
-        }
+        let finish = |tiers: BTreeMap<Tier, TermsDraft>| {
+            tiers.into_iter().map(|(tier, draft)| (tier, draft.finish())).collect()
+        };
         Self {
-            groups,
+            groups: drafts.into_iter().map(|(key, tiers)| (key, finish(tiers))).collect(),
             from_sets: memberships(members, sets, rules.iter().map(|rule| rule.from)),
             to_sets: memberships(members, sets, rules.iter().map(|rule| rule.to)),
+            isolation: Box::default(),
+            unspoken_passes: false,
         }
+    }
+
+    /// Adds who is isolated, and whether flows pass that nothing speaks of.
+    pub(super) fn with_isolation(mut self, rows: &[IsolationSpec], unspoken_passes: bool) -> Self {
+        if !rows.is_empty() {
+            let mut isolation = vec![Isolation::default(); self.from_sets.len()];
+            for row in rows {
+                if let Some(its) = isolation.get_mut(row.member as usize) {
+                    *its = Isolation { egress: row.egress, ingress: row.ingress };
+                }
+            }
+            self.isolation = isolation.into_boxed_slice();
+        }
+        self.unspoken_passes = unspoken_passes;
+        self
     }
 
     /// What the rules in force at `now` say of a flow that member `from` starts to member `to`.
     pub(super) fn decide(&self, from: u32, to: u32, asked: Asked, now: Timestamp) -> Decision {
         let from_sets = sets_of(&self.from_sets, from);
         let to_sets = sets_of(&self.to_sets, to);
-        let mut allowed: Option<RuleId> = None;
-        let mut denied: Option<RuleId> = None;
+        let mut matches = Matches::default();
         for &from_set in from_sets {
             for &to_set in to_sets {
                 let Some(group) = self.groups.get(&pair(from_set, to_set)) else { continue };
-                denied = lower(denied, group.deny.find(asked, true, now));
-                allowed = lower(allowed, group.allow.find(asked, false, now));
+                for (tier, terms) in group {
+                    let hidden_ports_match = matches!(tier, Tier::Deny | Tier::AuditDeny);
+                    let found = terms.find(asked, hidden_ports_match, now);
+                    let lowest = matches.of(*tier);
+                    *lowest = lower(*lowest, found);
+                }
             }
         }
-        match (denied, allowed) {
-            (Some(rule), _) => Decision::Deny(rule),
-            (None, Some(rule)) => Decision::Allow(rule),
+        self.weigh(from, to, matches)
+    }
+
+    fn weigh(&self, from: u32, to: u32, matches: Matches) -> Decision {
+        if let Some(rule) = matches.deny {
+            return Decision::Deny(rule);
+        }
+        let enforced =
+            matches.allow.map_or_else(|| self.by_sides(from, to, matches), Decision::Allow);
+        let would_be_denied = enforced.is_allow().then_some(matches.audit_deny).flatten();
+        let passes_by_audit = || {
+            let allow = matches.audit_allow.filter(|_| !enforced.is_allow())?;
+            Some(matches.audit_deny.unwrap_or(allow))
+        };
+        would_be_denied.or_else(passes_by_audit).map_or(enforced, Decision::Audit)
+    }
+
+    /// What NetworkPolicies say of it, and the overlay's semantics where they say nothing.
+    fn by_sides(&self, from: u32, to: u32, matches: Matches) -> Decision {
+        let of = |member: u32| self.isolation.get(member as usize).copied().unwrap_or_default();
+        match (of(from).egress, of(to).ingress) {
+            (None, None) if self.unspoken_passes => Decision::Open,
             (None, None) => Decision::NoRule,
+            (Some(by), None) => matches.egress.map_or(Decision::Isolated(by), Decision::Allow),
+            (None, Some(by)) => matches.ingress.map_or(Decision::Isolated(by), Decision::Allow),
+            (Some(out), Some(into)) => match (matches.egress, matches.ingress) {
+                (None, _) => Decision::Isolated(out),
+                (Some(_), None) => Decision::Isolated(into),
+                (Some(_), Some(ingress)) => Decision::Allow(ingress),
+            },
         }
     }
 }
 
-impl Tier {
+impl Terms {
     fn find(&self, asked: Asked, hidden_ports_match: bool, now: Timestamp) -> Option<RuleId> {
         let found = live(&self.any, now);
         let Ok(at) = self.protocols.binary_search_by_key(&asked.protocol, |terms| terms.protocol)
@@ -175,7 +271,7 @@ impl ProtocolTerms {
 }
 
 #[derive(Default)]
-struct TierDraft {
+struct TermsDraft {
     any: Vec<Term>,
     protocols: BTreeMap<u8, ProtocolDraft>,
 }
@@ -186,7 +282,7 @@ struct ProtocolDraft {
     ranges: Vec<(u16, u16, Term)>,
 }
 
-impl TierDraft {
+impl TermsDraft {
     fn add(&mut self, rule: &RuleSpec, is_v6: bool) {
         let term = Term { rule: rule.id, not_after: rule.not_after };
         if rule.services.is_empty() {
@@ -203,7 +299,7 @@ impl TierDraft {
         }
     }
 
-    fn finish(self) -> Tier {
+    fn finish(self) -> Terms {
         let protocols = self
             .protocols
             .into_iter()
@@ -214,7 +310,7 @@ impl TierDraft {
                 whole: staircase(draft.whole),
             })
             .collect();
-        Tier { any: staircase(self.any), protocols }
+        Terms { any: staircase(self.any), protocols }
     }
 }
 

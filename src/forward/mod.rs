@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 
 pub use builder::{DestinationKeySpec, MemberSpec, OverlaySpec, PairSpec, SnapshotBuilder};
 pub use flows::FlowTable;
-pub use matcher::RuleSpec;
+pub use matcher::{IsolationSpec, RuleSpec};
 pub use paths::{Hops, PathSpec};
 pub use snapshot::{OverlayInfo, SapInfo, Snapshot};
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::*;
 use crate::keys::DestinationKey;
-use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret};
+use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Tier};
 use crate::wire::Family;
 use crate::wire::inner::{Fragment, Quoted, Upper};
 
@@ -27,6 +27,7 @@ struct World {
     paths: Vec<PathSpec>,
     destination_keys: Vec<u8>,
     generations: Vec<PairSpec>,
+    sides: (bool, Vec<IsolationSpec>),
 }
 
 fn id(member: u32) -> NodeId {
@@ -48,7 +49,7 @@ fn at(seconds: u64) -> Now {
 fn rule(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
     RuleSpec {
         id: RuleId(number),
-        is_deny: false,
+        tier: Tier::Allow,
         from,
         to,
         services: services.iter().map(|text| text.parse().unwrap()).collect(),
@@ -57,7 +58,7 @@ fn rule(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
 }
 
 fn deny(number: u32, from: u32, to: u32, services: &[&str]) -> RuleSpec {
-    RuleSpec { is_deny: true, ..rule(number, from, to, services) }
+    RuleSpec { tier: Tier::Deny, ..rule(number, from, to, services) }
 }
 
 impl World {
@@ -69,6 +70,7 @@ impl World {
             paths: Vec::new(),
             destination_keys: vec![1],
             generations: Vec::new(),
+            sides: (false, Vec::new()),
         }
     }
 
@@ -117,6 +119,8 @@ impl World {
                 .collect(),
             sets: self.sets.clone(),
             rules: self.rules.clone(),
+            unspoken_passes: self.sides.0,
+            isolated: self.sides.1.clone(),
             paths: self.paths.clone(),
             default_saps: vec![SAP, SAP2],
             destination_keys: own.map_or((0..3).map(key_row).collect(), |own| vec![key_row(own)]),

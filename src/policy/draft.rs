@@ -107,7 +107,7 @@ impl Draft {
             .iter()
             .map(|(id, action, from, to, services, not_after)| RuleRow {
                 id: *id,
-                action: *action,
+                tier: (*action).into(),
                 from: set_number(from),
                 to: set_number(to),
                 services: services.clone(),
@@ -162,9 +162,11 @@ impl Draft {
             cidr: plan.facts.cidr,
             address,
             silent: plan.facts.silent,
+            unspoken_passes: false,
             members: rows,
             sets,
             rules,
+            isolated: Vec::new(),
             paths,
             default_saps: plan.default_saps.clone(),
             destination_keys,

@@ -219,7 +219,7 @@ impl Reader<'_> {
     ) -> bool {
         let matching = |action: Action| {
             self.0.rules.iter().any(|row| {
-                row.action == action
+                row.tier == action.into()
                     && row.not_after.is_none_or(|end| at < end)
                     && self.is_in(row.from, from)
                     && self.is_in(row.to, to)

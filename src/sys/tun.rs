@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SysError;
@@ -14,11 +15,12 @@ use super::batch::PacketBatch;
 use super::error::NET_ADMIN;
 use super::offload::coalesce::{RUN_MAX, Takes};
 use super::offload::vnet::{VNET_LEN, VnetHeader};
-use crate::types::DataPath;
+use crate::types::{DataPath, Lanes};
 
 /// The kernel's longest device name, in bytes.
 const NAME_MAX: usize = 15;
 
+const TUNSETIFF: u64 = 0x4004_54ca;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const CSUM: u32 = 0x01;
@@ -26,7 +28,7 @@ const TSO: u32 = 0x02 | 0x04;
 /// Since Linux 6.2.
 const USO: u32 = 0x20 | 0x40;
 
-/// An open TUN device; it vanishes when this is dropped.
+/// An open queue of a TUN device; the device vanishes when its last queue is dropped.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
@@ -38,23 +40,30 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes the TUN device `name`, without addresses and down; [`super::net`] does the rest.
+    /// Makes the TUN device `name` with a queue for each lane, without addresses and down;
+    /// [`super::net`] does the rest.
     ///
     /// # Errors
     ///
     /// A bad name, no `/dev/net/tun`, a missing right, a name that another interface has.
-    pub fn open(name: &str, path: DataPath) -> Result<Self, SysError> {
+    pub fn open(name: &str, path: DataPath, lanes: Lanes) -> Result<Vec<Self>, SysError> {
         check_name(name)?;
+        let first = Self::open_queue(name, path, Queue::first(lanes))?;
+        let more = (1..lanes.count()).map(|_| Self::open_queue(name, path, Queue::Further));
+        std::iter::once(Ok(first)).chain(more).collect()
+    }
+
+    fn open_queue(name: &str, path: DataPath, queue: Queue) -> Result<Self, SysError> {
         let wants_header = match path {
             DataPath::Full => true,
             DataPath::Batch | DataPath::Naive => false,
         };
-        let with_header = if wants_header { open_file(name, true).ok() } else { None };
+        let with_header = if wants_header { queue.open(name, true).ok() } else { None };
         let with_header = with_header.filter(set_header_len);
         let (file, has_header) = match with_header {
             Some(file) => (file, true),
             // Refused for another reason, it is refused again, and this time the reason counts.
-            None => (open_file(name, false)?, false),
+            None => (queue.open(name, false)?, false),
         };
         let steps = [CSUM | TSO | USO, CSUM | TSO, CSUM, 0];
         let granted = steps
@@ -163,7 +172,33 @@ impl Tun {
     }
 }
 
-fn open_file(name: &str, has_header: bool) -> Result<File, SysError> {
+/// Which of a device's queues is opened.
+#[derive(Clone, Copy, Debug)]
+enum Queue {
+    /// The only one.
+    Only,
+    /// The first of several; a device of that name must not be there.
+    First,
+    /// Any other.
+    Further,
+}
+
+impl Queue {
+    fn first(lanes: Lanes) -> Self {
+        if lanes.count() == 1 { Self::Only } else { Self::First }
+    }
+
+    fn open(self, name: &str, has_header: bool) -> Result<File, SysError> {
+        match self {
+            Self::Only => open_only(name, has_header),
+            Self::First => open_shared(name, has_header, libc::IFF_TUN_EXCL),
+            Self::Further => open_shared(name, has_header, 0),
+        }
+        .map_err(|error| explain(name, &error))
+    }
+}
+
+fn open_only(name: &str, has_header: bool) -> Result<File, tun::Error> {
     let mut configuration = tun::Configuration::default();
     configuration.tun_name(name).layer(tun::Layer::L3);
     // Addresses and MTUs are set by netlink, which also knows IPv6.
@@ -171,12 +206,34 @@ fn open_file(name: &str, has_header: bool) -> Result<File, SysError> {
         platform.ensure_root_privileges(false);
         platform.vnet_hdr(has_header);
     });
-    let device = tun::create(&configuration).map_err(|error| explain(name, &error))?;
-    device.set_nonblock().map_err(|error| explain(name, &error.into()))?;
+    let device = tun::create(&configuration)?;
+    device.set_nonblock()?;
     let fd = device.into_raw_fd();
     // SAFETY: `into_raw_fd` gave the descriptor up, so we are its only owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     Ok(File::from(fd))
+}
+
+/// A queue of a device with several, which the package `tun` does not open.
+fn open_shared(name: &str, has_header: bool, more: libc::c_int) -> Result<File, tun::Error> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")?;
+    let header = if has_header { libc::IFF_VNET_HDR } else { 0 };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | header | more;
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    // `check_name` left room for the zero at the end.
+    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short };
+    let mut request = libc::ifreq { ifr_name, ifr_ifru };
+    // SAFETY: `TUNSETIFF` reads and writes an `ifreq` through the pointer, which leads to one that
+    // lives until the call returns.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
+    if result == 0 { Ok(file) } else { Err(io::Error::last_os_error().into()) }
 }
 
 /// Asks the kernel to leave to us what `wanted` says; `false` when it does not know how.

@@ -1,4 +1,4 @@
-//! The data socket: one UDP socket for both families, read and written in batches.
+//! The data socket of a lane: one UDP socket for both families, read and written in batches.
 //!
 //! Every packet carries its own TOS and TTL in and out, because a SaP hands them on. The outer header
 //! has DF set. The kernel's memory of path MTUs is not believed ("probe"): its entries come from ICMP
@@ -16,7 +16,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::SysError;
-use crate::types::{DataPath, DropReason};
+use crate::types::{DataPath, DropReason, Lanes};
 
 mod receive;
 mod send;
@@ -34,7 +34,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// TUN's queue, where TCP feels it; without an end a dead interface would hold the thread for ever.
 const SEND_PATIENCE: Duration = Duration::from_millis(100);
 
-/// The bound data socket. Shared by all threads of a process; every method takes `&self`.
+/// The bound data socket of a lane. Shared by its threads; every method takes `&self`.
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
@@ -52,16 +52,41 @@ impl UdpSocket {
     ///
     /// When the address is taken or not ours, or the kernel lacks what the data path needs.
     pub fn bind(listen: SocketAddr, path: DataPath) -> Result<Self, SysError> {
-        match Self::try_bind(listen, path) {
+        match Self::try_bind(listen, path, false) {
             Err(error) if has_no_ipv6(listen, &error) => {
                 let listen = SocketAddr::from((Ipv4Addr::UNSPECIFIED, listen.port()));
-                Self::try_bind(listen, path).map_err(|error| explain(listen, &error))
+                Self::try_bind(listen, path, false).map_err(|error| explain(listen, &error))
             }
             bound => bound.map_err(|error| explain(listen, &error)),
         }
     }
 
-    fn try_bind(listen: SocketAddr, path: DataPath) -> io::Result<Self> {
+    /// Binds a socket for each lane, all to the same address. The kernel gives each sender (address and
+    /// port) one of them, so that what one sends keeps its order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::bind`]; also when other lanes hold the address.
+    pub fn bind_lanes(
+        listen: SocketAddr,
+        path: DataPath,
+        lanes: Lanes,
+    ) -> Result<Vec<Self>, SysError> {
+        // The first one shares with nobody until it has the address: another process that shares it
+        // would take part of our packets.
+        let first = Self::bind(listen, path)?;
+        let (local, more) = (first.local, lanes.count() - 1);
+        if more > 0 {
+            first.socket.set_reuse_port(true).map_err(|error| explain(local, &error))?;
+        }
+        let others = (0..more).map(|_| Self::try_bind(local, path, true));
+        std::iter::once(Ok(first))
+            .chain(others)
+            .collect::<io::Result<_>>()
+            .map_err(|error| explain(local, &error))
+    }
+
+    fn try_bind(listen: SocketAddr, path: DataPath, is_shared: bool) -> io::Result<Self> {
         let is_v6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         if is_v6 {
@@ -77,6 +102,7 @@ impl UdpSocket {
         let bytes = RECEIVE_BUFFER as i32;
         let _ = set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes);
         socket.set_write_timeout(Some(SEND_PATIENCE))?;
+        socket.set_reuse_port(is_shared)?;
         socket.bind(&SockAddr::from(listen))?;
         let local = socket.local_addr()?.as_socket().unwrap_or(listen);
         let receive_buffer_bytes = socket.recv_buffer_size()?;

@@ -17,6 +17,7 @@ mod fleet;
 mod integrity;
 mod join;
 mod keys;
+mod lanes;
 mod packet;
 mod paths;
 mod restart;

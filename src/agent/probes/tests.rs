@@ -53,6 +53,8 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                     endpoints: vec![entity_address()],
                 }],
                 sets: Vec::new(),
+                unspoken_passes: false,
+                isolated: vec![],
                 rules: Vec::new(),
                 paths: Vec::new(),
                 default_saps: vec![SAP],

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, Name};
+use crate::types::{DataPath, Lanes, Name};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -110,6 +110,10 @@ pub struct RunArgs {
     /// Where data packets are received [default: port 6080 of every address]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Sockets and threads that share the packets, 1 to 64: more on machines with CPUs to spare
+    /// [default: 1]
+    #[arg(long, value_name = "N")]
+    pub lanes: Option<Lanes>,
     /// error, warn, info, debug, trace, or a filter such as ovmesh::agent=debug
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,

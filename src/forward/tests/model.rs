@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::types::{PortRange, Protocol, Service};
+use crate::types::{PortRange, Protocol, Service, Tier};
 
 /// Whether a new flow may open, read straight from the design.
 fn naive(world: &World, from: u32, to: u32, facts: &Facts, now: Now) -> Option<DropReason> {
@@ -27,9 +27,21 @@ fn naive(world: &World, from: u32, to: u32, facts: &Facts, now: Now) -> Option<D
             && rule.not_after.is_none_or(|end| now.wall < end)
             && (rule.services.is_empty() || rule.services.iter().any(covers))
     };
-    if world.rules.iter().any(|rule| rule.is_deny && speaks(rule)) {
+    let says = |tier: Tier| world.rules.iter().any(|rule| rule.tier == tier && speaks(rule));
+    let (unspoken_passes, isolated) = &world.sides;
+    let is_isolated = |member: u32, is_egress: bool| {
+        isolated.iter().any(|row| {
+            let by = if is_egress { row.egress } else { row.ingress };
+            row.member == member && by.is_some()
+        })
+    };
+    let (source, target) = (is_isolated(from, true), is_isolated(to, false));
+    let passes_sides = (!source || says(Tier::Egress))
+        && (!target || says(Tier::Ingress))
+        && (source || target || *unspoken_passes);
+    if says(Tier::Deny) {
         Some(DropReason::DenyRule)
-    } else if world.rules.iter().any(|rule| !rule.is_deny && speaks(rule)) {
+    } else if says(Tier::Allow) || passes_sides || says(Tier::AuditAllow) {
         None
     } else {
         Some(DropReason::NoRule)
@@ -52,13 +64,27 @@ fn any_service() -> impl Strategy<Value = Service> {
     })
 }
 
+fn any_tier() -> impl Strategy<Value = Tier> {
+    prop::sample::select([&Tier::ALL[..], &[Tier::Allow; 3]].concat())
+}
+
+/// Whether unspoken flows pass, and who is isolated.
+fn any_sides() -> impl Strategy<Value = (bool, Vec<IsolationSpec>)> {
+    let by = |number: u32| prop::option::of(Just(RuleId::network_policy(number)));
+    let row = (by(1), by(2));
+    (any::<bool>(), prop::collection::btree_map(0_u32..3, row, 0..3)).prop_map(|(passes, rows)| {
+        let row = |(member, (egress, ingress))| IsolationSpec { member, egress, ingress };
+        (passes, rows.into_iter().map(row).collect())
+    })
+}
+
 fn any_rule() -> impl Strategy<Value = RuleSpec> {
     let services = prop::collection::vec(any_service(), 0..3);
     let end = prop::option::of((0_u64..10).prop_map(|second| at(second).wall));
-    (1_u32..6, prop::bool::weighted(0.3), 0_u32..4, 0_u32..4, services, end).prop_map(
-        |(number, is_deny, from, to, services, not_after)| RuleSpec {
+    (1_u32..6, any_tier(), 0_u32..4, 0_u32..4, services, end).prop_map(
+        |(number, tier, from, to, services, not_after)| RuleSpec {
             id: RuleId(number),
-            is_deny,
+            tier,
             from,
             to,
             services,
@@ -79,9 +105,10 @@ proptest! {
         protocol in prop::sample::select(vec![1_u8, 6, 17, 58, 99, 132]),
         ports in (1_u16..20, 1_u16..20),
         second in 0_u64..12,
+        sides in any_sides(),
     ) {
         prop_assume!(from != to);
-        let mut world = World { is_v6, ..World::new(rules) };
+        let mut world = World { is_v6, sides, ..World::new(rules) };
         world.sets[2] = third_set.into_iter().collect();
         let icmp = if is_v6 { 58 } else { 1 };
         let (facts, answer) = match protocol {

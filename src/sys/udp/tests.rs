@@ -211,3 +211,51 @@ fn control_messages_reach_plain_ipv4_from_a_dual_stack_socket() {
 
     assert_eq!(receive(&b, 1)[0].1, b"echo");
 }
+
+#[test]
+fn each_sender_has_one_lane_and_many_senders_have_several() {
+    let lanes =
+        UdpSocket::bind_lanes("127.0.0.1:0".parse().unwrap(), DataPath::Full, lanes(4)).unwrap();
+    let senders: Vec<_> = (0..32).map(|_| bind("127.0.0.1:0")).collect();
+    let to = lanes[0].local_addr();
+    for _ in 0..3 {
+        for sender in &senders {
+            sender.send_to(to, b"x").unwrap();
+        }
+    }
+
+    let mut batch = DatagramBatch::new();
+    let mut lanes_of = std::collections::BTreeMap::<SocketAddr, Vec<usize>>::new();
+    for (lane, socket) in lanes.iter().enumerate() {
+        assert_eq!(socket.local_addr(), to);
+        // The loopback delivers before `send_to` returns.
+        loop {
+            socket.receive_batch(&mut batch).unwrap();
+            if batch.is_empty() {
+                break;
+            }
+            batch.iter().for_each(|(meta, _)| lanes_of.entry(meta.from).or_default().push(lane));
+        }
+    }
+    assert_eq!(lanes_of.values().map(Vec::len).sum::<usize>(), 96);
+    assert!(lanes_of.values().all(|lanes| lanes.iter().all(|lane| *lane == lanes[0])));
+    let used: std::collections::BTreeSet<_> = lanes_of.values().map(|lanes| lanes[0]).collect();
+    assert!(used.len() > 1, "all senders have lane {used:?}");
+}
+
+#[test]
+fn lanes_share_their_port_with_no_other_process() {
+    let first = UdpSocket::bind_lanes("[::]:0".parse().unwrap(), DataPath::Full, lanes(3)).unwrap();
+    let taken = first[0].local_addr();
+
+    for wanted in [1, 2] {
+        let error = UdpSocket::bind_lanes(taken, DataPath::Full, lanes(wanted)).unwrap_err();
+        assert!(error.fix.contains("--listen"), "{error}");
+    }
+    drop(first);
+    assert_eq!(UdpSocket::bind_lanes(taken, DataPath::Full, lanes(2)).unwrap().len(), 2);
+}
+
+fn lanes(count: i64) -> Lanes {
+    Lanes::new(count).unwrap()
+}
