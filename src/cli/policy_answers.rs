@@ -124,3 +124,34 @@ pub(crate) fn difference_table(changes: &[PairDifference]) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::policy::MatrixEntry;
+    use crate::cli::output::tests::pages;
+    use crate::types::ApiVersion;
+
+    #[test]
+    fn a_matrix_is_a_table_csv_or_a_graph() {
+        let answer = MatrixAnswer {
+            api_version: ApiVersion::V1,
+            semantics: crate::api::admin::Semantics::DefaultDeny,
+            members: vec!["a".to_owned(), "b".to_owned()],
+            pairs: vec![MatrixEntry {
+                from: "a".to_owned(),
+                to: "b".to_owned(),
+                services: vec!["tcp/80".to_owned(), "udp/53".to_owned()],
+            }],
+        };
+        let shown = |form| {
+            let (mut output, data, _) = pages(Format::Table);
+            matrix(&mut output, &answer, form);
+            data.text()
+        };
+
+        assert_eq!(shown(MatrixForm::Csv), "from,to,services\na,b,\"tcp/80;udp/53\"\n");
+        assert!(shown(MatrixForm::Dot).contains("\"a\" -> \"b\" [label=\"tcp/80,udp/53\"];"));
+        assert!(shown(MatrixForm::Table).contains("a     →  b   tcp/80,udp/53"));
+    }
+}

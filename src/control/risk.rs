@@ -60,6 +60,10 @@ pub(crate) fn refuse_cut(
         if !is_there(&road.from) || !is_there(&road.to) {
             return (false, "one of the two is no member any more".to_owned());
         }
+        let is_held = |id: &NodeId| world.nodes.get(id).is_some_and(|node| node.is_quarantined);
+        if is_held(&road.from) || is_held(&road.to) {
+            return (false, "one of the two is in quarantine".to_owned());
+        }
         let scene = Scene::of(world, road.overlay, now);
         judge(&scene, &from, &to, Some(&service))
             .map_or((false, String::new()), |verdict| (verdict.allowed, verdict.why))
@@ -76,7 +80,7 @@ pub(crate) fn refuse_cut(
     let overlay = selection::overlay_name(before, road.overlay);
     Err(Problem::new(
         ProblemCode::Conflict,
-        format!("this would cut you off from the server; nothing was changed"),
+        "this would cut you off from the server; nothing was changed",
     )
     .why(format!(
         "you ask from {from} in the overlay {overlay}, and {from} could not reach {to} {service} any \

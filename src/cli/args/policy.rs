@@ -10,7 +10,6 @@ use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
 
 /// The verbs of `ovctl policy`.
 #[derive(Subcommand, Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "made once, when the program starts")]
 pub enum PolicyCommand {
     /// Let FROM start flows to TO; replies pass
     #[command(after_help = "\

@@ -11,8 +11,8 @@ use crate::control::store::policies::Policy;
 use crate::control::store::rules::StoredRule;
 use crate::policy::kubernetes::NetworkPolicy;
 use crate::policy::{
-    BoundSelector, Document, DocumentPath, DocumentRule, PolicyDocument, World, read_policies,
-    write_policy,
+    BoundSelector, Document, DocumentPath, DocumentRule, PolicyDocument, Test, World,
+    read_policies, write_policy,
 };
 use crate::types::{Name, OverlayId, Revision, RuleId, Selector, Timestamp};
 
@@ -122,7 +122,12 @@ fn at(source: &str, line: u64, thing: &str, problem: Problem) -> Problem {
     let why = why.collect::<Vec<_>>().join(": ");
     let code = match problem.code {
         ProblemCode::Conflict => ProblemCode::Conflict,
-        _ => ProblemCode::Usage,
+        ProblemCode::Failed
+        | ProblemCode::Usage
+        | ProblemCode::NotFound
+        | ProblemCode::Unreachable
+        | ProblemCode::Unauthorized
+        | ProblemCode::Findings => ProblemCode::Usage,
     };
     Problem { code, what: format!("{place}: {thing}"), why, fix: problem.fix }
 }
@@ -193,6 +198,11 @@ pub(crate) fn desired(
             }
         }
         found.policy.tests.extend(policy.tests.iter().cloned());
+    }
+    // Tests that stay are those of before, wherever in which file they stand now.
+    let bare = |tests: &[Test]| tests.iter().map(Test::written).collect::<Vec<_>>();
+    if bare(&found.policy.tests) == bare(&before.tests) {
+        found.policy.tests.clone_from(&before.tests);
     }
     check_references(&found)?;
     let mut seen = BTreeSet::new();

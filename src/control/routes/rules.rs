@@ -75,7 +75,12 @@ fn written(change: &PolicyDraft, request: RuleCreate) -> Result<(OverlayId, Writ
             Ok(BoundSelector::Node(id, name.clone()))
         }
         // Only names tell an overlay.
-        _ => Ok::<_, Problem>(BoundSelector::Any),
+        Selector::Any
+        | Selector::Labels(_)
+        | Selector::Namespace(_)
+        | Selector::Group(_)
+        | Selector::Service(_)
+        | Selector::Cidr(_) => Ok::<_, Problem>(BoundSelector::Any),
     };
     let ends = [&end(&written.from)?, &end(&written.to)?];
     Ok((selection::overlay_of(world, request.overlay.as_ref(), ends)?, written))

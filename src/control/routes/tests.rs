@@ -1,4 +1,5 @@
 mod clock;
+mod policies;
 
 use std::time::Duration;
 

@@ -493,11 +493,14 @@ pub(crate) async fn rebind(
             .await?;
     for (overlay, item, body) in rows {
         let old = read_group(&body)?;
-        let bound = |held: &BoundSelector| match held {
-            BoundSelector::Node(id, theirs) if theirs == name && gone.contains(&id.0) => {
-                BoundSelector::Node(node, name.clone())
+        let bound = |held: &BoundSelector| {
+            if let BoundSelector::Node(id, theirs) = held
+                && theirs == name
+                && gone.contains(&id.0)
+            {
+                return BoundSelector::Node(node, name.clone());
             }
-            other => other.clone(),
+            held.clone()
         };
         let new: BTreeSet<BoundSelector> = old.iter().map(bound).collect();
         if new != old {
