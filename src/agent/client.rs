@@ -9,6 +9,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::api::flows::FlowReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
@@ -124,6 +125,20 @@ impl Client {
     /// The server's problem, or why it could not be told.
     pub async fn report(&self, credential: &Secret, report: &NodeReport) -> Result<(), Problem> {
         self.send(Method::POST, "/v1/node/report", Some(credential), |r| r.json(report)).await?;
+        Ok(())
+    }
+
+    /// Tells the server what was counted.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be told.
+    pub async fn report_flows(
+        &self,
+        credential: &Secret,
+        report: &FlowReport,
+    ) -> Result<(), Problem> {
+        self.send(Method::POST, "/v1/node/flows", Some(credential), |r| r.json(report)).await?;
         Ok(())
     }
 

@@ -4,14 +4,12 @@
 //! |---|---|---|
 //! | `GET /v1/status` | | [`ServerStatus`] |
 //! | `GET /v1/overlays`, `GET /v1/overlays/{name}` | | [`List`] of [`Overlay`], [`Overlay`] |
-//! | `POST /v1/overlays` | [`OverlayCreate`] | [`Change`] of [`Overlay`] |
-//! | `DELETE /v1/overlays/{name}` | | [`Change`] of [`Overlay`] |
+//! | `POST /v1/overlays`, `DELETE /v1/overlays/{name}` | [`OverlayCreate`], none | [`Change`] of [`Overlay`] |
 //! | `GET /v1/tokens` | | [`List`] of [`Token`] |
 //! | `POST /v1/tokens` | [`TokenCreate`] | [`Change`] of [`CreatedToken`] |
 //! | `DELETE /v1/tokens/{id}` | | [`Change`] of [`Token`] |
 //! | `GET /v1/entities[?overlay=O]`, `GET /v1/entities/{namespace}/{name}` | | [`List`] of [`Entity`], [`Entity`] |
-//! | `DELETE /v1/entities/{namespace}/{name}` | | [`Change`] of [`Entity`] |
-//! | `POST /v1/entities/{namespace}/{name}/labels` | [`LabelChange`] | [`Change`] of [`Entity`] |
+//! | `DELETE /v1/entities/{namespace}/{name}`, `POST …/labels` | none, [`LabelChange`] | [`Change`] of [`Entity`] |
 //! | `GET /v1/saps`, `GET /v1/saps/{name}` | | [`List`] of [`Sap`], [`Sap`] |
 //! | `DELETE /v1/saps/{name}` | | [`Change`] of [`Sap`] |
 //! | `GET /v1/rules[?overlay=O]`, `GET /v1/rules/{id}` | | [`List`] of [`Rule`], [`Rule`] |
@@ -29,6 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::key::{KeyRotate, KeyStatus};
 use super::table::Action;
 use crate::types::{
     ApiVersion, EntityName, HumanDuration, KeyVersion, Label, Name, NodeId, NodeKind, OverlayId,
@@ -449,6 +448,8 @@ pub struct Rule {
     pub dangling: Vec<EntityName>,
     /// How many ordered pairs of members it covers at the moment.
     pub pairs: u64,
+    /// What it decided; none when it never did.
+    pub hits: Option<super::flows::RuleHits>,
 }
 
 /// Revokes a rule by id, or all rules between two selectors as written.
@@ -527,49 +528,6 @@ pub struct NearRule {
     pub text: String,
     /// What differs, such as `port differs`.
     pub differs: String,
-}
-
-/// The keys towards one destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyStatus {
-    /// The overlay.
-    pub overlay: Name,
-    /// The destination.
-    pub to: EntityName,
-    /// The source, when this line is about a single pair.
-    pub from: Option<EntityName>,
-    /// What it was rotated to last; during a rotation, what it is rotating from.
-    pub version: KeyVersion,
-    /// What it is rotating to.
-    pub next: Option<KeyVersion>,
-    /// `steady`, `adding`, `switching`, `retiring`.
-    pub step: String,
-    /// When it was last rotated.
-    pub rotated: Timestamp,
-    /// Who the step waits for.
-    pub waiting_for: Vec<String>,
-}
-
-/// Starts a rotation. Without any selector: `all` must be true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct KeyRotate {
-    /// Everything.
-    #[serde(default)]
-    pub all: bool,
-    /// One overlay; with `to`, where to look for the entity.
-    #[serde(default)]
-    pub overlay: Option<Name>,
-    /// One destination; with `from`, one pair.
-    #[serde(default)]
-    pub to: Option<EntityName>,
-    /// The source of one pair.
-    #[serde(default)]
-    pub from: Option<EntityName>,
-    /// Cuts off who has not acknowledged after 60 s.
-    #[serde(default)]
-    pub now: bool,
 }
 
 /// One change that an operator made.

@@ -5,6 +5,8 @@
 //! newer server. Every top-level document carries `"apiVersion": "ovmesh/v1"`.
 
 pub mod admin;
+pub mod flows;
+pub mod key;
 pub mod local;
 pub mod node;
 pub mod policy;

@@ -14,7 +14,7 @@ use crate::agent::health::{Health, Topic};
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
-use crate::agent::{report, snapshot, underlay};
+use crate::agent::{flows, report, snapshot, underlay};
 use crate::api::local::{HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus};
 use crate::api::node::{NodeReport, RoundTrip};
 use crate::api::table::NodeTable;
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     /// The links of the table in force changed.
     pub(crate) links_changed: Notify,
     flows: Arc<FlowTable>,
+    /// What the hallways counted, on its way to the server.
+    pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     health: Arc<Health>,
     facts: Mutex<Facts>,
@@ -94,6 +96,7 @@ impl Shared {
             counters,
             links_changed: Notify::new(),
             flows,
+            counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             health: Arc::new(Health::new(url, started)),
             facts: Mutex::default(),
@@ -225,6 +228,13 @@ pub(crate) async fn run(
 
     let reporting =
         report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
+    let counting = flows::run(
+        &client,
+        &identity.credential,
+        &shared.counted,
+        shared.flows.records(),
+        clock::wall,
+    );
     let result = tokio::select! {
         signal = shutdown::requested() => match signal {
             Ok(signal) => {
@@ -245,6 +255,7 @@ pub(crate) async fn run(
         () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }
+        () = counting => Err(broken("the report loop ended", String::new())),
     };
     plane.stop();
     result

@@ -8,8 +8,8 @@ use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, Serve
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, entity, group, key, overlay, policy, policy_offline, sap, status,
-    token,
+    Outcome, audit, completion, entity, flow, group, key, overlay, policy, policy_offline, sap,
+    status, token,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -67,6 +67,9 @@ fn dispatch(
         }),
         OvctlCommand::Key(verb) => {
             ask(global, output, async |client, output| key::run(client, output, verb).await)
+        }
+        OvctlCommand::Flow(verb) => {
+            ask(global, output, async |client, output| flow::run(client, output, verb).await)
         }
         OvctlCommand::Audit(verb) => {
             ask(global, output, async |client, output| audit::run(client, output, verb).await)

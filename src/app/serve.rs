@@ -58,6 +58,7 @@ pub async fn start(config: ServerConfig, host_addresses: Vec<IpAddr>) -> Result<
         key_grace: config.key_grace,
         key_interval: config.key_interval,
         ephemeral_rest: config.ephemeral_rest,
+        flow_keep: config.flow_keep,
         urls: urls.clone(),
         pin: identity.pin.clone(),
         host_addresses,

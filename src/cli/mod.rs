@@ -8,6 +8,7 @@ pub mod completion;
 mod credential;
 mod enforcement;
 pub mod entity;
+pub mod flow;
 pub mod group;
 pub mod key;
 pub mod node_status;

@@ -109,6 +109,24 @@ impl Output {
         }
     }
 
+    /// Shows at once what was written; ends a command whose reader went away.
+    ///
+    /// # Errors
+    ///
+    /// When data could not be written.
+    pub fn flush(&mut self) -> Result<(), Problem> {
+        if self.failed.is_none() {
+            self.failed = self.data.flush().err();
+        }
+        match &self.failed {
+            None => Ok(()),
+            Some(error) => {
+                Err(Problem::new(ProblemCode::Failed, "cannot write the output")
+                    .why(error.to_string()))
+            }
+        }
+    }
+
     /// Ends the output.
     ///
     /// # Errors

@@ -251,8 +251,8 @@ async fn list(
 
 fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
     let mut table = Table::new(&[
-        "RULE", "OVERLAY", "ACTION", "FROM", "", "TO", "SERVICES", "PATH", "ENDS", "PAIRS",
-        "REASON",
+        "RULE", "OVERLAY", "ACTION", "FROM", "", "TO", "SERVICES", "PATH", "ENDS", "PAIRS", "HITS",
+        "LAST HIT", "REASON",
     ]);
     for rule in rules {
         let gone = if rule.dangling.is_empty() { "" } else { " !" };
@@ -267,6 +267,8 @@ fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
             path_words(rule.path.as_ref()),
             rule.not_after.map(|end| relative(end, now)).unwrap_or_default(),
             rule.pairs.to_string(),
+            rule.hits.map_or(0, |hits| hits.packets).to_string(),
+            rule.hits.map(|hits| relative(hits.last, now)).unwrap_or_default(),
             rule.reason.clone().unwrap_or_default(),
         ]);
     }
@@ -298,6 +300,14 @@ fn show_rule(output: &mut Output, answer: &Answer<Rule>) {
                 output.line(format!("  {line}"));
             }
             output.line(format!("  covers {} of members", counted(rule.pairs, "ordered pair")));
+            output.line(match rule.hits {
+                Some(hits) => format!(
+                    "  hits {} packets, the last {}",
+                    hits.packets,
+                    relative(hits.last, now)
+                ),
+                None => "  never hit".to_owned(),
+            });
             if let Some(reason) = &rule.reason {
                 output.line(format!("  reason: {reason}"));
             }

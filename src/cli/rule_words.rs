@@ -140,6 +140,7 @@ pub(crate) mod tests {
             created: Timestamp(0),
             created_by: "uid 0 (unix socket)".to_owned(),
             dangling: Vec::new(),
+            hits: None,
             pairs: 1,
         }
     }

@@ -20,6 +20,9 @@ const INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// The shortest absence that deletes an ephemeral node: longer than a restart of `ovd` takes.
 const REST_MIN: Duration = Duration::from_secs(10);
 
+/// The shortest time that flow records are kept.
+const FLOW_KEEP_MIN: Duration = Duration::from_secs(300);
+
 /// Everything that the server is told, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
@@ -37,6 +40,8 @@ pub struct ServerConfig {
     pub key_interval: Duration,
     /// How long an ephemeral node may be away before it is deleted.
     pub ephemeral_rest: Duration,
+    /// How long flow records are kept.
+    pub flow_keep: Duration,
     /// Users beside root and the server's own that may use the unix socket.
     pub admin_uids: Vec<u32>,
 }
@@ -60,6 +65,8 @@ pub struct ServerFile {
     pub key_interval: Option<HumanDuration>,
     /// See [`ServerConfig::ephemeral_rest`].
     pub ephemeral_rest: Option<HumanDuration>,
+    /// See [`ServerConfig::flow_keep`].
+    pub flow_keep: Option<HumanDuration>,
     /// See [`ServerConfig::admin_uids`].
     #[serde(default)]
     pub admin_uids: Vec<u32>,
@@ -153,6 +160,12 @@ impl ServerFile {
                 REST_MIN,
                 Duration::from_secs(300),
             )?,
+            flow_keep: at_least(
+                "flow_keep",
+                self.flow_keep,
+                FLOW_KEEP_MIN,
+                Duration::from_secs(24 * 3600),
+            )?,
             admin_uids: self.admin_uids,
         })
     }
@@ -202,6 +215,7 @@ mod tests {
             ("key_grace = '10ms'", "key_grace"),
             ("key_interval = '1s'", "key_interval"),
             ("ephemeral_rest = '1s'", "ephemeral_rest"),
+            ("flow_keep = '1s'", "flow_keep"),
             ("public_urls = ['http://a']", "http://a"),
             ("public_urls = ['https://a/b c']", "https://a/b c"),
             ("listen = 'x'", "listen"),

@@ -22,19 +22,34 @@ const REST: Duration = Duration::from_millis(100);
 /// Longest time between two looks; also how long an acknowledgement may stay unwritten.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Between two looks at the number of flow records.
+const TIDY_SECONDS: u64 = 60;
+
 impl Server {
     /// Runs until the server stops. Failures are logged and tried again.
     pub async fn drive(self: Arc<Self>) {
         let mut ticks = self.ticks.subscribe();
         let mut expired_before = now();
+        let mut tidied = now();
         while !*self.stopping.borrow() {
             let _ = tokio::time::timeout(LOOK, ticks.changed()).await;
             tokio::time::sleep(REST).await;
-            if let Err(problem) = self.step(&mut expired_before).await {
+            let flows = self.keep_flows(&mut tidied).await;
+            if let Err(problem) = flows.and(self.step(&mut expired_before).await) {
                 tracing::error!(%problem, "the server's clockwork stumbled and tries again");
                 tokio::time::sleep(LOOK).await;
             }
         }
+    }
+
+    /// Writes flow records once a look, and looks after their number once a minute.
+    async fn keep_flows(&self, tidied: &mut Timestamp) -> Result<(), Problem> {
+        self.save_flows().await?;
+        if now().0.saturating_sub(tidied.0) >= TIDY_SECONDS {
+            self.tidy_flows().await?;
+            *tidied = now();
+        }
+        Ok(())
     }
 
     async fn step(self: &Arc<Self>, expired_before: &mut Timestamp) -> Result<(), Problem> {

@@ -10,6 +10,7 @@
 //! | `enforce` | whether a change has come to those who must enforce it |
 //! | `policies` | changes of policies: files, history, confirmation, imports |
 //! | `risk` | what a change must not cut: the way of who asks, and tests that held |
+//! | `flows` | what nodes say that happened, on its way to the database |
 //! | `rotation`, `driver` | keys and their steps; the clockwork |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
@@ -17,6 +18,7 @@ mod auth;
 mod driver;
 mod enforce;
 pub mod files;
+mod flows;
 pub mod listen;
 mod live;
 mod policies;

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::auth::Admin;
 use super::enforce::{self, Touched};
+use super::flows::Inbox;
 use super::listen::Way;
 use super::live::Live;
 use super::publish::Hold;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub key_interval: Duration,
     /// How long an ephemeral node may be away before it is deleted.
     pub ephemeral_rest: Duration,
+    /// How long flow records are kept.
+    pub flow_keep: Duration,
     /// The URLs that tokens carry.
     pub urls: Vec<String>,
     /// The pin that tokens carry.
@@ -47,6 +50,7 @@ pub struct Server {
     pub(crate) incarnation: Incarnation,
     pub(crate) started: Timestamp,
     live: Mutex<Live>,
+    flows: Mutex<Inbox>,
     /// Held from a change's begin until its tables are published.
     pub(crate) gate: Arc<AsyncMutex<()>>,
     /// Something is committed that no table says yet. A client that goes away takes its request's
@@ -78,6 +82,7 @@ impl Server {
             incarnation,
             started: now(),
             live: Mutex::default(),
+            flows: Mutex::default(),
             gate: Arc::default(),
             is_stale: AtomicBool::new(false),
             ticks: watch::Sender::new(0),
@@ -96,6 +101,32 @@ impl Server {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What nodes reported and the database does not have yet. Never hold it across an await.
+    pub(crate) fn flows(&self) -> MutexGuard<'_, Inbox> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down what nodes reported.
+    pub(crate) async fn save_flows(&self) -> Result<(), Problem> {
+        if self.flows().is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.store.write().await?;
+        let (rows, hits) = self.flows().empty();
+        store::flows::add(&mut transaction, &rows, &hits).await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Forgets old flow records, and what is over their bounds.
+    pub(crate) async fn tidy_flows(&self) -> Result<(), Problem> {
+        let mut transaction = self.store.write().await?;
+        let keep = self.settings.flow_keep;
+        let evicted = store::flows::tidy(&mut transaction, keep, now()).await?;
+        transaction.commit().await?;
+        self.flows().evicted += evicted;
+        Ok(())
+    }
+
     /// Says that something happened that others may wait for.
     pub(crate) fn tick(&self) {
         self.ticks.send_modify(|count| *count = count.wrapping_add(1));
@@ -111,6 +142,9 @@ impl Server {
     pub async fn close(&self) {
         if let Err(problem) = self.save_acknowledgements().await {
             tracing::warn!(%problem, "acknowledgements were not saved; nodes will repeat them");
+        }
+        if let Err(problem) = self.save_flows().await {
+            tracing::warn!(%problem, "the last flow records were not saved");
         }
         self.store.close().await;
     }

@@ -60,13 +60,14 @@ pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std
         let now = now();
         // A publish may have moved the overlay, or it may be gone.
         let index = snapshot.overlay_index(overlay);
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(common.flows.records(), now);
         judged.clear();
         for at in 0..batch.len() {
             let Some((header, packet)) = batch.packet_mut(at) else { break };
             let verdict = |facts: &Facts| match index {
                 Some(index) => {
-                    memo.verdict(None, facts, || snapshot.egress(index, facts, &common.flows, now))
+                    let ask = || snapshot.egress_marked(index, facts, &common.flows, now);
+                    memo.verdict(None, facts, ask)
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };

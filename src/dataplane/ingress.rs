@@ -60,7 +60,7 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
             let (_, id) = overlays.iter().find(|(index, _)| *index == overlay)?;
             devices.get(id)
         };
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(flows.records(), now);
         for slot in 0..batch.len() {
             let Some((meta, range)) = batch.slot(slot) else { break };
             let bytes = batch.bytes().get(range.clone()).unwrap_or(&[]);
@@ -68,7 +68,7 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
             for piece in Pieces::new(&meta, range, bytes) {
                 let datagram = batch.bytes().get(piece.range.clone()).unwrap_or(&[]);
                 let verdict = |from, key, facts: &Facts| {
-                    let ask = || snapshot.ingress(from, key, facts, flows, now);
+                    let ask = || snapshot.ingress_marked(from, key, facts, flows, now);
                     memo.verdict(Some((from, key)), facts, ask)
                 };
                 // Sealed hops: `open` goes here, before anything is believed.

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use crate::forward::Verdict;
+use crate::forward::{Marked, Now, RecordMark, RecordTable, Verdict};
 use crate::sys::batch::Meta;
 use crate::sys::offload::layout::Layout;
 use crate::sys::offload::split::Split;
@@ -84,36 +84,91 @@ type Origin = (SocketAddr, u32);
 
 /// The last verdict of a batch, for packets that differ from the last one in nothing that a verdict
 /// looks at: most of a train. Only what passed is remembered, so that refusals are counted where they
-/// belong.
-#[derive(Debug, Default)]
-pub(super) struct Memo {
-    last: Option<(Option<Origin>, Facts, Verdict)>,
+/// belong. It also counts what was judged: once for each run of packets of one record.
+#[derive(Debug)]
+pub(super) struct Memo<'a> {
+    last: Option<(Option<Origin>, Facts, Marked)>,
+    records: &'a RecordTable,
+    now: Now,
+    run: Option<Run>,
 }
 
-impl Memo {
-    /// The verdict on a packet that came from `origin` with its key, or from the host.
+/// Packets that count under one record, and are not counted yet.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    record: RecordMark,
+    packets: u64,
+    bytes: u64,
+}
+
+impl<'a> Memo<'a> {
+    /// For one batch; it counts in `records` what it still holds when it goes.
+    pub(super) fn new(records: &'a RecordTable, now: Now) -> Self {
+        Self { last: None, records, now, run: None }
+    }
+
+    /// The verdict on a packet, which is counted.
     pub(super) fn verdict(
         &mut self,
         origin: Option<Origin>,
         facts: &Facts,
-        ask: impl FnOnce() -> Verdict,
+        ask: impl FnOnce() -> Marked,
     ) -> Verdict {
+        let Marked { verdict, record } = self.marked(origin, facts, ask);
+        if let Some(record) = record {
+            self.count(record, u64::from(facts.len));
+        }
+        verdict
+    }
+
+    fn count(&mut self, record: RecordMark, bytes: u64) {
+        match &mut self.run {
+            Some(run) if run.record == record => {
+                run.packets += 1;
+                run.bytes += bytes;
+            }
+            _ => {
+                self.end_run();
+                self.run = Some(Run { record, packets: 1, bytes });
+            }
+        }
+    }
+
+    fn end_run(&mut self) {
+        if let Some(Run { record, packets, bytes }) = self.run.take() {
+            self.records.add(record, packets, bytes, self.now.wall);
+        }
+    }
+
+    /// The verdict on a packet that came from `origin` with its key, or from the host.
+    fn marked(
+        &mut self,
+        origin: Option<Origin>,
+        facts: &Facts,
+        ask: impl FnOnce() -> Marked,
+    ) -> Marked {
         let Some(asked) = comparable(facts) else {
             self.last = None;
             return ask();
         };
-        if let Some((known_origin, known, verdict)) = &self.last
+        if let Some((known_origin, known, marked)) = &self.last
             && *known_origin == origin
             && *known == asked
         {
-            return *verdict;
+            return *marked;
         }
-        let verdict = ask();
-        self.last = match verdict {
-            Verdict::Send { .. } | Verdict::Deliver { .. } => Some((origin, asked, verdict)),
+        let marked = ask();
+        self.last = match marked.verdict {
+            Verdict::Send { .. } | Verdict::Deliver { .. } => Some((origin, asked, marked)),
             Verdict::Drop(_) => None,
         };
-        verdict
+        marked
+    }
+}
+
+impl Drop for Memo<'_> {
+    fn drop(&mut self) {
+        self.end_run();
     }
 }
 
@@ -153,8 +208,12 @@ impl<'a> Iterator for Leaving<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hallway::tests::meta;
+    use super::super::hallway::now;
+    use super::super::hallway::tests::{V4_DATA, datagram, meta};
     use super::*;
+    use crate::forward::{Outcome, RecordKey, Target};
+    use crate::types::{NodeId, OverlayId};
+    use crate::wire::{Family, inner};
 
     fn lengths(segment: usize, bytes: &[u8]) -> Vec<usize> {
         let meta = Meta { segment, len: bytes.len(), ..meta(0, 64) };
@@ -170,5 +229,33 @@ mod tests {
         assert_eq!(lengths(30, &[1; 30]), [30]);
         assert_eq!(lengths(30, &[1; 60]), [30, 30]);
         assert_eq!(lengths(30, &[1; 61]), [30, 30, 1]);
+    }
+
+    #[test]
+    fn a_run_is_counted_once_and_nothing_is_left_out() {
+        let packet = datagram(V4_DATA);
+        let facts = inner::parse(Family::V4, &packet[gue::HEADER_LEN..]).unwrap();
+        let (records, now) = (RecordTable::new(64), now());
+        let key = |port| RecordKey {
+            overlay: OverlayId(1),
+            rule: None,
+            from: NodeId(1),
+            to: Target::Member(NodeId(2)),
+            protocol: 17,
+            port: Some(port),
+            outcome: Outcome::Allowed,
+        };
+        let mark = |port| Some(records.find(&key(port), now.wall));
+        let passed = |record| Marked { verdict: Verdict::Deliver { overlay: 0 }, record };
+        {
+            let mut memo = Memo::new(&records, now);
+            for record in [mark(1), mark(1), None, mark(1), mark(2), mark(1)] {
+                let _ = memo.verdict(None, &facts, || passed(record));
+            }
+        }
+        let mut found = Vec::new();
+        records.collect(now.wall, now.wall, |_, sums| found.push((sums.packets, sums.bytes)));
+        found.sort_unstable();
+        assert_eq!(found, [(1, 38), (4, 152)]);
     }
 }

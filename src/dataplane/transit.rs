@@ -40,7 +40,7 @@ pub(super) fn run(mut common: Common, punter: Punter) {
             continue;
         }
         let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
-        let mut memo = Memo::default();
+        let mut memo = Memo::new(flows.records(), now);
         let pieces = batch.iter().flat_map(|(meta, bytes)| {
             let is_known = snapshot.knows(meta.from);
             Pieces::new(meta, 0..bytes.len(), bytes)
@@ -50,7 +50,7 @@ pub(super) fn run(mut common: Common, punter: Punter) {
         let outgoing = pieces.flat_map(|(meta, bytes, piece, is_known)| {
             let datagram = bytes.get(piece.range).unwrap_or(&[]);
             let verdict = |from, key, facts: &Facts| {
-                let ask = || snapshot.transit(from, key, facts, flows, now);
+                let ask = || snapshot.transit_marked(from, key, facts, flows, now);
                 memo.verdict(Some((from, key)), facts, ask)
             };
             let leaving = match judge(|_| is_known, verdict, meta, datagram) {

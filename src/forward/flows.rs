@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Now;
 use super::key_budget::KeyBudget;
+use super::records::{RecordMark, RecordTable};
 
 /// Slots of a bucket: how many a lookup touches at most.
 const BUCKET: usize = 8;
@@ -176,6 +177,8 @@ pub struct FlowTable {
     started_millis: Option<u64>,
     /// Here because it must outlive snapshots, as flows do.
     pub(super) wrong_keys: KeyBudget,
+    /// Here for the same reason.
+    pub(super) records: RecordTable,
 }
 
 #[derive(Debug, Default)]
@@ -185,6 +188,8 @@ struct Slot {
     state: AtomicU64,
     seen_millis: AtomicU64,
     hop: AtomicU64,
+    /// The flow's record; 0 for none.
+    record: AtomicU64,
 }
 
 /// `token | generation (24 bits) | phase (3 bits) | starter is the lower end | starter is a guess`
@@ -284,6 +289,7 @@ impl Slot {
         self.state.store(state.0, Ordering::Relaxed);
         self.seen_millis.store(seen_millis, Ordering::Relaxed);
         self.hop.store(0, Ordering::Relaxed);
+        self.record.store(0, Ordering::Relaxed);
         self.sequence.store(sequence + 2, Ordering::Release);
     }
 }
@@ -322,6 +328,10 @@ impl Found<'_> {
     /// Notes a packet of the flow, and the judgement on it.
     pub(super) fn update(&mut self, phase: Phase, token: u32, now: Now) {
         self.touch(now);
+        if token != self.state.token() {
+            // Another rule may decide now.
+            self.slot.record.store(0, Ordering::Relaxed);
+        }
         let mut next =
             State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
         // Who sends an opening segment is no guess any more.
@@ -357,6 +367,16 @@ impl Found<'_> {
         }
     }
 
+    /// The record that the flow counts under, while the policy is the one it was found by.
+    pub(super) fn record(&self) -> Option<RecordMark> {
+        RecordMark::from_bits(self.slot.record.load(Ordering::Relaxed))
+    }
+
+    /// Notes the record. No verdict depends on it.
+    pub(super) fn set_record(&self, mark: RecordMark) {
+        self.slot.record.store(mark.bits(), Ordering::Relaxed);
+    }
+
     /// The hop that the flow's last packet came from. A hint: check it against the pair's path.
     pub(super) fn hop(&self) -> Option<HopMark> {
         let word = self.slot.hop.load(Ordering::Relaxed);
@@ -385,6 +405,7 @@ impl FlowTable {
             hasher: RandomState::new(),
             started_millis: None,
             wrong_keys: KeyBudget::new(),
+            records: RecordTable::beside(capacity),
         }
     }
 

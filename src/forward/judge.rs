@@ -50,14 +50,14 @@ pub(super) struct Passed<'a> {
 }
 
 /// A flow as one of its packets names it.
-struct Named {
-    key: FlowKey,
+pub(super) struct Named {
+    pub(super) key: FlowKey,
     /// Whether the packet's source is the lower end.
-    source_is_lower: bool,
+    pub(super) source_is_lower: bool,
     /// What the packet asks for, seen as a forward packet.
-    forward: Asked,
+    pub(super) forward: Asked,
     /// What its flow asked for, seen as a reply.
-    reverse: Asked,
+    pub(super) reverse: Asked,
 }
 
 impl<'a> Judge<'a> {
@@ -221,8 +221,8 @@ impl<'a> Judge<'a> {
         named: &Named,
         flags: u8,
     ) -> Result<Passed<'a>, DropReason> {
-        if let Some(is_reply) = self.remembered(named, flags) {
-            return Ok(Passed { flow: None, is_reply });
+        if let Some(passed) = self.remembered(named, flags) {
+            return Ok(passed);
         }
         let forward = self.decide(crossing.from, crossing.to, named.forward);
         let is_reply = !forward.is_allow();
@@ -235,14 +235,14 @@ impl<'a> Judge<'a> {
         // A reply is remembered by what it answers. One that answers nothing leaves nothing: the entry
         // would be at the cost of the other side, which never asked.
         if !is_reply {
-            self.open(named, named.source_is_lower, Phase::Stateless);
+            return Ok(self.open(named, named.source_is_lower, Phase::Stateless));
         }
         Ok(Passed { flow: None, is_reply })
     }
 
     /// The answer that the rules in force gave to a segment of the same flow and direction: a memory
-    /// of the verdict, never a state that the verdict depends on. Says whether it is a reply.
-    fn remembered(&self, named: &Named, flags: u8) -> Option<bool> {
+    /// of the verdict, never a state that the verdict depends on.
+    fn remembered(&self, named: &Named, flags: u8) -> Option<Passed<'a>> {
         let flow = self.flows.find(&named.key, self.now)?;
         if flow.token() != self.token || flow.phase() != Phase::Stateless {
             return None;
@@ -252,7 +252,7 @@ impl<'a> Judge<'a> {
             return None;
         }
         flow.touch(self.now);
-        Some(is_reply)
+        Some(Passed { flow: Some(flow), is_reply })
     }
 
     /// Everything but TCP. `may_open` is false for what is always a reply.
@@ -388,11 +388,10 @@ impl<'a> Judge<'a> {
     ) -> Result<Passed<'a>, DropReason> {
         let facts = crossing.facts;
         let key = self.fragment_key(facts, identification);
-        let first_was_allowed =
-            self.flows.find(&key, self.now).is_some_and(|first| first.token() == self.token);
+        let first = self.flows.find(&key, self.now).filter(|first| first.token() == self.token);
         let asked = Asked { protocol: facts.protocol, port: None };
-        if first_was_allowed || self.decide(crossing.from, crossing.to, asked).is_allow() {
-            return Ok(Passed { flow: None, is_reply: false });
+        if first.is_some() || self.decide(crossing.from, crossing.to, asked).is_allow() {
+            return Ok(Passed { flow: first, is_reply: false });
         }
         Err(DropReason::Fragment)
     }
@@ -406,11 +405,11 @@ impl<'a> Judge<'a> {
         refusal(self.decide(crossing.from, crossing.to, asked))
     }
 
-    fn decide(&self, from: u32, to: u32, asked: Asked) -> Decision {
+    pub(super) fn decide(&self, from: u32, to: u32, asked: Asked) -> Decision {
         self.matcher.decide(from, to, asked, self.now.wall)
     }
 
-    fn named(&self, facts: &Facts, source_port: u16, destination_port: u16) -> Named {
+    pub(super) fn named(&self, facts: &Facts, source_port: u16, destination_port: u16) -> Named {
         let source = (facts.source, source_port);
         let destination = (facts.destination, destination_port);
         let protocol = facts.protocol;
@@ -422,12 +421,12 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn named_opaque(&self, facts: &Facts) -> Named {
+    pub(super) fn named_opaque(&self, facts: &Facts) -> Named {
         let asked = Asked { protocol: facts.protocol, port: None };
         Named { forward: asked, reverse: asked, ..self.named(facts, 0, 0) }
     }
 
-    fn named_echo(&self, facts: &Facts, is_request: bool, identifier: u16) -> Named {
+    pub(super) fn named_echo(&self, facts: &Facts, is_request: bool, identifier: u16) -> Named {
         let protocol = facts.protocol;
         let asked = Asked { protocol, port: None };
         let (requester, responder) = if is_request {
@@ -460,7 +459,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn fragment_key(&self, facts: &Facts, identification: u32) -> FlowKey {
+    pub(super) fn fragment_key(&self, facts: &Facts, identification: u32) -> FlowKey {
         let Facts { source, destination, protocol, .. } = *facts;
         FlowKey::fragment(self.overlay, protocol, source, destination, identification)
     }

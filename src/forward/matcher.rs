@@ -211,6 +211,11 @@ impl Matcher {
         self.weigh(from, to, matches)
     }
 
+    /// Whether any member is isolated: only then can a refusal be a NetworkPolicy's.
+    pub(super) fn isolates(&self) -> bool {
+        !self.isolation.is_empty()
+    }
+
     fn weigh(&self, from: u32, to: u32, matches: Matches) -> Decision {
         if let Some(rule) = matches.deny {
             return Decision::Deny(rule);

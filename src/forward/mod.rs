@@ -19,6 +19,8 @@ mod key_budget;
 mod keyring;
 mod matcher;
 mod paths;
+mod recording;
+mod records;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ pub use builder::{DestinationKeySpec, MemberSpec, OverlaySpec, PairSpec, Snapsho
 pub use flows::FlowTable;
 pub use matcher::{IsolationSpec, RuleSpec};
 pub use paths::{Hops, PathSpec};
+pub use records::{Collected, Outcome, RecordKey, RecordMark, RecordTable, Sums, Target};
 pub use snapshot::{OverlayInfo, SapInfo, Snapshot};
 
 use crate::types::{AuthorizationKey, DropReason, Timestamp};
@@ -41,6 +44,34 @@ pub struct Now {
     pub monotonic_millis: u64,
     /// Wall-clock seconds, for rules that expire.
     pub wall: Timestamp,
+}
+
+/// A verdict, and the record that the packet counts under: whoever asked counts it, once for a run of
+/// packets that are judged alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Marked {
+    /// What to do.
+    pub verdict: Verdict,
+    /// Where it counts; none for what cannot be told apart from noise.
+    pub record: Option<RecordMark>,
+}
+
+impl Marked {
+    /// The outcome of `judge`, which says where the packet counts.
+    fn of(judge: impl FnOnce(&mut Option<RecordMark>) -> Result<Verdict, DropReason>) -> Self {
+        let mut record = None;
+        let verdict = judge(&mut record).unwrap_or_else(Verdict::Drop);
+        Self { verdict, record }
+    }
+
+    /// The verdict, after this one packet was counted.
+    fn counted(self, facts: &Facts, flows: &FlowTable, now: Now) -> Verdict {
+        if let Some(record) = self.record {
+            flows.records().add(record, 1, facts.len.into(), now.wall);
+        }
+        self.verdict
+    }
 }
 
 /// What to do with one packet.

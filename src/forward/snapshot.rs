@@ -10,7 +10,9 @@ use super::key_budget::Pair;
 use super::keyring::{KeyCache, Keyring};
 use super::matcher::Matcher;
 use super::paths::{Paths, Route};
-use super::{FlowTable, Now, Verdict};
+use super::recording::asked_port;
+use super::records::{Outcome, RecordKey, RecordMark, Target};
+use super::{FlowTable, Marked, Now, Verdict};
 use crate::types::{AuthorizationKey, DropReason, Name, NodeId, NodeKind, OverlayId, Prefix};
 use crate::wire::Facts;
 
@@ -96,10 +98,35 @@ impl Overlay {
         self.members.get(number as usize)
     }
 
-    /// The pair by its ids, which stay when a new table numbers members anew.
+    /// A member's id, which stays when a new table numbers members anew.
+    fn id_of(&self, number: u32) -> NodeId {
+        self.member(number).map_or(NodeId(0), |member| member.id)
+    }
+
+    /// The pair by its ids.
     fn pair(&self, from: u32, to: u32) -> Pair {
-        let id = |number| self.member(number).map_or(0, |member| member.id.0);
-        (self.info.id.0, id(from), id(to))
+        (self.info.id.0, self.id_of(from).0, self.id_of(to).0)
+    }
+
+    /// What counts when the host asks for an address of the overlay that it has no row for.
+    fn without_row(
+        &self,
+        own: u32,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Option<RecordMark> {
+        let key = RecordKey {
+            overlay: self.info.id,
+            rule: None,
+            from: self.id_of(own),
+            to: Target::Address(facts.destination),
+            protocol: facts.protocol,
+            port: asked_port(facts),
+            outcome: Outcome::Denied(DropReason::NoRow),
+        };
+        let is_inside = self.info.cidr.contains(&facts.destination);
+        is_inside.then(|| flows.records().find(&key, now.wall))
     }
 
     fn route(&self, from: u32, to: u32) -> Route<'_> {
@@ -130,7 +157,18 @@ impl Snapshot {
 
     /// `ovd`, a packet from the TUN of overlay number `overlay`: where it goes, under which key.
     pub fn egress(&self, overlay: usize, facts: &Facts, flows: &FlowTable, now: Now) -> Verdict {
-        self.try_egress(overlay, facts, flows, now).unwrap_or_else(Verdict::Drop)
+        self.egress_marked(overlay, facts, flows, now).counted(facts, flows, now)
+    }
+
+    /// As [`Self::egress`], and leaves the counting to the caller.
+    pub fn egress_marked(
+        &self,
+        overlay: usize,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Marked {
+        Marked::of(|record| self.try_egress(overlay, facts, flows, now, record))
     }
 
     /// `ovd`, a packet from `outer` carrying `key`: whether the host gets it, on which overlay.
@@ -142,7 +180,19 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Verdict {
-        self.try_ingress(outer, key, facts, flows, now).unwrap_or_else(Verdict::Drop)
+        self.ingress_marked(outer, key, facts, flows, now).counted(facts, flows, now)
+    }
+
+    /// As [`Self::ingress`], and leaves the counting to the caller.
+    pub fn ingress_marked(
+        &self,
+        outer: SocketAddr,
+        key: u32,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Marked {
+        Marked::of(|record| self.try_ingress(outer, key, facts, flows, now, record))
     }
 
     /// `ovsap`, a packet from `outer` carrying `key`: its next hop. Also when it comes from itself.
@@ -154,7 +204,19 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Verdict {
-        self.try_transit(outer, key, facts, flows, now).unwrap_or_else(Verdict::Drop)
+        self.transit_marked(outer, key, facts, flows, now).counted(facts, flows, now)
+    }
+
+    /// As [`Self::transit`], and leaves the counting to the caller.
+    pub fn transit_marked(
+        &self,
+        outer: SocketAddr,
+        key: u32,
+        facts: &Facts,
+        flows: &FlowTable,
+        now: Now,
+    ) -> Marked {
+        Marked::of(|record| self.try_transit(outer, key, facts, flows, now, record))
     }
 
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.
@@ -233,6 +295,7 @@ impl Snapshot {
         facts: &Facts,
         flows: &FlowTable,
         now: Now,
+        record: &mut Option<RecordMark>,
     ) -> Result<Verdict, DropReason> {
         let overlay = self.overlays.get(number).ok_or(DropReason::NoRow)?;
         let own = overlay.own.ok_or(DropReason::NoRow)?;
@@ -242,15 +305,23 @@ impl Snapshot {
                 None => DropReason::InnerAddress,
             });
         }
-        let &(_, to) = self
-            .members
-            .get(&facts.destination)
-            .filter(|(found, _)| *found as usize == number)
-            .ok_or(DropReason::NoRow)?;
-        let key = overlay.send_keys.get(to as usize).copied().flatten().ok_or(DropReason::NoRow)?;
-        let passed =
-            self.judge(overlay, flows, now, Place::End).pass(Crossing { from: own, to, facts })?;
-        let hop = self.hop(overlay, own, to, &passed).ok_or(DropReason::NoPath)?;
+        let row = self.members.get(&facts.destination);
+        let Some(&(_, to)) = row.filter(|(found, _)| *found as usize == number) else {
+            *record = overlay.without_row(own, facts, flows, now);
+            return Err(DropReason::NoRow);
+        };
+        let crossing = Crossing { from: own, to, facts };
+        let judge = self.judge(overlay, flows, now, Place::End);
+        let id = |number| overlay.id_of(number);
+        let key = overlay.send_keys.get(to as usize).copied().flatten().ok_or_else(|| {
+            *record = Some(judge.refused(crossing, id, DropReason::NoRow));
+            DropReason::NoRow
+        })?;
+        let passed = judge.pass_marked(crossing, id, record)?;
+        let hop = self.hop(overlay, own, to, &passed).ok_or_else(|| {
+            *record = Some(judge.refused(crossing, id, DropReason::NoPath));
+            DropReason::NoPath
+        })?;
         Ok(Verdict::Send { hop, key })
     }
 
@@ -261,6 +332,7 @@ impl Snapshot {
         facts: &Facts,
         flows: &FlowTable,
         now: Now,
+        record: &mut Option<RecordMark>,
     ) -> Result<Verdict, DropReason> {
         let outer = canonical(outer);
         if !self.known.contains(&outer) {
@@ -276,22 +348,25 @@ impl Snapshot {
         // The keys that may be on a packet for this host are its own; one for any other address
         // fails here, before its address is looked at.
         let pair = overlay.pair(from, own);
+        let crossing = Crossing { from, to: own, facts };
+        let judge = self.judge(overlay, flows, now, Place::End);
+        let id = |number| overlay.id_of(number);
         if !self.accepts(overlay, from, own, key) {
             // What was meant for another address is a stray, and no guess at this pair's key.
             if Some(facts.destination) == overlay.info.address {
                 flows.wrong_keys.count_wrong(pair, now);
+                *record = Some(judge.refused(crossing, id, DropReason::Key));
             }
             return Err(DropReason::Key);
         }
         if Some(facts.destination) != overlay.info.address {
             return Err(DropReason::InnerAddress);
         }
-        let crossing = Crossing { from, to: own, facts };
-        let judge = self.judge(overlay, flows, now, Place::End);
         if flows.wrong_keys.is_over(pair, now) && !judge.has_flow(facts) {
+            *record = Some(judge.refused(crossing, id, DropReason::KeyBudget));
             return Err(DropReason::KeyBudget);
         }
-        let passed = judge.pass(crossing)?;
+        let passed = judge.pass_marked(crossing, id, record)?;
         if let Some(flow) = passed.flow {
             flow.set_hop(hop);
         }
@@ -305,6 +380,7 @@ impl Snapshot {
         facts: &Facts,
         flows: &FlowTable,
         now: Now,
+        record: &mut Option<RecordMark>,
     ) -> Result<Verdict, DropReason> {
         let outer = canonical(outer);
         if !self.known.contains(&outer) {
@@ -352,17 +428,23 @@ impl Snapshot {
             return Err(DropReason::SourceBinding);
         }
         let pair = overlay.pair(from, to);
-        if !self.accepts(overlay, from, to, key) {
-            flows.wrong_keys.count_wrong(pair, now);
-            return Err(DropReason::Key);
-        }
         let crossing = Crossing { from, to, facts };
         let judge = self.judge(overlay, flows, now, Place::Sap);
+        let id = |number| overlay.id_of(number);
+        if !self.accepts(overlay, from, to, key) {
+            flows.wrong_keys.count_wrong(pair, now);
+            *record = Some(judge.refused(crossing, id, DropReason::Key));
+            return Err(DropReason::Key);
+        }
         if flows.wrong_keys.is_over(pair, now) && !judge.has_flow(facts) {
+            *record = Some(judge.refused(crossing, id, DropReason::KeyBudget));
             return Err(DropReason::KeyBudget);
         }
-        judge.pass(crossing)?;
-        let hop = next.ok_or(DropReason::NoPath)?;
+        judge.pass_marked(crossing, id, record)?;
+        let hop = next.ok_or_else(|| {
+            *record = Some(judge.refused(crossing, id, DropReason::NoPath));
+            DropReason::NoPath
+        })?;
         Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
     }
 

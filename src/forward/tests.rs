@@ -2,6 +2,7 @@ mod budget;
 mod midstream;
 mod model;
 mod paths;
+mod records;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -552,24 +553,6 @@ fn unknown_inner_addresses_go_nowhere() {
     assert_eq!(reason(a.egress(0, &spoofed, &flows, at(0))), Some(DropReason::SourceBinding));
     let nobody = reason(Snapshot::empty().egress(0, &spoofed, &flows, at(0)));
     assert_eq!(nobody, Some(DropReason::NoRow));
-}
-
-#[test]
-fn two_keys_are_accepted_during_a_rotation() {
-    let old = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
-    let rotating = World { destination_keys: vec![1, 2], ..old.clone() };
-    let done = World { destination_keys: vec![2], ..old.clone() };
-    let facts = old.udp(A, B, (9, 53));
-    let (old_key, new_key) = (old.key(A, B), done.key(A, B));
-    for (world, keys, expected) in [
-        (&old, [old_key, new_key], [None, Some(DropReason::Key)]),
-        (&rotating, [old_key, new_key], [None, None]),
-        (&done, [old_key, new_key], [Some(DropReason::Key), None]),
-    ] {
-        let sap = world.sap();
-        let got = keys.map(|key| reason(sap.transit(endpoint(A), key, &facts, &table(), at(0))));
-        assert_eq!(got, expected);
-    }
 }
 
 #[test]

@@ -153,7 +153,9 @@ pub(super) fn is_meant(scene: &Scene, selector: &BoundSelector, end: &End) -> bo
         End::Member(id) => scene
             .facts(*id)
             .is_some_and(|facts| selects(scene.world(), scene.overlay(), selector, *id, facts)),
-        End::Outside(address) => selects_outside(scene.world(), scene.overlay(), selector, *address),
+        End::Outside(address) => {
+            selects_outside(scene.world(), scene.overlay(), selector, *address)
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
+mod flows;
 mod integrity;
 mod join;
 mod keys;

@@ -8,6 +8,7 @@
     reason = "these doc comments are help texts for terminals, where `[::]:7443` is an address"
 )]
 
+mod flow;
 mod node;
 mod offline;
 mod ovctl;
@@ -21,6 +22,7 @@ use clap::{Args, ValueEnum};
 use crate::api::admin::ChangeOptions;
 use crate::types::{HumanDuration, Revision};
 
+pub use flow::{FlowArgs, FlowCommand};
 pub use node::{
     Check, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand, RunArgs,
 };

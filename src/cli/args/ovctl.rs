@@ -9,8 +9,8 @@ use clap::{
 };
 
 use super::{
-    ChangeArgs, EXIT_CODES, EntityRef, Format, GroupCommand, LabelEdit, NamespaceCommand,
-    PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
+    ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
+    NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -155,6 +155,9 @@ Examples:
     /// Audit: who changed what
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Flows: what happened, allowed and denied, by which rule
+    #[command(subcommand, visible_alias = "flows")]
+    Flow(FlowCommand),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Example:

@@ -1,6 +1,7 @@
 //! HTTP: paths, bodies, queries; every answer that is not good is a [`Problem`].
 
 mod admin;
+mod flows;
 mod node;
 mod policies;
 mod rules;
@@ -117,10 +118,12 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/keys", get(views::keys))
         .route("/v1/keys/rotate", post(admin::rotate_keys))
         .route("/v1/audit", get(views::audit))
+        .route("/v1/flows", get(flows::list))
         .route("/v1/join/check", post(node::check))
         .route("/v1/join", post(node::join))
         .route("/v1/node/table", get(node::table))
         .route("/v1/node/report", post(node::report))
+        .route("/v1/node/flows", post(flows::report))
         .route("/v1/node/leave", post(node::leave))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)

@@ -1,4 +1,5 @@
 mod clock;
+mod flows;
 mod policies;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ async fn world() -> World {
         key_grace: Duration::from_secs(1),
         key_interval: Duration::from_secs(86_400),
         ephemeral_rest: Duration::from_secs(300),
+        flow_keep: Duration::from_secs(86_400),
         urls: vec!["https://192.0.2.1:7443".to_owned()],
         pin: Secret::new([5; 32]),
         host_addresses: vec!["192.0.2.1".parse().unwrap()],

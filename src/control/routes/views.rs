@@ -214,7 +214,11 @@ pub(super) async fn status(State(server): Shared, _: Viewer) -> Answer<ServerSta
             .filter(|(_, row)| row.ring.step != Step::Steady)
             .map(|(id, row)| rotation::status(&live, *id, row))
             .collect(),
-        problems: problems(&live, &overlays),
+        problems: {
+            let mut lines = problems(&live, &overlays);
+            lines.extend(server.flows().problem());
+            lines
+        },
         overlays,
     }))
 }

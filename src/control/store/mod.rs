@@ -8,6 +8,7 @@
 pub(crate) mod audit;
 pub(crate) mod cidr;
 pub(crate) mod confirmations;
+pub(crate) mod flows;
 pub(crate) mod join;
 pub(crate) mod keys;
 pub(crate) mod namespaces;

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 
 use super::policies::End;
-use super::{corrupt, counter, from_json, parsed, seconds, time, to_json, world};
+use super::{corrupt, counter, flows, from_json, parsed, seconds, time, to_json, world};
 use crate::api::admin::Rule;
+use crate::api::flows::RuleHits;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
 use crate::control::policies::path_names;
@@ -191,7 +192,17 @@ pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Resul
 /// The rules as people see them.
 pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Rule>, Problem> {
     let world = world::load(conn).await?;
-    Ok(stored(conn).await?.into_iter().map(|rule| view(&world, rule)).collect())
+    let hits = flows::hits(conn).await?;
+    let hits_of = |id| {
+        hits.get(&id).map(|sums| RuleHits {
+            packets: sums.packets,
+            bytes: sums.bytes,
+            first: sums.first,
+            last: sums.last,
+        })
+    };
+    let rules = stored(conn).await?.into_iter();
+    Ok(rules.map(|rule| Rule { hits: hits_of(rule.id), ..view(&world, rule) }).collect())
 }
 
 /// One rule as people see it.
@@ -223,6 +234,7 @@ pub(crate) fn view(world: &World, stored: StoredRule) -> Rule {
         revision: stored.revision,
         created: stored.created,
         created_by: stored.created_by,
+        hits: None,
         dangling: selection::dangling(world, [&facts.from, &facts.to]),
         pairs: selection::pairs_covered(world, &facts),
         services: facts.services,

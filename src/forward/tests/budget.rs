@@ -1,4 +1,4 @@
-//! Wrong keys, and what they cost a pair.
+//! Keys during a rotation; wrong keys, and what they cost a pair.
 
 use super::*;
 
@@ -63,4 +63,22 @@ fn the_budget_of_wrong_keys_outlives_a_new_table_and_knows_no_strays() {
     let refused = reason(after.ingress(from_sap, key, &new, &flows, at(0)));
     assert_eq!(refused, Some(DropReason::KeyBudget));
     assert_eq!(reason(after.ingress(from_sap, key, &good, &flows, at(0))), None);
+}
+
+#[test]
+fn two_keys_are_accepted_during_a_rotation() {
+    let old = World::new(vec![rule(1, EVERYBODY, EVERYBODY, &[])]);
+    let rotating = World { destination_keys: vec![1, 2], ..old.clone() };
+    let done = World { destination_keys: vec![2], ..old.clone() };
+    let facts = old.udp(A, B, (9, 53));
+    let (old_key, new_key) = (old.key(A, B), done.key(A, B));
+    for (world, keys, expected) in [
+        (&old, [old_key, new_key], [None, Some(DropReason::Key)]),
+        (&rotating, [old_key, new_key], [None, None]),
+        (&done, [old_key, new_key], [Some(DropReason::Key), None]),
+    ] {
+        let sap = world.sap();
+        let got = keys.map(|key| reason(sap.transit(endpoint(A), key, &facts, &table(), at(0))));
+        assert_eq!(got, expected);
+    }
 }

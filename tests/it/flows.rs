@@ -1,0 +1,68 @@
+//! What nodes say that happened: by which rule, how much, and why not.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::support::{Rig, play};
+use crate::world::poll;
+
+/// Nodes report every 5 s.
+const REPORTED: Duration = Duration::from_secs(20);
+
+/// The records that the query finds.
+fn flows(rig: &Rig, words: &[&str]) -> Result<Vec<Value>> {
+    let answer = rig.fleet.ovctl_json(&[&["flow", "list"], words].concat())?;
+    Ok(answer["items"].as_array().cloned().unwrap_or_default())
+}
+
+#[test]
+fn what_passes_counts_once_and_what_is_denied_is_there_with_its_reason() {
+    play(&["s1"], &["a", "b", "c"], |rig| {
+        let rule = rig.allow(&["a", "b", "--port", "udp/7"])?;
+        let _echo = rig.udp_echo("b", 7)?;
+
+        ensure!(rig.udp_ping("a", "b", 7, 5)? == 5);
+        rig.udp_send("a", "b", 8, 3)?;
+        rig.udp_send("a", "c", 7, 2)?;
+
+        // Five there and five back: a, s1 and b all saw them.
+        poll(REPORTED, "ten packets that passed, as b saw them", || {
+            let found = flows(rig, &["--from", "a", "--to", "b", "--since", "10m"])?;
+            Ok(found
+                .iter()
+                .any(|flow| {
+                    flow["verdict"] == "allowed"
+                        && flow["service"] == "udp/7"
+                        && flow["packets"] == 10
+                        && flow["rule"] == rule_number(&rule)
+                        && flow["seenBy"] == serde_json::json!(["b"])
+                })
+                .then_some(()))
+        })?;
+        for (to, service, packets, reason) in
+            [("b", "udp/8", 3, "no_rule"), ("c", "udp/7", 2, "no_row")]
+        {
+            poll(REPORTED, "what was denied", || {
+                let found = flows(rig, &["--denied", "--to", to])?;
+                Ok(found
+                    .iter()
+                    .any(|flow| {
+                        flow["service"] == service
+                            && flow["packets"] == packets
+                            && flow["reason"] == reason
+                    })
+                    .then_some(()))
+            })?;
+        }
+        let shown = rig.fleet.ovctl_json(&["policy", "show", &rule])?;
+        ensure!(shown["hits"]["packets"] == 10, "{shown:#}");
+        Ok(())
+    });
+}
+
+/// As JSON has it.
+fn rule_number(rule: &str) -> Value {
+    rule.trim_start_matches("r-").parse::<u32>().map_or(Value::Null, Value::from)
+}
