@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 pub use super::key::{KeyRotate, KeyStatus};
 use super::table::Action;
 use crate::types::{
-    ApiVersion, EntityName, HumanDuration, KeyVersion, Label, Name, NodeId, NodeKind, OverlayId,
-    Prefix, Revision, RuleId, Selector, Serial, Service, Timestamp,
+    ApiVersion, EntityName, HumanDuration, Label, Name, NodeId, NodeKind, OverlayId, Prefix,
+    Revision, RuleId, Selector, Serial, Service, Timestamp,
 };
 
 /// A list of things.

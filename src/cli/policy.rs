@@ -10,6 +10,7 @@ use super::rule_words::{self, PairFacts};
 use crate::api::admin::{
     CanAnswer, CanQuestion, Change, Entity, List, PathNames, Rule, RuleCreate, RulePath, RuleRevoke,
 };
+use crate::api::policy::NetworkPolicyView;
 use crate::api::table::Action;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{EntityName, Name, PortRange, Selector, Service, Timestamp};
@@ -231,15 +232,27 @@ async fn list(
 ) -> Result<Outcome, Problem> {
     let query: Vec<(&str, String)> =
         overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
-    let answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
+    let mut answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
+    let networks: Answer<List<NetworkPolicyView>> =
+        client.read("/v1/networkpolicies", &query).await?;
+    answer.document["networkPolicies"] = networks.document["items"].clone();
+    let networks = &networks.value.items;
     let rules = &answer.value.items;
     match output.format() {
         Format::Json => output.json(&answer.document),
-        Format::Name => rules.iter().for_each(|rule| output.line(rule.id.to_string())),
+        Format::Name => {
+            let ids = rules.iter().map(|rule| rule.id);
+            let ids = ids.chain(networks.iter().map(|network| network.id));
+            ids.for_each(|id| output.line(id.to_string()));
+        }
         Format::Table => {
             let table = rule_table(rules, output.now());
             output.table(&table);
-            if rules.is_empty() {
+            if !networks.is_empty() {
+                output.line("");
+                output.table(&network_table(networks));
+            }
+            if rules.is_empty() && networks.is_empty() {
                 output.note("no rules: nothing may talk. Next: ovctl policy allow FROM TO");
             } else if rules.iter().any(|rule| !rule.dangling.is_empty()) {
                 output.note("a rule marked ! names an entity that is gone: it does nothing for it");
@@ -247,6 +260,20 @@ async fn list(
         }
     }
     Ok(Outcome::Done)
+}
+
+fn network_table(networks: &[NetworkPolicyView]) -> Table {
+    let mut table = Table::new(&["NETWORKPOLICY", "OVERLAY", "NAME", "ISOLATES", "SELECTS"]);
+    for network in networks {
+        table.row([
+            network.id.to_string(),
+            network.overlay.to_string(),
+            network.name.clone(),
+            network.directions.join(", "),
+            network.selects.to_string(),
+        ]);
+    }
+    table
 }
 
 fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
@@ -259,7 +286,7 @@ fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
         table.row([
             format!("{}{gone}", rule.id),
             rule.overlay.to_string(),
-            action(rule.action).to_owned(),
+            format!("{}{}", action(rule.action), if rule.audit { " (audit)" } else { "" }),
             rule.from.to_string(),
             rule_words::arrow(rule.both).to_owned(),
             rule.to.to_string(),

@@ -21,6 +21,7 @@ mod keys;
 mod lanes;
 mod packet;
 mod paths;
+mod policy_files;
 mod restart;
 mod revoke;
 mod spoof;
