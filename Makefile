@@ -52,8 +52,9 @@ test-long: setup
 # Everything is built before anything is measured.
 bench: setup setup-bench
 	cargo build --locked --release --bins --example bench
-	cargo bench --locked --bench micro --no-run
+	cargo bench --locked --bench micro --bench scale --no-run
 	cargo bench --locked --bench micro
+	cargo bench --locked --bench scale
 	@exec $(TARGET)/release/examples/bench
 
 lint:

@@ -185,7 +185,7 @@ fn verdicts<'a>(rules: &str, town: &'a Town, flows: &'a FlowTable) -> Vec<Case<'
 
 /// How a case compares to the same case with 100 rules, from medians.
 fn ratio(case: &Case<'_>, cases: &[Case<'_>]) -> Option<f64> {
-    let (what, _) = case.name.split_once(": ")?;
+    let (what, _) = case.name.rsplit_once(": ")?;
     let base = cases.iter().find(|other| other.name == format!("{what}: 100 rules"))?;
     Some(case.median() / base.median())
 }
@@ -290,8 +290,8 @@ impl KeySource for Keys {
         Vec::new()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        BTreeSet::new()
+    fn rotated_sources(&self, _: OverlayId, _: NodeId) -> Vec<NodeId> {
+        Vec::new()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {

@@ -1,8 +1,9 @@
 //! Random worlds through the whole chain: what the evaluator allows is what real tables, snapshots and
 //! hallway questions let through, from the sender's TUN to the receiver's, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use proptest::prelude::*;
 
@@ -11,7 +12,9 @@ use crate::api::table::{DestinationKey as KeyRow, NodeTable};
 use crate::forward::{FlowTable, Now, Snapshot, Verdict};
 use crate::keys::DestinationKey;
 use crate::policy::random::{ENTITIES, NOW, PROBES, V4, V6, world};
-use crate::policy::{Decision, KeySource, World, compile, evaluate, path_between};
+use crate::policy::{
+    End, KeySource, Scene, World, compile, evaluate, path_between, read_inventory,
+};
 use crate::types::{
     ApiVersion, AuthorizationKey, Generation, Incarnation, KeyVersion, NodeId, NodeKind, OverlayId,
     Protocol, Revision, Secret, Serial, Service,
@@ -34,8 +37,8 @@ impl KeySource for Keys {
         Vec::new()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        BTreeSet::new()
+    fn rotated_sources(&self, _: OverlayId, _: NodeId) -> Vec<NodeId> {
+        Vec::new()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {
@@ -120,7 +123,9 @@ fn opening(
     ends: (NodeId, NodeId),
     (protocol, port): (Protocol, u16),
 ) -> Facts {
-    let family = if overlay == V6 { Family::V6 } else { Family::V4 };
+    let destination = world.nodes[&ends.1].addresses[&overlay];
+    let is_ipv6 = destination.is_ipv6();
+    let family = if is_ipv6 { Family::V6 } else { Family::V4 };
     let upper = match protocol {
         Protocol::Tcp => Upper::Tcp { source_port: 40_000, destination_port: port, flags: 2 },
         Protocol::Udp | Protocol::Sctp => {
@@ -132,8 +137,8 @@ fn opening(
     Facts {
         family,
         source: world.nodes[&ends.0].addresses[&overlay],
-        destination: world.nodes[&ends.1].addresses[&overlay],
-        protocol: protocol.number(overlay == V6),
+        destination,
+        protocol: protocol.number(is_ipv6),
         upper,
         fragment: Fragment::Whole,
         len: 60,
@@ -145,6 +150,58 @@ fn asked((protocol, port): (Protocol, u16)) -> Service {
     let text =
         if protocol.has_ports() { format!("{protocol}/{port}") } else { protocol.to_string() };
     text.parse().unwrap()
+}
+
+/// The scene's world with what it takes to send packets: places of its own for everybody, and a SaP.
+fn equipped(scene: &Scene) -> (World, OverlayId) {
+    let (world, overlay) = scene.world();
+    let mut world = world.clone();
+    let sap = NodeId(200);
+    let mut of_sap = world.nodes.values().next().unwrap().clone();
+    of_sap.kind = NodeKind::Sap;
+    of_sap.addresses.clear();
+    of_sap.serves.insert(overlay);
+    world.nodes.insert(sap, of_sap);
+    for (id, facts) in &mut world.nodes {
+        let number = u8::try_from(id.0).unwrap();
+        facts.endpoints = vec![SocketAddr::from(([192, 0, 2, number], 6080))];
+    }
+    let is_ipv6 = world
+        .nodes
+        .values()
+        .any(|facts| facts.addresses.get(&overlay).is_some_and(|address| address.is_ipv6()));
+    if is_ipv6 && let Some(facts) = world.overlays.get_mut(&overlay) {
+        facts.cidr = "::/0".parse().unwrap();
+    }
+    (world, overlay)
+}
+
+#[test]
+fn every_case_of_kubernetes_is_enforced_as_kubernetes_answers() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/netpol");
+    let (mut asked, mut opened) = (0, 0);
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let inventory = read_inventory("case", &text, NOW).unwrap();
+        let scene = Scene::new(&inventory, &[], None, NOW).unwrap();
+        let (world, overlay) = equipped(&scene);
+        let net = Net::new(&world);
+        for test in &inventory.tests {
+            let ends = (scene.end(&test.from).unwrap(), scene.end(&test.to).unwrap());
+            let (End::Member(from), End::Member(to)) = ends else { continue };
+            let Some(Service::Ports(protocol, range)) = test.service else { continue };
+            if from == to {
+                continue;
+            }
+            let facts = opening(&world, overlay, (from, to), (protocol, range.first));
+            let delivered = net.is_delivered(&world, overlay, from, &facts);
+            let place = format!("{}: {test:?}", path.display());
+            assert_eq!(delivered, test.expected, "{place}");
+            (asked, opened) = (asked + 1, opened + u32::from(delivered));
+        }
+    }
+    assert!(asked > 100 && opened > 30 && asked - opened > 30, "{opened} of {asked}");
 }
 
 proptest! {
@@ -166,7 +223,7 @@ proptest! {
                 for probe in PROBES {
                     let service = asked(probe);
                     let decision = evaluate(&world, overlay, from, to, &service, NOW);
-                    let is_allowed = matches!(decision, Decision::Allow(_));
+                    let is_allowed = decision.is_allow();
                     let facts = opening(&world, overlay, (from, to), probe);
 
                     let delivered = net.is_delivered(&world, overlay, from, &facts);

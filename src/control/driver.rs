@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::keyset::RingId;
 use super::live::{Live, NodeState};
 use super::policies;
 use super::publish::Hold;
-use super::rotation::{self, RingId};
+use super::rotation;
 use super::routes::Refusal;
 use super::server::{Server, now, now_millis};
 use super::store::{self, Done, join, keys::RingRow, nodes};

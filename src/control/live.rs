@@ -9,7 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::rotation::{Keys, RingId, Serials};
+use super::compile::Source;
+use super::keyset::{Keys, RingId};
+use super::rotation::Serials;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::node::RoundTrip;
 use crate::policy::World;
@@ -29,8 +31,10 @@ pub(crate) struct Table {
     pub(crate) serial: Serial,
     /// SHA-256 of `body`.
     pub(crate) hash: Secret,
-    /// The body as JSON.
-    pub(crate) body: Arc<str>,
+    /// The body as JSON, while its node is likely to ask for it.
+    pub(crate) body: Option<Arc<str>>,
+    /// What `body` can be compiled from again.
+    pub(crate) source: Arc<Source>,
     pub(crate) revision: Revision,
 }
 
@@ -149,10 +153,12 @@ impl NodeState {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) world: Arc<World>,
+    /// What the tables in force are compiled from; none before the first.
+    pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
     /// Who stamps keys of a destination, by the tables in force.
-    pub(crate) senders: BTreeMap<(OverlayId, NodeId), Vec<NodeId>>,
+    pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
     /// For rings under way: the serials that carry the step.
     pub(crate) asked: BTreeMap<RingId, Serials>,
 }

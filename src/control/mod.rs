@@ -6,19 +6,21 @@
 //! | `server` | one change at a time: gate, transaction, publication, enforcement |
 //! | `store` | the database, and all of the SQL |
 //! | `live` | what is in memory: the world, tables, how far each node is |
-//! | `publish` | compile, compare, count up, wake; sources last |
+//! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
 //! | `policies` | changes of policies: files, history, confirmation, imports |
 //! | `risk` | what a change must not cut: the way of who asks, and tests that held |
+//! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
 //! | `flows` | what nodes say that happened, on its way to the database |
-//! | `rotation`, `driver` | keys and their steps; the clockwork |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;
+mod compile;
 mod driver;
 mod enforce;
 pub mod files;
 mod flows;
+mod keyset;
 pub mod listen;
 mod live;
 mod policies;

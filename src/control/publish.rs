@@ -1,18 +1,19 @@
-//! From the world to each node's table: compile, compare, count up, wake.
+//! From the world to the tables that a change touches: compile, compare, count up, wake.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::compile::{self, Compiled, Source};
+use super::keyset::Keys;
 use super::live::{Live, NodeState, Table};
-use super::rotation::Keys;
 use super::server::{Server, now};
+use super::store::changes::Changes;
 use super::store::{self, tables};
 use crate::api::Problem;
-use crate::api::table::TableBody;
-use crate::policy;
-use crate::types::{NodeId, NodeKind, OverlayId, Secret, Serial};
+use crate::policy::Blueprint;
+use crate::types::{NodeId, NodeKind, Secret, Serial};
 
 /// How long a source waits for SaPs and destinations. A source that comes too early loses a few
 /// packets; one that comes too late waits.
@@ -31,12 +32,6 @@ pub(crate) enum Hold {
 
 /// The serials of the tables that a publication changed.
 pub(crate) type Published = BTreeMap<NodeId, Serial>;
-
-/// A compiled body with its hash.
-type Compiled = BTreeMap<NodeId, (Arc<str>, Secret)>;
-
-/// Who stamps keys of which destination.
-type Senders = BTreeMap<(OverlayId, NodeId), Vec<NodeId>>;
 
 impl Server {
     /// Takes over the serials that the database knows.
@@ -58,30 +53,46 @@ impl Server {
         Ok(())
     }
 
-    /// Compiles everything and publishes what changed. The caller holds the gate.
+    /// Compiles the tables that may have changed since the last publication, and publishes those that did.
+    /// The caller holds the gate.
     ///
     /// # Errors
     ///
     /// When the database cannot be read or written; then nothing is published.
     pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
         let mut transaction = self.store.write().await?;
-        let world = Arc::new(store::world::load(&mut transaction).await?);
-        let keys = Arc::new(Keys::load(&mut transaction).await?);
-        let at = now();
-        let (compiled, senders) = {
-            let (world, keys) = (Arc::clone(&world), Arc::clone(&keys));
-            let work = move || render(policy::compile(&world, &*keys, at));
-            tokio::task::spawn_blocking(work).await.map_err(|error| {
-                Problem::new(crate::api::ProblemCode::Failed, "the tables were not compiled")
-                    .why(error.to_string())
-                    .fix("this is a bug: please report it with the server's log")
-            })?
+        let started = Instant::now();
+        let (old, online) = {
+            let live = self.live();
+            let online = live.nodes.iter().filter(|(_, node)| node.is_online());
+            (live.source.clone(), online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>())
         };
+        let changes = store::changes::take(&mut transaction).await?;
+        let (old, changes) = match old {
+            Some(old) => (old, changes),
+            None => (Arc::default(), Changes::All),
+        };
+        let conn = &mut *transaction;
+        let world = store::world::load_changed(conn, old.blueprint.world(), &changes).await?;
+        let world = Arc::new(world);
+        let keys = Arc::new(Keys::load_changed(conn, &old.keys, &changes).await?);
+        let loaded = started.elapsed();
+        let (source, touched, compiled) = {
+            let (world, at) = (Arc::clone(&world), now());
+            let work = move || {
+                let source = Source { blueprint: Blueprint::new(world, at), keys };
+                let touched = source.touched_since(&old);
+                let compiled = source.compile(&touched, &online);
+                (Arc::new(source), touched, compiled)
+            };
+            tokio::task::spawn_blocking(work).await.map_err(compile::not_compiled)?
+        };
+        let worked = started.elapsed();
         let changed: BTreeMap<NodeId, (Serial, Secret)> = {
             let live = self.live();
             compiled
                 .iter()
-                .filter_map(|(id, (_, hash))| {
+                .filter_map(|(id, table)| {
                     let node = live.nodes.get(id);
                     let (serial, old) = match node.and_then(NodeState::newest) {
                         Some(table) => (table.serial, Some(table.hash.clone())),
@@ -89,8 +100,8 @@ impl Server {
                             .and_then(|node| node.stored.clone())
                             .map_or((Serial(0), None), |(serial, hash)| (serial, Some(hash))),
                     };
-                    (old.as_ref() != Some(hash))
-                        .then(|| (*id, (Serial(serial.0 + 1), hash.clone())))
+                    (old.as_ref() != Some(&table.hash))
+                        .then(|| (*id, (Serial(serial.0 + 1), table.hash.clone())))
                 })
                 .collect()
         };
@@ -111,10 +122,11 @@ impl Server {
             .collect();
         let first: Published = {
             let mut live = self.live();
-            live.world = world;
-            live.keys = keys;
-            live.senders = senders;
-            assign(&mut live, &compiled, &published, &held);
+            live.world = Arc::clone(&world);
+            live.keys = Arc::clone(&source.keys);
+            live.source = Some(Arc::clone(&source));
+            live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
+            assign(&mut live, &source, compiled, &published, &held);
             published
                 .iter()
                 .filter(|(id, _)| !held.contains(id))
@@ -136,6 +148,14 @@ impl Server {
             }
         }
         self.tick();
+        tracing::debug!(
+            touched = touched.len(),
+            changed = published.len(),
+            read_millis = loaded.as_millis(),
+            compiled_millis = worked.as_millis(),
+            millis = started.elapsed().as_millis(),
+            "published"
+        );
         Ok(published)
     }
 
@@ -190,47 +210,42 @@ impl Server {
     }
 }
 
-/// Turns bodies into bytes, and notes who stamps what.
-fn render(bodies: BTreeMap<NodeId, TableBody>) -> (Compiled, Senders) {
-    let mut compiled = BTreeMap::new();
-    let mut senders = Senders::new();
-    for (id, body) in bodies {
-        for overlay in &body.overlays {
-            for row in &overlay.send_keys {
-                let to = usize::try_from(row.to).ok().and_then(|index| overlay.members.get(index));
-                if let Some(to) = to {
-                    senders.entry((overlay.id, to.id)).or_default().push(id);
-                }
-            }
-        }
-        let text = store::to_json(&body);
-        let mut hash = [0; 32];
-        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        hash.copy_from_slice(digest.as_ref());
-        compiled.insert(id, (Arc::from(text), Secret::new(hash)));
-    }
-    (compiled, senders)
-}
-
 /// Puts the compiled tables in place; nodes that are gone go.
-fn assign(live: &mut Live, compiled: &Compiled, changed: &Published, held: &BTreeSet<NodeId>) {
+fn assign(
+    live: &mut Live,
+    source: &Arc<Source>,
+    compiled: Vec<(NodeId, Compiled)>,
+    changed: &Published,
+    held: &BTreeSet<NodeId>,
+) {
     let revision = live.world.revision;
-    live.nodes.retain(|id, _| compiled.contains_key(id));
-    for (id, (body, hash)) in compiled {
-        let node = live.nodes.entry(*id).or_insert_with(NodeState::new);
-        let serial = match changed.get(id) {
+    let Live { nodes, world, senders, .. } = live;
+    nodes.retain(|id, _| world.nodes.contains_key(id));
+    for (id, compiled) in compiled {
+        for (overlay, peers) in compiled.peers {
+            senders.insert((overlay, id), peers);
+        }
+        let node = nodes.entry(id).or_insert_with(NodeState::new);
+        let serial = match changed.get(&id) {
             Some(serial) => *serial,
             // The bytes are those of before the restart.
             None if node.newest().is_none() => node.newest_serial(),
             None => continue,
         };
-        let table = Table { serial, hash: hash.clone(), body: Arc::clone(body), revision };
-        if held.contains(id) {
+        let Compiled { body, hash, .. } = compiled;
+        let table = Table { serial, hash, body, source: Arc::clone(source), revision };
+        if held.contains(&id) {
             node.held = Some(table);
         } else {
             node.held = None;
             node.shown = Some(table);
             node.wake.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+    // Tables that stay are cut from the new source just as well, so that the old one can go.
+    for node in nodes.values_mut() {
+        if let Some(table) = node.held.as_mut().or(node.shown.as_mut()) {
+            table.source = Arc::clone(source);
         }
     }
 }

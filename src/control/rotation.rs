@@ -1,129 +1,21 @@
-//! Keys: where compilation gets them, and which rotations go a step on. It decides; `driver` writes.
+//! Which rotations of keys go a step on. It decides; `driver` writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::keyset::{Keys, RingId};
 use super::live::Live;
-use super::store::{self, keys as rows, keys::RingRow};
+use super::store::{self, keys::RingRow};
 use crate::api::admin::{KeyRotate, KeyStatus};
-use crate::api::table::DestinationKey as KeyRow;
 use crate::api::{Problem, ProblemCode};
-use crate::keys::rotation::{HURRY_MILLIS, Ring, StartError, Step, is_due};
-use crate::keys::{DestinationKey, destination_secret};
-use crate::policy::{KeySource, World};
+use crate::keys::rotation::{HURRY_MILLIS, Ring, StartError, Step};
+use crate::policy::World;
 use crate::types::{
-    AuthorizationKey, EntityName, Epoch, Generation, KeyVersion, Name, NodeId, NodeKind, OverlayId,
-    Secret, Serial, Timestamp,
+    EntityName, Epoch, Generation, KeyVersion, Name, NodeId, NodeKind, OverlayId, Serial, Timestamp,
 };
-
-/// Which ring: overlay, source (none for the destination's own), destination.
-pub(crate) type RingId = (OverlayId, Option<NodeId>, NodeId);
 
 /// Which serial each node had when a step's tables were published.
 pub(crate) type Serials = Arc<BTreeMap<NodeId, Serial>>;
-
-/// All epoch secrets and rings.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Keys {
-    epochs: BTreeMap<(OverlayId, Epoch), (Secret, Timestamp)>,
-    pub(crate) rings: BTreeMap<RingId, RingRow>,
-}
-
-impl Keys {
-    /// Loads them.
-    pub(crate) async fn load(conn: &mut store::Connection) -> Result<Self, Problem> {
-        let epochs = rows::epochs(conn)
-            .await?
-            .into_iter()
-            .map(|(overlay, epoch, secret, created)| ((overlay, epoch), (secret, created)))
-            .collect();
-        let rings = rows::rings(conn)
-            .await?
-            .into_iter()
-            .map(|row| ((row.overlay, row.source, row.destination), row))
-            .collect();
-        Ok(Self { epochs, rings })
-    }
-
-    fn secret(&self, overlay: OverlayId, to: NodeId, version: KeyVersion) -> Option<Secret> {
-        let (epoch, _) = self.epochs.get(&(overlay, version.epoch))?;
-        Some(destination_secret(epoch, overlay, to, version.generation))
-    }
-
-    /// The newest epoch of an overlay and when it was made.
-    fn newest(&self, overlay: OverlayId) -> Option<(Epoch, Timestamp)> {
-        self.epochs
-            .range((overlay, Epoch(0))..=(overlay, Epoch(u32::MAX)))
-            .next_back()
-            .map(|((_, epoch), (_, created))| (*epoch, *created))
-    }
-
-    /// Whether a pair towards the destination rotates alone.
-    fn pair_rotates(&self, overlay: OverlayId, to: NodeId) -> bool {
-        self.rings.values().any(|row| {
-            row.overlay == overlay
-                && row.destination == to
-                && row.source.is_some()
-                && row.ring.step != Step::Steady
-        })
-    }
-
-    /// The overlays whose scheduled rotation is due.
-    pub(crate) fn due(&self, interval_millis: u64, now_millis: u64) -> Vec<OverlayId> {
-        let mut newest = BTreeMap::new();
-        for ((overlay, _), (_, created)) in &self.epochs {
-            newest.insert(*overlay, created.0 * 1000);
-        }
-        newest
-            .into_iter()
-            .filter(|(_, at)| is_due(*at, interval_millis, now_millis))
-            .map(|(overlay, _)| overlay)
-            .collect()
-    }
-}
-
-impl KeySource for Keys {
-    fn destination_keys(&self, overlay: OverlayId, to: NodeId) -> Vec<KeyRow> {
-        let Some(row) = self.rings.get(&(overlay, None, to)) else { return Vec::new() };
-        row.ring
-            .accepted()
-            .into_iter()
-            .filter_map(|version| {
-                Some(KeyRow { version, secret: self.secret(overlay, to, version)? })
-            })
-            .collect()
-    }
-
-    fn pair_generations(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> Vec<Generation> {
-        self.rings.get(&(overlay, Some(from), to)).map_or_else(Vec::new, |row| {
-            row.ring.accepted().into_iter().map(|version| version.generation).collect()
-        })
-    }
-
-    fn rotated_pairs(&self, overlay: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        self.rings
-            .values()
-            .filter(|row| row.overlay == overlay)
-            .filter_map(|row| Some((row.source?, row.destination)))
-            .collect()
-    }
-
-    fn send_key(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {
-        let pair = self
-            .rings
-            .get(&(overlay, Some(from), to))
-            .map_or(Generation(0), |row| row.ring.stamped().generation);
-        let kb = self
-            .rings
-            .get(&(overlay, None, to))
-            .and_then(|row| self.secret(overlay, to, row.ring.stamped()));
-        match kb {
-            Some(kb) => DestinationKey::new(&kb).pair_key(from, pair),
-            // Without a ring nobody accepts anything for `to`: any value will be refused.
-            None => AuthorizationKey::from_bits(0),
-        }
-    }
-}
 
 /// Starts a rotation of a whole overlay: a new epoch for each destination that rests. Gives the rings
 /// that changed; those under way get a deadline instead, so that they end before the next one.
@@ -276,7 +168,7 @@ pub(crate) fn laggards(live: &Live, row: &RingRow, asked: Option<&Serials>) -> V
             None => live
                 .senders
                 .get(&(row.overlay, row.destination))
-                .map_or_else(Vec::new, Clone::clone),
+                .map_or_else(Vec::new, |senders| senders.to_vec()),
         },
     };
     waits

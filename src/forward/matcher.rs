@@ -1,12 +1,15 @@
 //! Which rule speaks of a pair of members and a service, at a cost that does not grow with the number of rules.
 //!
 //! Each member knows the sets it is in; a pair of sets finds its rules by hash, and in them the
-//! protocol and port by binary search. [`Tier`] says in which order what is found counts; among equals
-//! the lowest id is named, so that every evaluator names the same one.
+//! protocol and port by binary search. Where many rules speak of the same members, most pairs of sets say
+//! nothing about the service that is asked for: [`Services`] tells so before their rules are touched.
+//! [`Tier`] says in which order what is found counts; among equals the lowest id is named, so that every
+//! evaluator names the same one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::services::{Question, Services};
 use crate::types::{RuleId, Service, Tier, Timestamp};
 
 /// One direction of one rule, as [`super::SnapshotBuilder`] takes it.
@@ -113,6 +116,25 @@ struct ProtocolTerms {
 /// The tiers that speak of one pair of sets.
 type Group = Box<[(Tier, Terms)]>;
 
+/// What decides whether a pair's group must be asked, beside the key, so that most need not be fetched.
+#[derive(Clone, Copy, Debug)]
+struct Summary {
+    services: Services,
+    /// The lowest rule of a group that only allows: a lower one that was found already wins. 0 where there
+    /// are other tiers.
+    lowest: RuleId,
+    /// Index of the group.
+    group: u32,
+}
+
+/// A set that some rule starts from.
+#[derive(Clone, Copy, Debug)]
+struct FromSet {
+    set: u32,
+    /// What all rules from it speak of.
+    services: Services,
+}
+
 /// The policies that isolate one member, by direction.
 #[derive(Clone, Copy, Debug, Default)]
 struct Isolation {
@@ -123,9 +145,10 @@ struct Isolation {
 /// The rules of one overlay, ready for lookups.
 #[derive(Debug, Default)]
 pub(super) struct Matcher {
-    groups: HashMap<u64, Group, BuildHasherDefault<PairHasher>>,
+    pairs: HashMap<u64, Summary, BuildHasherDefault<PairHasher>>,
+    groups: Box<[Group]>,
     /// For each member the sets it is in that some rule starts from.
-    from_sets: Box<[Box<[u32]>]>,
+    from_sets: Box<[Box<[FromSet]>]>,
     /// For each member the sets it is in that some rule leads to.
     to_sets: Box<[Box<[u32]>]>,
     /// By member; empty where nobody is isolated.
@@ -160,17 +183,36 @@ impl Matches {
 impl Matcher {
     /// Prepares `rules` over `sets` of indexes below `members`; both were validated.
     pub(super) fn new(is_v6: bool, members: usize, sets: &[Vec<u32>], rules: &[RuleSpec]) -> Self {
-        let mut drafts: BTreeMap<u64, BTreeMap<Tier, TermsDraft>> = BTreeMap::new();
+        let mut drafts: BTreeMap<u64, (Vec<&RuleSpec>, Services)> = BTreeMap::new();
+        let mut services_from: HashMap<u32, Services> = HashMap::new();
         for rule in rules {
-            let tiers = drafts.entry(pair(rule.from, rule.to)).or_default();
-            tiers.entry(rule.tier).or_default().add(rule, is_v6);
+            let services = Services::of(&rule.services, is_v6);
+            let (spoken, of_pair) = drafts.entry(pair(rule.from, rule.to)).or_default();
+            spoken.push(rule);
+            of_pair.add(services);
+            services_from.entry(rule.from).or_default().add(services);
         }
-        let finish = |tiers: BTreeMap<Tier, TermsDraft>| {
-            tiers.into_iter().map(|(tier, draft)| (tier, draft.finish())).collect()
+        let mut pairs = HashMap::default();
+        let mut groups = Vec::with_capacity(drafts.len());
+        for (number, (key, (rules, services))) in (0..).zip(drafts) {
+            let lowest = rules.iter().map(|rule| rule.id).min();
+            let only_allows = rules.iter().all(|rule| rule.tier == Tier::Allow);
+            let lowest = lowest.filter(|_| only_allows).unwrap_or(RuleId(0));
+            pairs.insert(key, Summary { services, lowest, group: number });
+            groups.push(group(&rules, is_v6));
+        }
+        let from_sets = memberships(members, sets, rules.iter().map(|rule| rule.from));
+        let with_services = |&set: &u32| FromSet {
+            set,
+            services: services_from.get(&set).copied().unwrap_or_default(),
         };
         Self {
-            groups: drafts.into_iter().map(|(key, tiers)| (key, finish(tiers))).collect(),
-            from_sets: memberships(members, sets, rules.iter().map(|rule| rule.from)),
+            pairs,
+            groups: groups.into_boxed_slice(),
+            from_sets: from_sets
+                .iter()
+                .map(|its_sets| its_sets.iter().map(with_services).collect())
+                .collect(),
             to_sets: memberships(members, sets, rules.iter().map(|rule| rule.to)),
             isolation: Box::default(),
             unspoken_passes: false,
@@ -196,11 +238,16 @@ impl Matcher {
     pub(super) fn decide(&self, from: u32, to: u32, asked: Asked, now: Timestamp) -> Decision {
         let from_sets = sets_of(&self.from_sets, from);
         let to_sets = sets_of(&self.to_sets, to);
+        let question = Question::new(asked);
         let mut matches = Matches::default();
-        for &from_set in from_sets {
+        for from_set in from_sets.iter().filter(|from| from.services.may_speak_of(question)) {
             for &to_set in to_sets {
-                let Some(group) = self.groups.get(&pair(from_set, to_set)) else { continue };
-                for (tier, terms) in group {
+                let Some(summary) = self.pairs.get(&pair(from_set.set, to_set)) else { continue };
+                let is_won = matches.allow.is_some_and(|allow| allow < summary.lowest);
+                if is_won || !summary.services.may_speak_of(question) {
+                    continue;
+                }
+                for (tier, terms) in self.groups.get(summary.group as usize).into_iter().flatten() {
                     let hidden_ports_match = matches!(tier, Tier::Deny | Tier::AuditDeny);
                     let found = terms.find(asked, hidden_ports_match, now);
                     let lowest = matches.of(*tier);
@@ -273,6 +320,15 @@ impl ProtocolTerms {
             .and_then(|at| self.segments.get(at))
             .map_or(&[], |segment| &segment.terms)
     }
+}
+
+/// What the rules say of their pair of sets, by tier.
+fn group(rules: &[&RuleSpec], is_v6: bool) -> Group {
+    let mut tiers: BTreeMap<Tier, TermsDraft> = BTreeMap::new();
+    for rule in rules {
+        tiers.entry(rule.tier).or_default().add(rule, is_v6);
+    }
+    tiers.into_iter().map(|(tier, draft)| (tier, draft.finish())).collect()
 }
 
 #[derive(Default)]
@@ -384,7 +440,7 @@ pub(super) fn memberships(
 }
 
 /// The sets of one member.
-pub(super) fn sets_of(sets_by_member: &[Box<[u32]>], member: u32) -> &[u32] {
+pub(super) fn sets_of<T>(sets_by_member: &[Box<[T]>], member: u32) -> &[T] {
     sets_by_member.get(member as usize).map_or(&[], |sets| sets)
 }
 

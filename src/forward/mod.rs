@@ -21,6 +21,7 @@ mod matcher;
 mod paths;
 mod recording;
 mod records;
+mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -3,14 +3,14 @@ mod midstream;
 mod model;
 mod paths;
 mod records;
+mod tiers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::*;
 use crate::keys::DestinationKey;
 use crate::types::{Generation, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Tier};
-use crate::wire::Family;
-use crate::wire::inner::{Fragment, Quoted, Upper};
+use crate::wire::inner::{Family, Fragment, Quoted, Upper};
 
 const A: u32 = 0;
 const B: u32 = 1;

@@ -39,14 +39,27 @@ pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanA
     let pair = Pair::new(world, overlay, from, to)
         .expect("invariant: the overlay was chosen so that both are members");
     let asked = asked_services(question, &pair)?;
-    let decision = decide(world, overlay, from, to, asked.as_deref(), now);
+    let decision = decide(world, overlay, from, to, question.service.as_ref(), now);
     let paths = path_between(world, overlay, from, to, now);
-    let (allowed, rule, mut why) = match decision {
-        Decision::Allow(id) => (true, Some(id), format!("{id} allows {}", ends_of(world, id))),
-        Decision::Deny(id) => {
-            (false, Some(id), format!("deny rule {id} refuses {}", ends_of(world, id)))
+    let allowed = decision.is_allow();
+    let mut why = match decision {
+        Decision::Allow(id) => format!("{id} allows {}", said_by(world, id)),
+        Decision::Open => {
+            "no NetworkPolicy isolates either end, and unspoken traffic is open".to_owned()
         }
-        Decision::NoRule => (false, None, no_rule_text(question)),
+        Decision::Audit(id) => {
+            format!("passes for audit alone, and is recorded: {id} covers {}", said_by(world, id))
+        }
+        Decision::Deny(id) => format!("deny rule {id} refuses {}", said_by(world, id)),
+        Decision::Isolated(id) => format!(
+            "{id}, {}, isolates an end, and no policy there lets this through",
+            said_by(world, id)
+        ),
+        Decision::Quarantined(id) => {
+            let name = world.nodes.get(&id).map(|facts| facts.name.to_string());
+            format!("{} is in quarantine", name.unwrap_or_default())
+        }
+        Decision::NoRule => no_rule_text(question),
     };
     if allowed && paths.is_empty() {
         why.push_str("; but nothing passes: ");
@@ -62,15 +75,23 @@ pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanA
         allowed,
         overlay: overlay_name(world, overlay),
         revision: world.revision,
-        rule,
+        rule: decision.rule(),
         why,
         nearest,
         path: paths.first().and_then(|hops| path_names(world, hops)),
     })
 }
 
-fn ends_of(world: &World, id: RuleId) -> String {
-    world.rules.get(&id).map(ends_text).unwrap_or_default()
+/// What a rule or NetworkPolicy is about.
+fn said_by(world: &World, id: RuleId) -> String {
+    if id == RuleId::AUDIT_MODE {
+        return "everything between members: the overlay is in audit mode".to_owned();
+    }
+    let policy = world.network_policies.get(&id);
+    policy
+        .map(|facts| format!("NetworkPolicy {}", facts.policy.full_name()))
+        .or_else(|| world.rules.get(&id).map(ends_text))
+        .unwrap_or_default()
 }
 
 fn no_rule_text(question: &CanQuestion) -> String {
@@ -242,10 +263,9 @@ fn nearest(
     now: Timestamp,
 ) -> Vec<NearRule> {
     let asked = asked.map_or_else(|| vec![Span::ALL], |services| spans(services, pair.is_ipv6));
-    let allows = world
-        .rules
-        .iter()
-        .filter(|(_, rule)| rule.overlay == overlay && rule.action == Action::Allow);
+    let allows = world.rules.iter().filter(|(_, rule)| {
+        rule.overlay == overlay && rule.action == Action::Allow && !rule.is_audit
+    });
     let mut found: Vec<(usize, NearRule)> = allows
         .filter_map(|(&id, rule)| {
             let mut differs = differences(rule, pair, &asked)?;

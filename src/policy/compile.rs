@@ -1,9 +1,10 @@
 //! World in, one table per node out.
 //!
 //! What all tables of an overlay share is worked out once in a [`Plan`]; the tables of entities and
-//! SaPs are then cut from it. Same input, same output: everything is sorted, nothing is random.
+//! SaPs are then cut from it, each by itself. Same input, same output: everything is sorted, nothing is random.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::plan::Plan;
 use super::{NodeFacts, World, compile_entity, compile_sap};
@@ -16,26 +17,29 @@ pub trait KeySource {
     fn destination_keys(&self, overlay: OverlayId, to: NodeId) -> Vec<DestinationKey>;
     /// The generations accepted for the pair, oldest first; empty for "only 0".
     fn pair_generations(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> Vec<Generation>;
-    /// The pairs (from, to) whose generations are not "only 0": those that were rotated alone. Tables
-    /// of SaPs are made without asking for each pair.
-    fn rotated_pairs(&self, overlay: OverlayId) -> BTreeSet<(NodeId, NodeId)>;
+    /// The sources whose pair with `to` has other generations than "only 0": those that were rotated
+    /// alone. Tables are made without asking for each pair.
+    fn rotated_sources(&self, overlay: OverlayId, to: NodeId) -> Vec<NodeId>;
     /// What `from` stamps for `to` at the moment.
     fn send_key(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey;
 }
 
+/// A world whose selectors are turned into sets: tables are cut from it, one node at a time, in any
+/// order and from any thread.
+#[derive(Debug, Default)]
+pub struct Blueprint {
+    world: Arc<World>,
+    pub(super) plans: BTreeMap<OverlayId, Plan>,
+    /// Who serves each overlay, reachable or not.
+    pub(super) saps: BTreeMap<OverlayId, Vec<NodeId>>,
+}
+
 /// Compiles the tables of all nodes. Same input, same output.
-///
-/// A pair whose own path cannot be walked (a SaP of the chain is gone, an end of a direct pair has no
-/// endpoint) is in no table, as if no rule spoke of it.
 #[must_use]
 pub fn compile(world: &World, keys: &dyn KeySource, now: Timestamp) -> BTreeMap<NodeId, TableBody> {
-    let plans: BTreeMap<OverlayId, Plan<'_>> =
-        world.overlays.keys().map(|&id| (id, Plan::new(world, id, now))).collect();
-    world
-        .nodes
-        .iter()
-        .map(|(&id, facts)| (id, compile_node(world, &plans, keys, id, facts)))
-        .collect()
+    let blueprint = Blueprint::new(Arc::new(world.clone()), now);
+    let table = |&id: &NodeId| Some((id, blueprint.table(keys, id)?));
+    world.nodes.keys().filter_map(table).collect()
 }
 
 /// One overlay's part of a table.
@@ -45,33 +49,55 @@ pub(super) struct Part {
     pub(super) saps: BTreeSet<NodeId>,
 }
 
-fn compile_node(
-    world: &World,
-    plans: &BTreeMap<OverlayId, Plan<'_>>,
-    keys: &dyn KeySource,
-    id: NodeId,
-    facts: &NodeFacts,
-) -> TableBody {
-    let parts: Vec<Part> = match facts.kind {
-        NodeKind::Entity => {
-            let plans = facts.addresses.keys().filter_map(|overlay| plans.get(overlay));
-            plans.map(|plan| compile_entity::compile(world, plan, keys, id, facts)).collect()
+impl Blueprint {
+    /// Works out who is meant by the rules that are in force at `now`.
+    #[must_use]
+    pub fn new(world: Arc<World>, now: Timestamp) -> Self {
+        let plans = world.overlays.keys().map(|&id| (id, Plan::new(&world, id, now))).collect();
+        let mut saps: BTreeMap<OverlayId, Vec<NodeId>> = BTreeMap::new();
+        for (&id, facts) in world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap) {
+            for &overlay in &facts.serves {
+                saps.entry(overlay).or_default().push(id);
+            }
         }
-        NodeKind::Sap => {
-            let plans = facts.serves.iter().filter_map(|overlay| plans.get(overlay));
-            plans.map(|plan| compile_sap::compile(world, plan, keys, id)).collect()
-        }
-    };
-    let saps: BTreeSet<NodeId> = parts.iter().flat_map(|part| &part.saps).copied().collect();
-    let links = match facts.kind {
-        NodeKind::Entity => entity_links(world, id, &saps),
-        NodeKind::Sap => sap_links(world, id, facts),
-    };
-    TableBody {
-        node: TableNode { id, kind: facts.kind, name: facts.name.clone() },
-        saps: saps.into_iter().filter_map(|sap| sap_row(world, sap)).collect(),
-        links,
-        overlays: parts.into_iter().map(|part| part.table).collect(),
+        Self { world, plans, saps }
+    }
+
+    /// What it was made of.
+    #[must_use]
+    pub fn world(&self) -> &Arc<World> {
+        &self.world
+    }
+
+    /// Cuts the table of one node; none for a node that is not there.
+    ///
+    /// A pair whose own path cannot be walked (a SaP of the chain is gone, an end of a direct pair has no
+    /// endpoint) is in no table, as if no rule spoke of it.
+    #[must_use]
+    pub fn table(&self, keys: &dyn KeySource, id: NodeId) -> Option<TableBody> {
+        let world = &*self.world;
+        let facts = world.nodes.get(&id)?;
+        let parts: Vec<Part> = match facts.kind {
+            NodeKind::Entity => {
+                let plans = facts.addresses.keys().filter_map(|overlay| self.plans.get(overlay));
+                plans.map(|plan| compile_entity::compile(world, plan, keys, id, facts)).collect()
+            }
+            NodeKind::Sap => {
+                let plans = facts.serves.iter().filter_map(|overlay| self.plans.get(overlay));
+                plans.map(|plan| compile_sap::compile(world, plan, keys, id)).collect()
+            }
+        };
+        let saps: BTreeSet<NodeId> = parts.iter().flat_map(|part| &part.saps).copied().collect();
+        let links = match facts.kind {
+            NodeKind::Entity => entity_links(world, id, &saps),
+            NodeKind::Sap => sap_links(world, id, facts),
+        };
+        Some(TableBody {
+            node: TableNode { id, kind: facts.kind, name: facts.name.clone() },
+            saps: saps.into_iter().filter_map(|sap| sap_row(world, sap)).collect(),
+            links,
+            overlays: parts.into_iter().map(|part| part.table).collect(),
+        })
     }
 }
 

@@ -5,29 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::compile::Part;
 use super::draft::Draft;
 use super::evaluate::backwards;
-use super::plan::{Plan, Way};
+use super::plan::{Isolated, Plan, Way};
+use super::set::Set;
 use super::{KeySource, NodeFacts, World};
-use crate::api::table::{Action, PathHops};
-use crate::types::NodeId;
+use crate::api::table::PathHops;
+use crate::types::{NodeId, Tier};
 
 /// Compiles `owner`'s table of one overlay that it is a member of.
 pub(super) fn compile(
     world: &World,
-    plan: &Plan<'_>,
+    plan: &Plan,
     keys: &dyn KeySource,
     owner: NodeId,
     facts: &NodeFacts,
 ) -> Part {
-    let ways_of = |index: &BTreeMap<NodeId, Vec<usize>>| -> Vec<&Way> {
-        index.get(&owner).into_iter().flatten().map(|&at| &plan.ways[at]).collect()
-    };
-    let leaving = ways_of(&plan.ways_from);
-    let arriving = ways_of(&plan.ways_to);
-    let mut peers = open_ends(owner, &leaving, |way| way.to_all().collect());
-    peers.extend(open_ends(owner, &arriving, |way| way.from.clone()));
-
     let mut asked = asked_paths(plan, owner);
-    peers.retain(|peer| match asked.get(peer) {
+    let peers = open_ends(plan, owner).retained(|peer| match asked.get(peer) {
         None | Some(Some(PathHops::Via(_))) => true,
         Some(Some(PathHops::Direct)) => {
             let is_reachable = |facts: &NodeFacts| !facts.endpoints.is_empty();
@@ -37,75 +30,119 @@ pub(super) fn compile(
     });
     asked.retain(|peer, _| peers.contains(peer));
 
-    let mut draft = Draft::default();
     let mut saps: BTreeSet<NodeId> = plan.default_saps.iter().copied().collect();
-    let mut peers_by_hops: BTreeMap<PathHops, BTreeSet<NodeId>> = BTreeMap::new();
+    let mut peers_by_hops: BTreeMap<PathHops, Vec<NodeId>> = BTreeMap::new();
     for (peer, hops) in asked {
         if let Some(hops) = hops {
-            peers_by_hops.entry(hops).or_default().insert(peer);
+            peers_by_hops.entry(hops).or_default().push(peer);
         }
     }
-    let alone = || BTreeSet::from([owner]);
+    let alone = Set::of(owner);
+    let direct = peers_by_hops
+        .get(&PathHops::Direct)
+        .map_or_else(Set::default, |peers| peers.iter().copied().chain([owner]).collect());
+    let mut draft = Draft::new(peers.union(&alone), direct);
     for (hops, ends) in peers_by_hops {
-        match &hops {
-            PathHops::Direct => ends.iter().for_each(|&peer| draft.member(peer, true)),
-            PathHops::Via(chain) => saps.extend(chain),
-            PathHops::Elsewhere => {}
+        if let PathHops::Via(chain) = &hops {
+            saps.extend(chain);
         }
-        if hops == PathHops::Direct {
-            draft.member(owner, true);
-        }
-        draft.path(alone(), ends, hops);
+        draft.path(alone.clone(), Set::new(ends), hops);
     }
-    draft.member(owner, false);
-    draft.destination_key(owner);
-    for &peer in &peers {
-        draft.member(peer, false);
-        draft.send_key(peer);
-    }
-    for way in leaving {
+    for way in plan.leaving(owner) {
         for (services, group) in &way.to {
-            draft.rule(way, services, alone(), group.intersection(&peers).copied().collect());
+            draft.rule(way, services, alone.clone(), group.intersection(&peers));
         }
     }
-    for way in arriving {
+    for way in plan.arriving(owner) {
         for (services, _) in way.to.iter().filter(|(_, group)| group.contains(&owner)) {
-            draft.rule(way, services, way.from.intersection(&peers).copied().collect(), alone());
+            draft.rule(way, services, way.from.intersection(&peers), alone.clone());
         }
     }
+    draft.destination_keys(alone);
+    draft.send_keys(peers);
     Part { table: draft.finish(world, plan, keys, owner), saps }
 }
 
-/// Who is at the other end of an allowed way that no denial shadows.
-fn open_ends(
-    owner: NodeId,
-    ways: &[&Way],
-    other_end: impl Fn(&Way) -> BTreeSet<NodeId>,
-) -> BTreeSet<NodeId> {
-    let denials: Vec<(&Way, BTreeSet<NodeId>)> = ways
-        .iter()
-        .filter(|way| way.action == Action::Deny)
-        .map(|way| (*way, other_end(way)))
-        .collect();
-    let mut open = BTreeSet::new();
-    for allow in ways.iter().filter(|way| way.action == Action::Allow) {
-        let mut ends = other_end(allow);
-        for (deny, denied) in &denials {
-            if deny.shadows(allow) {
-                ends.retain(|end| !denied.contains(end));
-            }
-        }
-        open.append(&mut ends);
+/// Who is at the other end of a pair that may open in either direction: by an allow that no denial shadows,
+/// or because both sides let something through. Of these two it is not asked whether they let the same
+/// through, as little as whether denials of ports leave something of an allow.
+fn open_ends(plan: &Plan, owner: NodeId) -> Set {
+    if !plan.members.contains(&owner) {
+        return Set::default();
     }
-    open.remove(&owner);
-    open
+    let leaving = Ends {
+        ways: plan.leaving(owner).collect(),
+        other_end: |way| &way.to_all,
+        own: (Tier::Egress, &plan.isolated_out),
+        other: (Tier::Ingress, &plan.isolated_in),
+    };
+    let arriving = Ends {
+        ways: plan.arriving(owner).collect(),
+        other_end: |way| &way.from,
+        own: (Tier::Ingress, &plan.isolated_in),
+        other: (Tier::Egress, &plan.isolated_out),
+    };
+    let open = leaving.open(plan, owner).union(&arriving.open(plan, owner));
+    open.without(&Set::of(owner))
+}
+
+/// The ways of one member in one direction.
+struct Ends<'a> {
+    ways: Vec<&'a Way>,
+    other_end: fn(&Way) -> &Set,
+    /// The tier of the member's own side, and who is isolated there.
+    own: (Tier, &'a Isolated),
+    /// The same of the side at the other end.
+    other: (Tier, &'a Isolated),
+}
+
+impl Ends<'_> {
+    fn open(&self, plan: &Plan, owner: NodeId) -> Set {
+        let denials: Vec<&&Way> = self.ways.iter().filter(|way| way.tier == Tier::Deny).collect();
+        let mut open = Vec::new();
+        for allow in &self.ways {
+            if !matches!(allow.tier, Tier::Allow | Tier::AuditAllow) {
+                continue;
+            }
+            let shadows = denials.iter().filter(|deny| deny.shadows(allow));
+            let ends = shadows.fold((self.other_end)(allow).clone(), |ends, deny| {
+                ends.without((self.other_end)(deny))
+            });
+            open.extend(&ends);
+        }
+        let sides = denials
+            .iter()
+            .filter(|deny| deny.shadows_always())
+            .fold(self.by_sides(plan, owner), |ends, deny| ends.without((self.other_end)(deny)));
+        open.extend(&sides);
+        Set::new(open)
+    }
+
+    /// Whom both sides let something through with.
+    fn by_sides(&self, plan: &Plan, owner: NodeId) -> Set {
+        let spoken = |tier: Tier| {
+            let ways = self.ways.iter().filter(|way| way.tier == tier);
+            Set::union_of(ways.map(|way| (self.other_end)(way)))
+        };
+        let (own_tier, own) = self.own;
+        let (other_tier, other) = self.other;
+        let by_own_side = if own.all.contains(&owner) {
+            spoken(own_tier)
+        } else if plan.unspoken_passes() {
+            plan.members.clone()
+        } else {
+            other.all.clone()
+        };
+        let opened = by_own_side.intersection(&spoken(other_tier));
+        opened.union(&by_own_side.without(&other.all))
+    }
 }
 
 /// The paths that rules ask for `owner`'s pairs, by the other end, walked from `owner`; none where
 /// the path cannot be walked.
-fn asked_paths(plan: &Plan<'_>, owner: NodeId) -> BTreeMap<NodeId, Option<PathHops>> {
+fn asked_paths(plan: &Plan, owner: NodeId) -> BTreeMap<NodeId, Option<PathHops>> {
     let mut asked = BTreeMap::new();
-    for claim in plan.paths_of.get(&owner).into_iter().flatten().map(|&at| &plan.paths[at]) {
+    for claim in plan.claims_of(owner) {
         let is_start = claim.from.contains(&owner);
         let is_end = claim.to.contains(&owner);
         let mut tell = |peer: NodeId, is_forward: bool| {

@@ -1,122 +1,123 @@
 //! A table of one overlay under construction: rows speak of sets of ids, and become indexes at the
 //! end, when all members and all sets are known and sorted.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::plan::{Plan, Way};
+use super::set::Set;
 use super::{KeySource, World};
 use crate::api::table::{
-    Action, DestinationKeyRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
+    DestinationKeyRow, IsolationRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
     RuleRow, SendKeyRow,
 };
-use crate::types::{NodeId, RuleId, Service, Timestamp};
-
-/// What rows of rules are sorted by, and all that they say.
-type RuleKey =
-    (RuleId, Action, BTreeSet<NodeId>, BTreeSet<NodeId>, Vec<Service>, Option<Timestamp>);
+use crate::types::{NodeId, Service};
 
 /// One overlay's table, rows not yet numbered.
-#[derive(Default)]
-pub(super) struct Draft {
-    /// Members by id, with whether their endpoints are told.
-    members: BTreeMap<NodeId, bool>,
-    rules: BTreeSet<RuleKey>,
-    paths: Vec<(BTreeSet<NodeId>, BTreeSet<NodeId>, PathHops)>,
+pub(super) struct Draft<'a> {
+    /// The members that the table speaks of.
+    members: Set,
+    /// Those whose endpoints are told.
+    reachable: Set,
     /// The members whose `Kb` is told.
-    targets: BTreeSet<NodeId>,
+    targets: Set,
     /// The members that the owner sends to.
-    sends: BTreeSet<NodeId>,
+    sends: Set,
+    rules: Vec<Row<'a>>,
+    paths: Vec<(Set, Set, PathHops)>,
 }
 
-impl Draft {
-    /// Speaks of the member, and of where it is when `with_endpoints`.
-    pub(super) fn member(&mut self, id: NodeId, with_endpoints: bool) {
-        *self.members.entry(id).or_default() |= with_endpoints;
+/// One row of a rule; the order is that of the finished rows.
+#[derive(PartialEq, Eq)]
+struct Row<'a> {
+    way: &'a Way,
+    services: &'a [Service],
+    from: Set,
+    to: Set,
+}
+
+impl<'a> Draft<'a> {
+    /// A table that speaks of `members`, and of where those in `reachable` are.
+    pub(super) fn new(members: Set, reachable: Set) -> Self {
+        let (targets, sends) = (Set::default(), Set::default());
+        Self { members, reachable, targets, sends, rules: Vec::new(), paths: Vec::new() }
     }
 
     /// Adds one row of a rule, cut to `from` and `to`. A row between nobody, or between one member and
     /// itself, is left out.
-    pub(super) fn rule(
-        &mut self,
-        way: &Way,
-        services: &[Service],
-        mut from: BTreeSet<NodeId>,
-        mut to: BTreeSet<NodeId>,
-    ) {
-        drop_self_pairs(&mut from, &mut to);
+    pub(super) fn rule(&mut self, way: &'a Way, services: &'a [Service], from: Set, to: Set) {
+        let (from, to) = without_self_pairs(from, to);
         if !from.is_empty() && !to.is_empty() {
-            self.rules.insert((way.rule, way.action, from, to, services.to_vec(), way.not_after));
+            self.rules.push(Row { way, services, from, to });
         }
     }
 
     /// Adds one row of a path, after those that go before it.
-    pub(super) fn path(&mut self, from: BTreeSet<NodeId>, to: BTreeSet<NodeId>, hops: PathHops) {
+    pub(super) fn path(&mut self, from: Set, to: Set, hops: PathHops) {
         let row = (from, to, hops);
         if has_pair(&row.0, &row.1) && !self.paths.contains(&row) {
             self.paths.push(row);
         }
     }
 
-    /// Tells the destination's half of the keys towards `to`.
-    pub(super) fn destination_key(&mut self, to: NodeId) {
-        self.targets.insert(to);
+    /// Tells the destinations' half of the keys towards these.
+    pub(super) fn destination_keys(&mut self, to: Set) {
+        self.targets = to;
     }
 
-    /// Tells the key to stamp for `to`.
-    pub(super) fn send_key(&mut self, to: NodeId) {
-        self.sends.insert(to);
+    /// Tells the keys to stamp for these.
+    pub(super) fn send_keys(&mut self, to: Set) {
+        self.sends = to;
     }
 
     /// Numbers everything. `owner` is the node whose table it is.
     pub(super) fn finish(
-        self,
+        mut self,
         world: &World,
-        plan: &Plan<'_>,
+        plan: &Plan,
         keys: &dyn KeySource,
         owner: NodeId,
     ) -> OverlayTable {
-        let rows: Vec<MemberRow> = self
+        let members: Vec<MemberRow> = self
             .members
             .iter()
-            .filter_map(|(&id, &with_endpoints)| {
+            .filter_map(|&id| {
                 let facts = world.nodes.get(&id)?;
+                let is_reachable = self.reachable.contains(&id);
                 Some(MemberRow {
                     id,
                     name: facts.name.clone(),
                     address: *facts.addresses.get(&plan.id)?,
-                    endpoints: if with_endpoints { facts.endpoints.clone() } else { Vec::new() },
+                    endpoints: if is_reachable { facts.endpoints.clone() } else { Vec::new() },
                 })
             })
             .collect();
-        let numbers: BTreeMap<NodeId, u32> = (0..).zip(&rows).map(|(n, row)| (row.id, n)).collect();
-        let number = |id: &NodeId| numbers.get(id).copied();
-        let numbered =
-            |set: &BTreeSet<NodeId>| -> Vec<u32> { set.iter().filter_map(number).collect() };
-        let named = self
-            .rules
-            .iter()
-            .flat_map(|(_, _, from, to, _, _)| [from, to])
-            .chain(self.paths.iter().flat_map(|(from, to, _)| [from, to]));
-        let sets: BTreeSet<Vec<u32>> = named.map(numbered).collect();
-        let set_numbers: BTreeMap<&Vec<u32>, u32> =
-            (0..).zip(&sets).map(|(n, set)| (set, n)).collect();
-        let set_number = |set: &BTreeSet<NodeId>| set_numbers[&numbered(set)];
+        // Every member of an overlay has facts and an address in it, so that places in `self.members`
+        // are places in `members`.
+        debug_assert_eq!(members.len(), self.members.len());
+        let number = |id: &NodeId| self.members.position(id);
 
-        let mut rules: Vec<RuleRow> = self
+        self.rules.sort_by(|a, b| a.key().cmp(&b.key()));
+        self.rules.dedup_by(|a, b| a.key() == b.key());
+        let of_rules = self.rules.iter().flat_map(|row| [&row.from, &row.to]);
+        let of_paths = self.paths.iter().flat_map(|(from, to, _)| [from, to]);
+        let mut sets: Vec<&Set> = of_rules.chain(of_paths).collect();
+        sets.sort();
+        sets.dedup();
+        let set_number = |set: &Set| {
+            let at = sets.binary_search(&set).expect("invariant: the sets of all rows");
+            u32::try_from(at).expect("invariant: fewer sets than 2^32")
+        };
+
+        let rules = self
             .rules
             .iter()
-            .map(|(id, action, from, to, services, not_after)| RuleRow {
-                id: *id,
-                tier: (*action).into(),
-                from: set_number(from),
-                to: set_number(to),
-                services: services.clone(),
-                not_after: *not_after,
+            .map(|row| RuleRow {
+                id: row.way.rule,
+                tier: row.way.tier,
+                from: set_number(&row.from),
+                to: set_number(&row.to),
+                services: row.services.to_vec(),
+                not_after: row.way.not_after,
             })
             .collect();
-        rules.sort_by(|a, b| {
-            (a.id, a.from, a.to, &a.services).cmp(&(b.id, b.from, b.to, &b.services))
-        });
         let paths = self
             .paths
             .iter()
@@ -125,6 +126,15 @@ impl Draft {
                 to: set_number(to),
                 hops: hops.clone(),
             })
+            .collect();
+        let isolated = (0..)
+            .zip(&self.members)
+            .map(|(member, id)| IsolationRow {
+                member,
+                egress: plan.isolated_out.by(*id),
+                ingress: plan.isolated_in.by(*id),
+            })
+            .filter(|row| row.egress.is_some() || row.ingress.is_some())
             .collect();
         let destination_keys = self
             .targets
@@ -135,16 +145,16 @@ impl Draft {
                 (!accept.is_empty()).then_some(DestinationKeyRow { to, accept })
             })
             .collect();
-        let mut pair_generations: Vec<PairGenerationRow> = keys
-            .rotated_pairs(plan.id)
-            .iter()
-            .filter(|(from, to)| from != to && self.targets.contains(to))
-            .filter_map(|(from, to)| {
+        let mut pair_generations: Vec<PairGenerationRow> = Vec::new();
+        for to in &self.targets {
+            for from in keys.rotated_sources(plan.id, *to).iter().filter(|from| *from != to) {
                 let accept = keys.pair_generations(plan.id, *from, *to);
-                let (from, to) = (number(from)?, number(to)?);
-                (!accept.is_empty()).then_some(PairGenerationRow { from, to, accept })
-            })
-            .collect();
+                if let (Some(from), Some(to), false) = (number(from), number(to), accept.is_empty())
+                {
+                    pair_generations.push(PairGenerationRow { from, to, accept });
+                }
+            }
+        }
         pair_generations.sort_by_key(|row| (row.from, row.to));
         let send_keys = self
             .sends
@@ -155,18 +165,17 @@ impl Draft {
             .collect();
         let address =
             world.nodes.get(&owner).and_then(|facts| facts.addresses.get(&plan.id)).copied();
-        let sets = sets.into_iter().collect();
         OverlayTable {
             id: plan.id,
             name: plan.facts.name.clone(),
             cidr: plan.facts.cidr,
             address,
             silent: plan.facts.silent,
-            unspoken_passes: false,
-            members: rows,
-            sets,
+            unspoken_passes: plan.unspoken_passes(),
+            sets: sets.iter().map(|set| set.positions_in(&self.members)).collect(),
+            members,
             rules,
-            isolated: Vec::new(),
+            isolated,
             paths,
             default_saps: plan.default_saps.clone(),
             destination_keys,
@@ -176,16 +185,26 @@ impl Draft {
     }
 }
 
+impl Row<'_> {
+    fn key(&self) -> impl Ord + '_ {
+        let way = self.way;
+        (way.rule, &self.from, &self.to, self.services, way.tier, way.not_after)
+    }
+}
+
 /// Whether there is a pair of two different members between the sets.
-pub(super) fn has_pair(from: &BTreeSet<NodeId>, to: &BTreeSet<NodeId>) -> bool {
+pub(super) fn has_pair(from: &Set, to: &Set) -> bool {
     !from.is_empty() && !to.is_empty() && (from.len() > 1 || to.len() > 1 || from != to)
 }
 
 /// Takes a member that is alone on one side off the other side.
-pub(super) fn drop_self_pairs(from: &mut BTreeSet<NodeId>, to: &mut BTreeSet<NodeId>) {
+pub(super) fn without_self_pairs(from: Set, to: Set) -> (Set, Set) {
     if from.len() == 1 {
-        to.retain(|id| !from.contains(id));
+        let others = to.without(&from);
+        (from, others)
     } else if to.len() == 1 {
-        from.retain(|id| !to.contains(id));
+        (from.without(&to), to)
+    } else {
+        (from, to)
     }
 }

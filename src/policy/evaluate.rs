@@ -1,7 +1,8 @@
 //! The evaluator: may a flow start, and which rule says so.
 
+use super::judge::{End, Overview};
 use super::select::{carries, is_in_force, member, selects};
-use super::span::{Span, overlap, resolve, spans, without};
+use super::span::{Span, spans_at};
 use super::{BoundSelector, NodeFacts, RuleFacts, World};
 use crate::api::table::{Action, PathHops};
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
@@ -9,12 +10,41 @@ use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 /// The verdict on a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// This rule allows it: the lowest id that matches.
+    /// This rule allows it, the lowest id that matches; else this NetworkPolicy, that of the
+    /// destination's side where it is isolated.
     Allow(RuleId),
+    /// Nothing speaks of it, and in overlays of `kubernetes` semantics that passes.
+    Open,
+    /// It passes and is recorded: this audit deny covers it, or this audit allow alone lets it through.
+    Audit(RuleId),
     /// This deny rule refuses it: the lowest id that matches.
     Deny(RuleId),
+    /// This NetworkPolicy isolates an end, the source's egress first, and none lets it through there.
+    Isolated(RuleId),
+    /// This member is in quarantine.
+    Quarantined(NodeId),
     /// No rule speaks of it.
     NoRule,
+}
+
+impl Decision {
+    /// Whether the flow may start.
+    #[must_use]
+    pub fn is_allow(self) -> bool {
+        match self {
+            Self::Allow(_) | Self::Open | Self::Audit(_) => true,
+            Self::Deny(_) | Self::Isolated(_) | Self::Quarantined(_) | Self::NoRule => false,
+        }
+    }
+
+    /// The rule or NetworkPolicy that decided.
+    #[must_use]
+    pub fn rule(self) -> Option<RuleId> {
+        match self {
+            Self::Allow(id) | Self::Audit(id) | Self::Deny(id) | Self::Isolated(id) => Some(id),
+            Self::Open | Self::Quarantined(_) | Self::NoRule => None,
+        }
+    }
 }
 
 /// May `from` start a flow of `service` (a protocol, with exactly one port where it has ports) to `to`?
@@ -31,52 +61,27 @@ pub fn evaluate(
     service: &Service,
     now: Timestamp,
 ) -> Decision {
-    let Some(target) = member(world, overlay, to) else { return Decision::NoRule };
-    match resolve(std::slice::from_ref(service), &target.ports) {
-        Some(asked) => decide(world, overlay, from, to, Some(&asked[..]), now),
-        None => Decision::NoRule,
-    }
+    decide(world, overlay, from, to, Some(service), now)
 }
 
-/// As [`evaluate`], for resolved services; none asks whether anything at all may pass.
+/// As [`evaluate`]; without a service, whether anything at all may pass.
 pub(super) fn decide(
     world: &World,
     overlay: OverlayId,
     from: NodeId,
     to: NodeId,
-    asked: Option<&[Service]>,
+    service: Option<&Service>,
     now: Timestamp,
 ) -> Decision {
-    let Some(pair) = Pair::new(world, overlay, from, to) else { return Decision::NoRule };
-    let asked = asked.map_or_else(|| vec![Span::ALL], |services| spans(services, pair.is_ipv6));
-    let in_force =
-        world.rules.iter().filter(|(_, rule)| rule.overlay == overlay && is_in_force(rule, now));
-    weigh(in_force.map(|(&id, rule)| (id, rule.action, overlap(&pair.said_by(rule), &asked)))).0
-}
-
-/// The verdict on what each rule says of a flow, in the order of ids; and all that is denied.
-pub(super) fn weigh(
-    rules: impl Iterator<Item = (RuleId, Action, Vec<Span>)>,
-) -> (Decision, Vec<Span>) {
-    let mut denied = Vec::new();
-    let mut first_deny = None;
-    let mut allowed = Vec::new();
-    for (id, action, said) in rules.filter(|(_, _, said)| !said.is_empty()) {
-        match action {
-            Action::Allow => allowed.push((id, said)),
-            Action::Deny => {
-                first_deny = first_deny.or(Some(id));
-                denied.extend(said);
-            }
-        }
+    if Pair::new(world, overlay, from, to).is_none() {
+        return Decision::NoRule;
     }
-    let opens = |(_, said): &(RuleId, Vec<Span>)| !without(said.clone(), &denied).is_empty();
-    let decision = match (allowed.iter().find(|allow| opens(allow)), first_deny) {
-        (Some((id, _)), _) => Decision::Allow(*id),
-        (None, Some(id)) => Decision::Deny(id),
-        (None, None) => Decision::NoRule,
-    };
-    (decision, denied)
+    let (from, to) = (End::Member(from), End::Member(to));
+    let overview = Overview::new(world, overlay, now);
+    match overview.asked(service, &to).as_slice() {
+        [] => Decision::NoRule,
+        asked => overview.rule_on(&from, &to, asked).decision,
+    }
 }
 
 /// Two different members of one overlay, in the direction of a flow's first packet.
@@ -135,15 +140,9 @@ impl<'a> Pair<'a> {
         self.is_meant(&rule.to, self.to) || (rule.both && self.is_meant(&rule.from, self.to))
     }
 
-    /// What the rule speaks of in this direction, in force or not.
-    fn said_by(&self, rule: &RuleFacts) -> Vec<Span> {
-        if self.is_spoken_of_by(rule) { self.services_of(rule) } else { Vec::new() }
-    }
-
     /// What the rule's services are at this destination.
     pub(super) fn services_of(&self, rule: &RuleFacts) -> Vec<Span> {
-        resolve(&rule.services, &self.to.1.ports)
-            .map_or_else(Vec::new, |services| spans(&services, self.is_ipv6))
+        spans_at(&rule.services, self.is_ipv6, &self.to.1.ports)
     }
 }
 

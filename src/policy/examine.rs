@@ -3,9 +3,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::judge::judge;
 use super::scene::Scene;
 use super::tree::{Cursor, Node, shown};
+use super::verdict::judge_in;
 use crate::api::Problem;
 use crate::types::{ApiVersion, Name, PortRange, Protocol, Service};
 
@@ -133,6 +133,7 @@ pub fn examine<'a>(
     scene: &Scene,
     tests: impl IntoIterator<Item = &'a Test>,
 ) -> Result<Examination, Problem> {
+    let overview = scene.overview();
     let mut results = Vec::new();
     for test in tests {
         let wrong = |problem: Problem| Problem {
@@ -141,7 +142,8 @@ pub fn examine<'a>(
         };
         let (from, to) =
             (scene.end(&test.from).map_err(wrong)?, scene.end(&test.to).map_err(wrong)?);
-        let verdict = judge(scene, &from, &to, test.service.as_ref()).map_err(wrong)?;
+        let verdict =
+            judge_in(scene, &overview, &from, &to, test.service.as_ref()).map_err(wrong)?;
         results.push(TestResult {
             from: test.from.clone(),
             to: test.to.clone(),

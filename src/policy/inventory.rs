@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::document::{Document, read_document};
 use super::examine::{Test, read_tests};
 use super::expression::read_labels;
+use super::kubernetes::METADATA_NAME;
 use super::span::NamedPorts;
 use super::tree::{At, Cursor, Fields, documents, shown};
 use crate::api::admin::Semantics;
@@ -113,9 +114,6 @@ pub fn read_inventory(source: &str, text: &str, now: Timestamp) -> Result<Invent
     }
     Ok(inventory)
 }
-
-/// The label that names a namespace.
-const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 
 fn read_semantics(field: &Cursor<'_>) -> Result<Semantics, Problem> {
     match field.text()? {

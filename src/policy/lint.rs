@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::judge::is_meant;
-use super::kubernetes::{Direction, NetworkPolicy, side_selects};
-use super::scene::{End, Scene};
+use super::judge::{End, Overview};
+use super::kubernetes::{Direction, NetworkPolicy};
+use super::scene::Scene;
 use super::select::is_in_force;
 use super::span::{Span, spans_at, without};
 use super::{BoundSelector, RuleFacts};
@@ -61,7 +61,8 @@ impl FindingKind {
 #[must_use]
 pub fn lint(scene: &Scene) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let said = Said::new(scene);
+    let overview = scene.overview();
+    let said = Said::new(scene, &overview);
     let mut useless: BTreeSet<RuleId> = BTreeSet::new();
     for (id, rule) in scene.enforced_rules() {
         let label = scene.origin(id).map_or_else(String::new, |origin| origin.label.clone());
@@ -73,7 +74,8 @@ pub fn lint(scene: &Scene) -> Vec<Finding> {
             found(FindingKind::Expired, format!("it ended {end}"));
             continue;
         }
-        let empty = [&rule.from, &rule.to].into_iter().find(|end| means_nobody(scene, end));
+        let empty =
+            [&rule.from, &rule.to].into_iter().find(|end| means_nobody(scene, &overview, end));
         if let Some(end) = empty {
             found(FindingKind::Dangling, format!("{end} means nobody in this inventory"));
             continue;
@@ -94,25 +96,23 @@ pub fn lint(scene: &Scene) -> Vec<Finding> {
         }
     }
     for policy in scene.network_policies() {
-        findings.extend(lint_network_policy(scene, policy));
+        findings.extend(lint_network_policy(scene, &overview, policy));
     }
     findings
 }
 
-fn means_nobody(scene: &Scene, selector: &BoundSelector) -> bool {
+fn means_nobody(scene: &Scene, overview: &Overview<'_>, selector: &BoundSelector) -> bool {
     match selector {
         BoundSelector::Cidr(_) => false,
         BoundSelector::Group(name) => {
-            let held = scene.world().group(scene.overlay(), name);
-            let mut inner = held.filter(|held| !matches!(held, BoundSelector::Group(_)));
-            inner.all(|held| means_nobody(scene, held))
+            scene.held_by(name).all(|held| means_nobody(scene, overview, held))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
         | BoundSelector::Service(_)
         | BoundSelector::Namespace(_) => {
-            !scene.members().any(|(id, _)| is_meant(scene, selector, &End::Member(id)))
+            !scene.members().any(|(id, _)| overview.is_meant(selector, &End::Member(id)))
         }
     }
 }
@@ -122,8 +122,7 @@ fn touches_outside(scene: &Scene, rule: &RuleFacts) -> bool {
     let is_outside = |selector: &BoundSelector| match selector {
         BoundSelector::Cidr(_) => true,
         BoundSelector::Group(name) => {
-            let mut held = scene.world().group(scene.overlay(), name);
-            held.any(|held| matches!(held, BoundSelector::Cidr(_)))
+            scene.held_by(name).any(|held| matches!(held, BoundSelector::Cidr(_)))
         }
         BoundSelector::Any
         | BoundSelector::Node(..)
@@ -141,7 +140,7 @@ struct Said {
 }
 
 impl Said {
-    fn new(scene: &Scene) -> Self {
+    fn new(scene: &Scene, overview: &Overview<'_>) -> Self {
         let ends: Vec<End> = scene.members().map(|(id, _)| End::Member(id)).collect();
         let (mut pairs, mut pairs_of) = (Vec::new(), BTreeMap::<RuleId, Vec<usize>>::new());
         for from in &ends {
@@ -149,14 +148,14 @@ impl Said {
                 let mut said = Vec::new();
                 for (id, rule) in scene.enforced_rules() {
                     let is_along = |one: &BoundSelector, other: &BoundSelector| {
-                        is_meant(scene, one, from) && is_meant(scene, other, to)
+                        overview.is_meant(one, from) && overview.is_meant(other, to)
                     };
                     let is_spoken = is_in_force(rule, scene.now())
                         && (is_along(&rule.from, &rule.to)
                             || (rule.both && is_along(&rule.to, &rule.from)));
                     if is_spoken {
-                        let named = scene.ports_of(to);
-                        let spans = spans_at(&rule.services, scene.is_ipv6(to), named);
+                        let (is_ipv6, named) = (overview.is_ipv6(to), overview.ports_of(to));
+                        let spans = spans_at(&rule.services, is_ipv6, named);
                         said.push((id, rule.action, spans));
                         pairs_of.entry(id).or_default().push(pairs.len());
                     }
@@ -194,14 +193,18 @@ impl Said {
     }
 }
 
-fn lint_network_policy(scene: &Scene, policy: &NetworkPolicy) -> Vec<Finding> {
+fn lint_network_policy(
+    scene: &Scene,
+    overview: &Overview<'_>,
+    policy: &NetworkPolicy,
+) -> Vec<Finding> {
     let name = format!("NetworkPolicy {}", policy.full_name());
     let dangling = |rule: String, why: &str| Finding {
         kind: FindingKind::Dangling,
         rule,
         why: why.to_owned(),
     };
-    if !scene.members().any(|(id, _)| side_selects(scene, policy, id)) {
+    if !scene.members().any(|(_, facts)| policy.selects(facts)) {
         return vec![dangling(name, "it selects nobody in this inventory")];
     }
     let mut findings = Vec::new();
@@ -210,9 +213,9 @@ fn lint_network_policy(scene: &Scene, policy: &NetworkPolicy) -> Vec<Finding> {
             let means_somebody = rule.peers.is_empty()
                 || rule.peers.iter().any(|peer| match peer {
                     super::kubernetes::Peer::Block(_) => true,
-                    super::kubernetes::Peer::Pods { .. } => scene.members().any(|(id, _)| {
-                        super::kubernetes::peer_means(scene, policy, peer, &End::Member(id))
-                    }),
+                    super::kubernetes::Peer::Pods { .. } => scene
+                        .members()
+                        .any(|(id, _)| overview.is_peer(policy, peer, &End::Member(id))),
                 });
             if !means_somebody {
                 let rule = format!("{name} {}[{index}]", direction.field());

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::judge::End;
 use super::reach::Reach;
-use super::scene::{End, Scene};
+use super::scene::Scene;
 use crate::api::admin::Semantics;
 
 /// One ordered pair of members between which something may be opened.
@@ -46,10 +47,11 @@ impl Matrix {
     #[must_use]
     pub fn new(scene: &Scene) -> Self {
         let ends: Vec<End> = scene.members().map(|(id, _)| End::Member(id)).collect();
+        let overview = scene.overview();
         let mut pairs = Vec::new();
         for from in &ends {
             for to in ends.iter().filter(|to| *to != from) {
-                let reach = Reach::between(scene, from, to);
+                let reach = Reach::seen(&overview, from, to);
                 if !reach.is_empty() {
                     let (from, to) = (scene.end_name(from), scene.end_name(to));
                     pairs.push(MatrixPair { from, to, reach });
@@ -66,10 +68,11 @@ impl Matrix {
 #[must_use]
 pub fn difference(before: &Scene, after: &Scene) -> Vec<PairChange> {
     let ends: Vec<End> = before.members().map(|(id, _)| End::Member(id)).collect();
+    let (old_view, new_view) = (before.overview(), after.overview());
     let mut changes = Vec::new();
     for from in &ends {
         for to in ends.iter().filter(|to| *to != from) {
-            let (old, new) = (Reach::between(before, from, to), Reach::between(after, from, to));
+            let (old, new) = (Reach::seen(&old_view, from, to), Reach::seen(&new_view, from, to));
             if old != new {
                 changes.push(PairChange {
                     from: before.end_name(from),

@@ -1,9 +1,8 @@
 //! Intent and inventory in, one table per node out; and the answers to `can`. Pure.
 //!
 //! The one evaluator ([`evaluate`]) answers for the server and for people; the matcher on the hot
-//! path (`forward`) is held against it by a property test. Tables of overlays of
-//! either semantics are those of default-deny: the server makes no `kubernetes` overlays in this
-//! version. [`Scene`] and [`judge()`] answer offline for both, with groups, CIDRs and NetworkPolicies.
+//! path (`forward`) is held against it by a property test. A [`Scene`] is a world of one overlay with
+//! names for its rules: files make one, and so does a server's world.
 
 mod can;
 mod check;
@@ -26,36 +25,42 @@ mod plan;
 #[cfg(test)]
 pub(crate) mod random;
 mod reach;
+mod roster;
 mod scene;
 mod select;
+mod set;
 mod span;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod tree;
+mod verdict;
 mod write;
 
 pub use can::can;
 pub use check::{RuleConflict, check_paths, check_rule};
-pub use compile::{KeySource, compile};
+pub use compile::{Blueprint, KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
 pub use evaluate::{Decision, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
-pub use judge::{Verdict, judge};
+pub use judge::End;
 pub use kubernetes::NetworkPolicy;
 pub use lint::{Finding, FindingKind, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
 pub use reach::Reach;
-pub use scene::{End, RuleOrigin, Scene};
+pub use scene::{RuleOrigin, Scene};
 pub use select::{
     concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,
     rule_sources,
 };
 pub use span::NamedPorts;
+pub use touched::RingChange;
 pub use tree::DOCUMENT_BYTES_MAX;
+pub use verdict::{Verdict, judge};
 pub use write::write_policy;

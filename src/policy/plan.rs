@@ -1,51 +1,87 @@
 //! What the tables of one overlay have in common, worked out once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::evaluate::{default_saps, is_walkable};
-use super::select::{is_in_force, member, members_of};
+use super::judge::tier;
+use super::kubernetes::Direction;
+use super::roster::Roster;
+use super::select::{is_in_force, member};
+use super::set::Set;
 use super::span::resolve;
-use super::{BoundSelector, OverlayFacts, World};
-use crate::api::table::{Action, PathHops};
-use crate::types::{NodeId, OverlayId, RuleId, Service, Timestamp};
+use super::{BoundSelector, NodeFacts, OverlayFacts, World};
+use crate::api::admin::Semantics;
+use crate::api::table::PathHops;
+use crate::types::{NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
 
 /// One overlay's members and rules in force, with selectors turned into sets.
-pub(super) struct Plan<'a> {
+#[derive(Debug)]
+pub(super) struct Plan {
     pub(super) id: OverlayId,
-    pub(super) facts: &'a OverlayFacts,
+    pub(super) facts: OverlayFacts,
+    /// All members but those in quarantine, whom nothing speaks of.
+    pub(super) members: Set,
+    /// The members in quarantine.
+    quarantined: Set,
+    /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.
+    pub(super) isolated_out: Isolated,
+    /// Whom NetworkPolicies isolate in the flows that others start to them.
+    pub(super) isolated_in: Isolated,
     /// By id: the SaPs of every pair without a path of its own.
     pub(super) default_saps: Vec<NodeId>,
-    /// Each direction of each rule, by rule id.
+    /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
     pub(super) paths: Vec<Claim>,
     /// For each member the ways that start at it, as indexes into `ways`.
-    pub(super) ways_from: BTreeMap<NodeId, Vec<usize>>,
+    ways_from: HashMap<NodeId, Vec<usize>>,
     /// For each member the ways that end at it.
-    pub(super) ways_to: BTreeMap<NodeId, Vec<usize>>,
+    ways_to: HashMap<NodeId, Vec<usize>>,
+    /// For each member the denials of all services that start at it.
+    denials_from: HashMap<NodeId, Vec<usize>>,
+    /// For each member the denials of all services that end at it.
+    denials_to: HashMap<NodeId, Vec<usize>>,
     /// For each member the claims about its pairs, as indexes into `paths`.
-    pub(super) paths_of: BTreeMap<NodeId, Vec<usize>>,
+    paths_of: HashMap<NodeId, Vec<usize>>,
+}
+
+/// Members that are isolated in one direction.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Isolated {
+    pub(super) all: Set,
+    by: BTreeMap<NodeId, RuleId>,
+}
+
+impl Isolated {
+    /// The first policy that isolates the member.
+    pub(super) fn by(&self, id: NodeId) -> Option<RuleId> {
+        self.by.get(&id).copied()
+    }
+
+    fn add(&mut self, policy: RuleId, selected: &Set) {
+        for &id in selected {
+            self.by.entry(id).or_insert(policy);
+        }
+        self.all = self.all.union(selected);
+    }
 }
 
 /// One direction of a rule.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Way {
     pub(super) rule: RuleId,
-    pub(super) action: Action,
+    pub(super) tier: Tier,
     pub(super) not_after: Option<Timestamp>,
-    pub(super) from: BTreeSet<NodeId>,
+    pub(super) from: Set,
     /// The destinations by what the rule's services are there; named ports make several groups.
-    pub(super) to: Vec<(Vec<Service>, BTreeSet<NodeId>)>,
+    pub(super) to: Vec<(Vec<Service>, Set)>,
+    /// All destinations.
+    pub(super) to_all: Set,
 }
 
 impl Way {
-    /// All destinations.
-    pub(super) fn to_all(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.to.iter().flat_map(|(_, group)| group.iter().copied())
-    }
-
     /// Whether it lets nothing open between its ends as long as `allow` is in force.
     pub(super) fn shadows(&self, allow: &Self) -> bool {
-        let is_whole = self.to.iter().all(|(services, _)| services.is_empty());
         // Nodes end rules by themselves. A denial that ends first would leave them an allowed pair
         // without keys, so it shadows nothing.
         let outlives = match (self.not_after, allow.not_after) {
@@ -53,40 +89,71 @@ impl Way {
             (Some(deny), Some(allow)) => allow <= deny,
             (Some(_), None) => false,
         };
-        self.action == Action::Deny && is_whole && outlives
+        self.tier == Tier::Deny && self.is_whole() && outlives
+    }
+
+    /// Whether it lets nothing open between its ends, for good.
+    pub(super) fn shadows_always(&self) -> bool {
+        self.tier == Tier::Deny && self.is_whole() && self.not_after.is_none()
+    }
+
+    /// Whether both say the same of whoever is at their ends.
+    pub(super) fn differs_in_ends_alone(&self, other: &Self) -> bool {
+        (self.rule, self.tier, self.not_after) == (other.rule, other.tier, other.not_after)
+    }
+
+    /// Whether it speaks of all services.
+    fn is_whole(&self) -> bool {
+        self.to.iter().all(|(services, _)| services.is_empty())
     }
 }
 
 /// The path that a rule asks for the pairs between two sets, in either direction.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim {
-    pub(super) from: BTreeSet<NodeId>,
-    pub(super) to: BTreeSet<NodeId>,
+    pub(super) rule: RuleId,
+    pub(super) from: Set,
+    pub(super) to: Set,
     pub(super) hops: PathHops,
     /// Whether packets can take it; always true of a direct path, whose ends are looked at by pair.
     pub(super) is_walkable: bool,
 }
 
-impl<'a> Plan<'a> {
+impl Plan {
     /// Works out the plan of `overlay`, which is in the world.
-    pub(super) fn new(world: &'a World, overlay: OverlayId, now: Timestamp) -> Self {
+    pub(super) fn new(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
+        let roster = Roster::new(world, overlay);
         let mut plan = Self {
             id: overlay,
             facts: world
                 .overlays
                 .get(&overlay)
-                .expect("invariant: only known overlays are planned"),
+                .expect("invariant: only known overlays are planned")
+                .clone(),
+            members: roster.members().clone(),
+            quarantined: roster.quarantined(),
+            isolated_out: Isolated::default(),
+            isolated_in: Isolated::default(),
             default_saps: default_saps(world, overlay),
             ways: Vec::new(),
             paths: Vec::new(),
-            ways_from: BTreeMap::new(),
-            ways_to: BTreeMap::new(),
-            paths_of: BTreeMap::new(),
+            ways_from: HashMap::new(),
+            ways_to: HashMap::new(),
+            denials_from: HashMap::new(),
+            denials_to: HashMap::new(),
+            paths_of: HashMap::new(),
         };
-        let mut meant: BTreeMap<&BoundSelector, BTreeSet<NodeId>> = BTreeMap::new();
+        if plan.facts.is_audit {
+            let everybody = plan.members.clone();
+            plan.add_way(RuleId::AUDIT_MODE, Tier::AuditAllow, None, &everybody, {
+                vec![(Vec::new(), everybody.clone())]
+            });
+        }
+        let mut meant: BTreeMap<&BoundSelector, Set> = BTreeMap::new();
         let rules = world.rules.iter().filter(|(_, r)| r.overlay == overlay && is_in_force(r, now));
         for (&id, rule) in rules {
             for selector in [&rule.from, &rule.to] {
-                meant.entry(selector).or_insert_with(|| members_of(world, overlay, selector));
+                meant.entry(selector).or_insert_with(|| roster.meant_by(selector));
             }
             let (from, to) = (&meant[&rule.from], &meant[&rule.to]);
             let mut directions = vec![(from, to)];
@@ -94,16 +161,13 @@ impl<'a> Plan<'a> {
                 directions.push((to, from));
             }
             for (from, to) in directions {
-                plan.ways.push(Way {
-                    rule: id,
-                    action: rule.action,
-                    not_after: rule.not_after,
-                    from: from.clone(),
-                    to: by_services(world, overlay, &rule.services, to),
-                });
+                let groups = by_services(world, overlay, &rule.services, to);
+                let tier = tier(rule, plan.facts.is_audit);
+                plan.add_way(id, tier, rule.not_after, from, groups);
             }
             if let Some(hops) = &rule.path {
                 plan.paths.push(Claim {
+                    rule: id,
                     from: from.clone(),
                     to: to.clone(),
                     hops: hops.clone(),
@@ -115,25 +179,137 @@ impl<'a> Plan<'a> {
                 });
             }
         }
+        plan.add_network_policies(world, &roster);
         plan.index();
         plan
     }
 
+    /// All members, also those in quarantine.
+    pub(super) fn everybody(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.iter().chain(&self.quarantined)
+    }
+
+    /// Whether a flow passes that nothing speaks of.
+    pub(super) fn unspoken_passes(&self) -> bool {
+        self.facts.semantics == Semantics::Kubernetes
+    }
+
+    fn add_way(
+        &mut self,
+        rule: RuleId,
+        tier: Tier,
+        not_after: Option<Timestamp>,
+        from: &Set,
+        to: Vec<(Vec<Service>, Set)>,
+    ) {
+        let to_all = match to.as_slice() {
+            [(_, only)] => only.clone(),
+            several => several.iter().flat_map(|(_, group)| group).copied().collect(),
+        };
+        self.ways.push(Way { rule, tier, not_after, from: from.clone(), to, to_all });
+    }
+
+    /// Each item becomes one way of its side: what passes both sides is for the matcher to find, so that
+    /// egress and ingress are never multiplied out.
+    fn add_network_policies(&mut self, world: &World, roster: &Roster<'_>) {
+        let overlay = self.id;
+        for (&id, facts) in &world.network_policies {
+            if facts.overlay != overlay {
+                continue;
+            }
+            let policy = &facts.policy;
+            let selected = roster.where_facts(|facts| policy.selects(facts));
+            for direction in [Direction::Egress, Direction::Ingress] {
+                let Some(items) = policy.rules(direction) else { continue };
+                match direction {
+                    Direction::Egress => self.isolated_out.add(id, &selected),
+                    Direction::Ingress => self.isolated_in.add(id, &selected),
+                }
+                for item in items {
+                    let is_peer = |facts: &NodeFacts| {
+                        item.peers.is_empty()
+                            || item
+                                .peers
+                                .iter()
+                                .any(|peer| policy.means(world, overlay, peer, facts))
+                    };
+                    let peers = roster.where_facts(is_peer);
+                    let (tier, from, to) = match direction {
+                        Direction::Egress => (Tier::Egress, &selected, &peers),
+                        Direction::Ingress => (Tier::Ingress, &peers, &selected),
+                    };
+                    let groups = by_services(world, overlay, &item.ports, to);
+                    self.add_way(id, tier, None, from, groups);
+                }
+            }
+        }
+    }
+
+    /// The ways that start at the member.
+    pub(super) fn leaving(&self, id: NodeId) -> impl Iterator<Item = &Way> + '_ {
+        self.ways_from.get(&id).into_iter().flatten().map(|&at| &self.ways[at])
+    }
+
+    /// The ways that end at the member.
+    pub(super) fn arriving(&self, id: NodeId) -> impl Iterator<Item = &Way> + '_ {
+        self.ways_to.get(&id).into_iter().flatten().map(|&at| &self.ways[at])
+    }
+
+    /// The claims about the member's pairs.
+    pub(super) fn claims_of(&self, id: NodeId) -> impl Iterator<Item = &Claim> + '_ {
+        self.paths_of.get(&id).into_iter().flatten().map(|&at| &self.paths[at])
+    }
+
+    /// The first denial of all services, from number `at` on, that starts at `from` or ends at `to`.
+    pub(super) fn denial_from(
+        &self,
+        at: usize,
+        from: Option<NodeId>,
+        to: Option<NodeId>,
+    ) -> Option<usize> {
+        let (starts, ends) = (later(&self.denials_from, from, at), later(&self.denials_to, to, at));
+        starts.into_iter().chain(ends).min()
+    }
+
+    /// The first claim, from number `at` on, that speaks of one of the two.
+    pub(super) fn claim_from(
+        &self,
+        at: usize,
+        one: Option<NodeId>,
+        two: Option<NodeId>,
+    ) -> Option<usize> {
+        let (ones, twos) = (later(&self.paths_of, one, at), later(&self.paths_of, two, at));
+        ones.into_iter().chain(twos).min()
+    }
+
     fn index(&mut self) {
         for (at, way) in self.ways.iter().enumerate() {
+            let is_denial = way.tier == Tier::Deny && way.is_whole();
             for &id in &way.from {
                 self.ways_from.entry(id).or_default().push(at);
+                if is_denial {
+                    self.denials_from.entry(id).or_default().push(at);
+                }
             }
-            for id in way.to_all() {
+            for &id in &way.to_all {
                 self.ways_to.entry(id).or_default().push(at);
+                if is_denial {
+                    self.denials_to.entry(id).or_default().push(at);
+                }
             }
         }
         for (at, claim) in self.paths.iter().enumerate() {
-            for &id in claim.from.union(&claim.to) {
+            for &id in &claim.from.union(&claim.to) {
                 self.paths_of.entry(id).or_default().push(at);
             }
         }
     }
+}
+
+/// The first of a member's numbers that is `at` or more.
+fn later(index: &HashMap<NodeId, Vec<usize>>, id: Option<NodeId>, at: usize) -> Option<usize> {
+    let numbers = index.get(&id?)?;
+    numbers.get(numbers.partition_point(|number| *number < at)).copied()
 }
 
 /// Destinations by what the services are at them; those at which they are nothing are left out.
@@ -141,22 +317,24 @@ fn by_services(
     world: &World,
     overlay: OverlayId,
     services: &[Service],
-    to: &BTreeSet<NodeId>,
-) -> Vec<(Vec<Service>, BTreeSet<NodeId>)> {
-    let mut groups: BTreeMap<Vec<Service>, BTreeSet<NodeId>> = BTreeMap::new();
+    to: &Set,
+) -> Vec<(Vec<Service>, Set)> {
     if services.iter().any(|service| matches!(service, Service::Named(..))) {
+        let mut groups: BTreeMap<Vec<Service>, Vec<NodeId>> = BTreeMap::new();
         for &id in to {
             let resolved =
                 member(world, overlay, id).and_then(|facts| resolve(services, &facts.ports));
             if let Some(resolved) = resolved {
-                groups.entry(resolved).or_default().insert(id);
+                groups.entry(resolved).or_default().push(id);
             }
         }
-    } else if !to.is_empty() {
+        groups.into_iter().map(|(services, ids)| (services, Set::new(ids))).collect()
+    } else if to.is_empty() {
+        Vec::new()
+    } else {
         let mut sorted = services.to_vec();
         sorted.sort();
         sorted.dedup();
-        groups.insert(sorted, to.clone());
+        vec![(sorted, to.clone())]
     }
-    groups.into_iter().collect()
 }

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::judge::reach;
-use super::scene::{End, Scene};
+use super::judge::{End, Overview};
+use super::scene::Scene;
 use super::span::{Span, without};
 use crate::types::Protocol;
 
@@ -25,7 +25,12 @@ impl Reach {
     /// What `from` may open to `to`.
     #[must_use]
     pub fn between(scene: &Scene, from: &End, to: &End) -> Self {
-        Self::of(&reach(scene, from, to))
+        Self::seen(&scene.overview(), from, to)
+    }
+
+    /// As [`Self::between`], for many pairs of one scene.
+    pub(super) fn seen(overview: &Overview<'_>, from: &End, to: &End) -> Self {
+        Self::of(&overview.reach(from, to))
     }
 
     pub(super) fn of(spans: &[Span]) -> Self {

@@ -6,16 +6,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
-use super::kubernetes::{NetworkPolicy, side_selects};
+use super::judge::{End, Overview};
+use super::kubernetes::NetworkPolicy;
 use super::select::is_member;
-use super::span::NamedPorts;
 use super::tree::{At, shown};
-use super::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World, check_rule, did_you_mean};
+use super::{
+    BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World, check_rule,
+    did_you_mean,
+};
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{
-    EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
+    EntityName, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Selector, Timestamp,
 };
 
 /// The only overlay of a scene that is made of files.
@@ -29,12 +32,7 @@ const RULES_MAX: usize = 200_000;
 pub struct Scene {
     world: World,
     overlay: OverlayId,
-    namespaces: BTreeMap<Name, BTreeSet<Label>>,
-    ports: BTreeMap<NodeId, NamedPorts>,
     ids: BTreeMap<EntityName, NodeId>,
-    network_policies: Vec<NetworkPolicy>,
-    /// Which NetworkPolicies select a member, so that each pair asks those alone.
-    selected_by: BTreeMap<NodeId, Vec<usize>>,
     origins: BTreeMap<RuleId, RuleOrigin>,
     now: Timestamp,
 }
@@ -46,17 +44,6 @@ pub struct RuleOrigin {
     pub label: String,
     /// `FILE:LINE`.
     pub place: String,
-    /// Whether it is recorded alone and enforces nothing.
-    pub audit: bool,
-}
-
-/// One end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// A member.
-    Member(NodeId),
-    /// An address that belongs to no member.
-    Outside(IpAddr),
 }
 
 impl Scene {
@@ -106,9 +93,10 @@ impl Scene {
                 .why("the second would replace the first in Kubernetes, and it is not clear which is meant")
                 .fix("leave one of the two out"));
             }
-            scene.network_policies.push(policy.as_ref().clone());
+            let number = u32::try_from(scene.world.network_policies.len() + 1).unwrap_or(u32::MAX);
+            let facts = NetworkPolicyFacts { overlay: OVERLAY, policy: policy.as_ref().clone() };
+            scene.world.network_policies.insert(RuleId::network_policy(number), facts);
         }
-        scene.index_policies();
         Ok(scene)
     }
 
@@ -122,26 +110,15 @@ impl Scene {
                 Some(name) => format!("{id} {}", shown(name)),
                 None => id.to_string(),
             };
-            (*id, RuleOrigin { label, place: id.to_string(), audit: rule.is_audit })
+            (*id, RuleOrigin { label, place: id.to_string() })
         };
-        let network_policies =
-            world.network_policies.values().filter(|facts| facts.overlay == overlay);
-        let mut scene = Self {
+        Self {
             overlay,
-            namespaces: world.namespaces.clone(),
-            ports: members().map(|(id, facts)| (*id, facts.ports.clone())).collect(),
             ids: members().map(|(id, facts)| (facts.name.clone(), *id)).collect(),
-            network_policies: network_policies.map(|facts| facts.policy.clone()).collect(),
-            selected_by: BTreeMap::new(),
-            origins: in_overlay.clone().map(origin).collect(),
+            origins: in_overlay.map(origin).collect(),
             now,
-            world: World {
-                rules: in_overlay.map(|(id, rule)| (*id, rule.clone())).collect(),
-                ..world.clone()
-            },
-        };
-        scene.index_policies();
-        scene
+            world: world.clone(),
+        }
     }
 
     /// The same with rules called by where they stand in files.
@@ -160,14 +137,6 @@ impl Scene {
         self
     }
 
-    fn index_policies(&mut self) {
-        let selecting = |id: NodeId| -> Vec<usize> {
-            let policies = self.network_policies.iter().enumerate();
-            policies.filter(|(_, p)| side_selects(self, p, id)).map(|(index, _)| index).collect()
-        };
-        self.selected_by = self.members().map(|(id, _)| (id, selecting(id))).collect();
-    }
-
     fn without_policies(inventory: &Inventory, semantics: Semantics, now: Timestamp) -> Self {
         let mut world = World::default();
         let everything = Prefix::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -179,7 +148,7 @@ impl Scene {
             is_audit: false,
         };
         world.overlays.insert(OVERLAY, overlay);
-        let (mut ports, mut ids) = (BTreeMap::new(), BTreeMap::new());
+        let mut ids = BTreeMap::new();
         for (id, entity) in (1..).map(NodeId).zip(&inventory.entities) {
             let address = entity.address.unwrap_or(NOWHERE);
             let facts = NodeFacts {
@@ -189,20 +158,10 @@ impl Scene {
                 ..node(NodeKind::Entity, entity.name.clone())
             };
             world.nodes.insert(id, facts);
-            ports.insert(id, entity.ports.clone());
             ids.insert(entity.name.clone(), id);
         }
-        Self {
-            world,
-            overlay: OVERLAY,
-            namespaces: inventory.namespaces.clone(),
-            ports,
-            ids,
-            network_policies: Vec::new(),
-            selected_by: BTreeMap::new(),
-            origins: BTreeMap::new(),
-            now,
-        }
+        world.namespaces.clone_from(&inventory.namespaces);
+        Self { world, overlay: OVERLAY, ids, origins: BTreeMap::new(), now }
     }
 
     /// A scene has one overlay, so all files must mean the same.
@@ -295,7 +254,7 @@ impl Scene {
                 Some(name) => shown(name),
                 None => format!("{place} {}", super::rule_text(&facts)),
             };
-            self.origins.insert(RuleId(number), RuleOrigin { label, place, audit: rule.audit });
+            self.origins.insert(RuleId(number), RuleOrigin { label, place });
             self.world.rules.insert(RuleId(number), facts);
         }
         Ok(())
@@ -414,15 +373,29 @@ impl Scene {
     }
 
     /// The NetworkPolicies.
-    #[must_use]
-    pub fn network_policies(&self) -> &[NetworkPolicy] {
-        &self.network_policies
+    pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
+        let all = self.world.network_policies.values();
+        all.filter(|facts| facts.overlay == self.overlay).map(|facts| &facts.policy)
     }
 
-    /// The NetworkPolicies that select a member, in either direction.
-    pub(super) fn policies_of(&self, id: NodeId) -> impl Iterator<Item = &NetworkPolicy> {
-        let indexes = self.selected_by.get(&id).into_iter().flatten();
-        indexes.filter_map(|index| self.network_policies.get(*index))
+    /// The world that the scene is about, for tests that enforce it.
+    #[cfg(test)]
+    pub(crate) fn world(&self) -> (&World, OverlayId) {
+        (&self.world, self.overlay)
+    }
+
+    /// Ready for many questions.
+    pub(super) fn overview(&self) -> Overview<'_> {
+        Overview::new(&self.world, self.overlay, self.now)
+    }
+
+    /// What results call a rule, or the item of a NetworkPolicy.
+    pub(super) fn label(&self, id: RuleId, item: Option<(&str, usize)>) -> String {
+        if let Some(facts) = self.world.network_policies.get(&id) {
+            let name = format!("NetworkPolicy {}", facts.policy.full_name());
+            return item.map_or(name.clone(), |(field, at)| format!("{name} {field}[{at}]"));
+        }
+        self.origin(id).map_or_else(|| id.to_string(), |origin| origin.label.clone())
     }
 
     /// Where a rule comes from.
@@ -442,62 +415,24 @@ impl Scene {
         }
     }
 
-    pub(super) fn world(&self) -> &World {
-        &self.world
-    }
-
-    pub(super) fn overlay(&self) -> OverlayId {
-        self.overlay
-    }
-
     pub(super) fn now(&self) -> Timestamp {
         self.now
     }
 
     /// The rules that enforce something, expired or not.
     pub(super) fn enforced_rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
-        let is_audit = |id: &RuleId| self.origins.get(id).is_some_and(|origin| origin.audit);
-        self.world.rules.iter().filter(move |(id, _)| !is_audit(id)).map(|(id, rule)| (*id, rule))
+        let rules = self.world.rules.iter().map(|(id, rule)| (*id, rule));
+        rules.filter(|(_, rule)| rule.overlay == self.overlay && !rule.is_audit)
     }
 
     pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
         self.world.nodes.get(&id)
     }
 
-    pub(super) fn namespace_labels(&self, namespace: &Name) -> &BTreeSet<Label> {
-        self.namespaces.get(namespace).unwrap_or(const { &BTreeSet::new() })
-    }
-
-    /// The named ports of an end; none of the outside.
-    pub(super) fn ports_of(&self, end: &End) -> &NamedPorts {
-        let ports = match end {
-            End::Member(id) => self.ports.get(id),
-            End::Outside(_) => None,
-        };
-        ports.unwrap_or(const { &NamedPorts::new() })
-    }
-
-    /// Whether flows to this end are IPv6.
-    pub(super) fn is_ipv6(&self, end: &End) -> bool {
-        match end {
-            End::Member(id) => self.address(*id).is_some_and(|address| address.is_ipv6()),
-            End::Outside(address) => address.is_ipv6(),
-        }
-    }
-
-    /// The address by which an `ipBlock` means this end: of members in `kubernetes` overlays alone,
-    /// as with every CIDR.
-    pub(super) fn block_address(&self, end: &End) -> Option<IpAddr> {
-        match (end, self.semantics()) {
-            (End::Outside(address), _) => Some(*address),
-            (End::Member(id), Semantics::Kubernetes) => self.address(*id),
-            (End::Member(_), Semantics::DefaultDeny) => None,
-        }
-    }
-
-    fn address(&self, id: NodeId) -> Option<IpAddr> {
-        let address = self.facts(id)?.addresses.get(&self.overlay).copied();
-        address.filter(|address| *address != NOWHERE)
+    /// What a group holds but groups.
+    pub(super) fn held_by(&self, group: &Name) -> impl Iterator<Item = &BoundSelector> {
+        let held = self.world.group(self.overlay, group);
+        held.filter(|held| !matches!(held, BoundSelector::Group(_)))
     }
 }
 

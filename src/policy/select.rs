@@ -107,6 +107,11 @@ pub(super) fn is_member(facts: &NodeFacts, overlay: OverlayId) -> bool {
     }
 }
 
+/// The member's address; none in an inventory that gives it none, which is kept as `0.0.0.0`.
+pub(super) fn member_address(facts: &NodeFacts, overlay: OverlayId) -> Option<IpAddr> {
+    facts.addresses.get(&overlay).copied().filter(|address| !address.is_unspecified())
+}
+
 /// Whether `selector` means this member of `overlay`.
 pub(super) fn selects(
     world: &World,
@@ -134,7 +139,7 @@ pub(super) fn selects(
                 .get(&overlay)
                 .is_some_and(|overlay| overlay.semantics == Semantics::Kubernetes);
             speaks_of_members
-                && facts.addresses.get(&overlay).is_some_and(|address| block.contains(*address))
+                && member_address(facts, overlay).is_some_and(|address| block.contains(address))
         }
     }
 }

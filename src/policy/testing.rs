@@ -8,7 +8,7 @@ use crate::api::admin::Semantics;
 use crate::api::table::{Action, DestinationKey, OverlayTable, PathHops};
 use crate::types::{
     AuthorizationKey, EntityName, Generation, KeyVersion, LinkId, Name, NodeId, NodeKind,
-    OverlayId, RuleId, Secret, Selector, Service, Timestamp,
+    OverlayId, RuleId, Secret, Selector, Service, Tier, Timestamp,
 };
 
 /// The overlay of small towns.
@@ -186,8 +186,8 @@ impl KeySource for FakeKeys {
         self.rotated.get(&(from, to)).cloned().unwrap_or_default()
     }
 
-    fn rotated_pairs(&self, _: OverlayId) -> BTreeSet<(NodeId, NodeId)> {
-        self.rotated.keys().copied().collect()
+    fn rotated_sources(&self, _: OverlayId, to: NodeId) -> Vec<NodeId> {
+        self.rotated.keys().filter(|(_, dest)| *dest == to).map(|(from, _)| *from).collect()
     }
 
     fn send_key(&self, _: OverlayId, from: NodeId, to: NodeId) -> AuthorizationKey {
@@ -208,7 +208,7 @@ impl Reader<'_> {
         self.0.members[index as usize].id
     }
 
-    /// Whether a flow may start: no denial, and something that allows it.
+    /// Whether a flow may start.
     pub(super) fn opens(
         &self,
         from: NodeId,
@@ -217,9 +217,9 @@ impl Reader<'_> {
         port: u16,
         at: Timestamp,
     ) -> bool {
-        let matching = |action: Action| {
+        let says = |tier: Tier| {
             self.0.rules.iter().any(|row| {
-                row.tier == action.into()
+                row.tier == tier
                     && row.not_after.is_none_or(|end| at < end)
                     && self.is_in(row.from, from)
                     && self.is_in(row.to, to)
@@ -230,7 +230,18 @@ impl Reader<'_> {
                             .any(|s| covers(s, protocol, port, self.0.cidr.network().is_ipv6())))
             })
         };
-        from != to && !matching(Action::Deny) && matching(Action::Allow)
+        let isolation = |id: NodeId| self.0.isolated.iter().find(|row| self.id(row.member) == id);
+        let source = isolation(from).is_some_and(|row| row.egress.is_some());
+        let target = isolation(to).is_some_and(|row| row.ingress.is_some());
+        let passes_sides = (!source || says(Tier::Egress))
+            && (!target || says(Tier::Ingress))
+            && (source || target || self.0.unspoken_passes);
+        let members = self.members();
+        from != to
+            && members.contains(&from)
+            && members.contains(&to)
+            && !says(Tier::Deny)
+            && (says(Tier::Allow) || passes_sides || says(Tier::AuditAllow))
     }
 
     /// The hops of the pair by the first row that speaks of it.

@@ -19,6 +19,7 @@ mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod open;
 mod packet;
 mod paths;
 mod policy_files;

@@ -105,6 +105,10 @@ pub(super) async fn table(
             state.acknowledged = after;
             state.is_unsaved = true;
         }
+        // It has this one; should it lose it, it is compiled again.
+        if let Some(table) = state.shown.as_mut().filter(|table| table.serial == after) {
+            table.body = None;
+        }
         // An older poll of the same node ends: its connection is dead, or soon will be.
         state.wake.send_modify(|count| *count = count.wrapping_add(1));
         (state.wake.subscribe(), state.poll_number)
@@ -114,12 +118,18 @@ pub(super) async fn table(
     let deadline = Instant::now() + Duration::from_secs(POLL_SECS);
     let mut stopping = server.stopping.subscribe();
     loop {
+        let new = {
+            let live = server.live();
+            let state = live.nodes.get(&id).ok_or_else(gone)?;
+            state.shown.clone().filter(|table| table.serial > after)
+        };
+        if let Some(table) = new {
+            let body = table.body(id).await?;
+            return Ok(document(&server.incarnation, &table, &body));
+        }
         {
             let live = server.live();
             let state = live.nodes.get(&id).ok_or_else(gone)?;
-            if let Some(table) = state.shown.as_ref().filter(|table| table.serial > after) {
-                return Ok(document(&server.incarnation, table));
-            }
             if state.poll_number != number || *stopping.borrow() {
                 return Ok(StatusCode::NO_CONTENT.into_response());
             }
@@ -152,13 +162,13 @@ fn gone() -> Refusal {
 }
 
 /// A [`crate::api::table::NodeTable`] around the bytes of its body, which are compiled once.
-fn document(incarnation: &Incarnation, table: &Table) -> Response {
+fn document(incarnation: &Incarnation, table: &Table, body: &str) -> Response {
     let text = format!(
         "{{\"apiVersion\":\"ovmesh/v1\",\"incarnation\":{},\"serial\":{},\"revision\":{},\"body\":{}}}",
         store::to_json(incarnation),
         table.serial,
         table.revision,
-        table.body
+        body
     );
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }

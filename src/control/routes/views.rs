@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Params, Words};
 use crate::api::admin::{
     AuditRecord, CanAnswer, CanQuestion, Counted, Entity, KeyStatus, List, Member, Overlay, Rule,
-    Sap, ServerStatus, Token,
+    Sap, Semantics, ServerStatus, Token,
 };
 use crate::api::policy::Namespace;
 use crate::api::{Problem, ProblemCode};
@@ -244,7 +244,10 @@ fn problems(live: &Live, overlays: &[Overlay]) -> Vec<String> {
         } else if !saps.any(|(id, _)| live.nodes.get(id).is_some_and(NodeState::is_online)) {
             lines.push(format!("overlay {name}: no SaP is connected (ovctl sap list)"));
         }
-        if overlay.members > 0 && overlay.rules == 0 {
+        let is_shut = overlay.semantics == Semantics::DefaultDeny
+            && overlay.rules == 0
+            && !live.world.network_policies.values().any(|facts| facts.overlay == overlay.id);
+        if overlay.members > 0 && is_shut {
             lines.push(format!(
                 "overlay {name} has no rule: default deny, nothing may talk \
                  (ovctl policy allow FROM TO)"

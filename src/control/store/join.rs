@@ -190,7 +190,7 @@ async fn repeat(
     .bind(hash_of(&request.secret).expose().as_slice())
     .fetch_optional(&mut *conn)
     .await?;
-    let record = nodes::all(conn).await?.remove(&id);
+    let record = nodes::one(conn, id).await?;
     match (same_token, record) {
         (Some(_), Some(record)) if record.kind == request.kind => {
             let names = overlays::list(conn).await?;
@@ -411,7 +411,7 @@ pub(crate) async fn leave(
     id: NodeId,
     now: Timestamp,
 ) -> Result<Done<()>, Problem> {
-    let record = nodes::all(conn).await?.remove(&id).ok_or_else(|| corrupt("node"))?;
+    let record = nodes::one(conn, id).await?.ok_or_else(|| corrupt("node"))?;
     nodes::delete(conn, &record, now).await?;
     Ok(Done {
         result: (),

@@ -1,5 +1,7 @@
 //! Epoch secrets and key rings as rows; what their steps mean is `control::rotation`'s business.
 
+use std::ops::RangeInclusive;
+
 use sqlx::SqliteConnection;
 
 use super::{counter, parsed, random_secret, seconds, secret, time};
@@ -91,12 +93,22 @@ pub(crate) async fn add_ring(
 
 /// All rings, sorted.
 pub(crate) async fn rings(conn: &mut SqliteConnection) -> Result<Vec<RingRow>, Problem> {
+    rings_to(conn, NodeId(0)..=NodeId(u32::MAX)).await
+}
+
+/// The rings of a range of destinations, sorted.
+pub(crate) async fn rings_to(
+    conn: &mut SqliteConnection,
+    destinations: RangeInclusive<NodeId>,
+) -> Result<Vec<RingRow>, Problem> {
     type Row = (u32, u32, u32, u32, u32, Option<u32>, Option<u32>, String, i64, i64, Option<i64>);
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT overlay, source, destination, epoch, generation, next_epoch, next_generation, \
          step, rotated, since_millis, deadline_millis FROM key_rings \
-         ORDER BY overlay, source, destination",
+         WHERE destination BETWEEN ? AND ? ORDER BY overlay, source, destination",
     )
+    .bind(destinations.start().0)
+    .bind(destinations.end().0)
     .fetch_all(&mut *conn)
     .await?;
     let version =

@@ -6,6 +6,7 @@
 //! credential's text, only SHA-256.
 
 pub(crate) mod audit;
+pub(crate) mod changes;
 pub(crate) mod cidr;
 pub(crate) mod confirmations;
 pub(crate) mod flows;

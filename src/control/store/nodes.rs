@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 use sqlx::SqliteConnection;
@@ -42,12 +43,31 @@ pub(crate) struct NodeRecord {
 pub(crate) async fn all(
     conn: &mut SqliteConnection,
 ) -> Result<BTreeMap<NodeId, NodeRecord>, Problem> {
+    within(conn, NodeId(0)..=NodeId(u32::MAX)).await
+}
+
+/// The node, unless it is deleted.
+pub(crate) async fn one(
+    conn: &mut SqliteConnection,
+    id: NodeId,
+) -> Result<Option<NodeRecord>, Problem> {
+    Ok(within(conn, id..=id).await?.remove(&id))
+}
+
+/// The nodes that are not deleted, of a range of ids.
+async fn within(
+    conn: &mut SqliteConnection,
+    ids: RangeInclusive<NodeId>,
+) -> Result<BTreeMap<NodeId, NodeRecord>, Problem> {
+    let (first, last) = (ids.start().0, ids.end().0);
     type Row = (u32, String, String, String, bool, bool, bool, i64, String);
     let mut nodes = BTreeMap::new();
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version \
-         FROM nodes WHERE deleted IS NULL",
+         FROM nodes WHERE id BETWEEN ? AND ? AND deleted IS NULL",
     )
+    .bind(first)
+    .bind(last)
     .fetch_all(&mut *conn)
     .await?;
     let overlays: Vec<u32> =
@@ -75,37 +95,57 @@ pub(crate) async fn all(
         nodes.insert(record.id, record);
     }
     let labels: Vec<(u32, String, String)> =
-        sqlx::query_as("SELECT node, key, value FROM node_labels").fetch_all(&mut *conn).await?;
+        sqlx::query_as("SELECT node, key, value FROM node_labels WHERE node BETWEEN ? AND ?")
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *conn)
+            .await?;
     for (node, key, value) in labels {
         if let Some(node) = nodes.get_mut(&NodeId(node)) {
             node.labels.insert(Label { key, value });
         }
     }
     let ports: Vec<(u32, String, String)> =
-        sqlx::query_as("SELECT node, name, service FROM node_ports").fetch_all(&mut *conn).await?;
+        sqlx::query_as("SELECT node, name, service FROM node_ports WHERE node BETWEEN ? AND ?")
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *conn)
+            .await?;
     for (node, name, service) in ports {
         if let Some(node) = nodes.get_mut(&NodeId(node)) {
             node.ports.insert(parsed(&name, "port name")?, parsed(&service, "port")?);
         }
     }
-    let endpoints: Vec<(u32, String)> =
-        sqlx::query_as("SELECT node, endpoint FROM node_endpoints ORDER BY node, position")
-            .fetch_all(&mut *conn)
-            .await?;
+    let endpoints: Vec<(u32, String)> = sqlx::query_as(
+        "SELECT node, endpoint FROM node_endpoints WHERE node BETWEEN ? AND ? \
+         ORDER BY node, position",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_all(&mut *conn)
+    .await?;
     for (node, endpoint) in endpoints {
         if let Some(node) = nodes.get_mut(&NodeId(node)) {
             node.endpoints.push(parsed(&endpoint, "endpoint")?);
         }
     }
     let members: Vec<(u32, u32, String)> =
-        sqlx::query_as("SELECT overlay, node, address FROM members").fetch_all(&mut *conn).await?;
+        sqlx::query_as("SELECT overlay, node, address FROM members WHERE node BETWEEN ? AND ?")
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *conn)
+            .await?;
     for (overlay, node, address) in members {
         if let Some(node) = nodes.get_mut(&NodeId(node)) {
             node.addresses.insert(OverlayId(overlay), parsed(&address, "address")?);
         }
     }
     let serves: Vec<(u32, u32)> =
-        sqlx::query_as("SELECT sap, overlay FROM sap_overlays").fetch_all(&mut *conn).await?;
+        sqlx::query_as("SELECT sap, overlay FROM sap_overlays WHERE sap BETWEEN ? AND ?")
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *conn)
+            .await?;
     for (sap, overlay) in serves {
         if let Some(node) = nodes.get_mut(&NodeId(sap)) {
             node.serves.insert(OverlayId(overlay));
@@ -133,11 +173,23 @@ pub(crate) async fn named(
     kind: NodeKind,
     name: &EntityName,
 ) -> Result<NodeRecord, Problem> {
+    let id: Option<u32> = sqlx::query_scalar(
+        "SELECT id FROM nodes WHERE kind = ? AND namespace = ? AND name = ? AND deleted IS NULL",
+    )
+    .bind(kind.to_string())
+    .bind(name.namespace.as_str())
+    .bind(name.name.as_str())
+    .fetch_optional(&mut *conn)
+    .await?;
+    if let Some(id) = id
+        && let Some(record) = one(conn, NodeId(id)).await?
+    {
+        return Ok(record);
+    }
     let nodes = all(conn).await?;
     let names: Vec<String> =
         nodes.values().filter(|node| node.kind == kind).map(|node| node.name.to_string()).collect();
-    let unknown = unknown(kind, name, &names);
-    nodes.into_values().find(|node| node.kind == kind && node.name == *name).ok_or(unknown)
+    Err(unknown(kind, name, &names))
 }
 
 /// The problem of an unknown name.

@@ -69,14 +69,7 @@ pub(crate) async fn create(
 ) -> Result<Done<Overlay>, Problem> {
     let semantics = match request.semantics {
         Semantics::DefaultDeny => "default-deny",
-        Semantics::Kubernetes => {
-            return Err(Problem::new(
-                ProblemCode::Usage,
-                format!("the overlay {} cannot have kubernetes semantics yet", request.name),
-            )
-            .why("this version has default-deny overlays only; kubernetes comes later")
-            .fix("leave --semantics out"));
-        }
+        Semantics::Kubernetes => "kubernetes",
     };
     let existing = list(conn).await?;
     if existing.iter().any(|overlay| overlay.name == request.name) {

@@ -43,6 +43,10 @@ pub(crate) async fn publish(
     conn: &mut SqliteConnection,
     changed: &BTreeMap<NodeId, (Serial, Secret)>,
 ) -> Result<(), Problem> {
+    let retires: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM retired_addresses WHERE published = 0)")
+            .fetch_one(&mut *conn)
+            .await?;
     for (node, (serial, hash)) in changed {
         sqlx::query(
             "INSERT INTO node_tables (node, serial, hash) VALUES (?, ?, ?) \
@@ -53,14 +57,16 @@ pub(crate) async fn publish(
         .bind(hash.expose().as_slice())
         .execute(&mut *conn)
         .await?;
-        sqlx::query(
-            "INSERT OR REPLACE INTO retired_waits (overlay, address, node, serial) \
-             SELECT overlay, address, ?, ? FROM retired_addresses WHERE published = 0",
-        )
-        .bind(node.0)
-        .bind(counter(serial.0))
-        .execute(&mut *conn)
-        .await?;
+        if retires {
+            sqlx::query(
+                "INSERT OR REPLACE INTO retired_waits (overlay, address, node, serial) \
+                 SELECT overlay, address, ?, ? FROM retired_addresses WHERE published = 0",
+            )
+            .bind(node.0)
+            .bind(counter(serial.0))
+            .execute(&mut *conn)
+            .await?;
+        }
     }
     sqlx::query("UPDATE retired_addresses SET published = 1 WHERE published = 0")
         .execute(&mut *conn)

@@ -206,7 +206,7 @@ async fn a_database_from_a_newer_version_is_refused_and_left_alone() {
 }
 
 #[tokio::test]
-async fn kubernetes_semantics_come_later_and_names_are_unique() {
+async fn overlays_have_either_semantics_and_names_of_their_own() {
     let (_dir, _, store) = store().await;
     let mut tx = store.write().await.unwrap();
     let make = |text: &str, semantics| OverlayCreate {
@@ -216,9 +216,12 @@ async fn kubernetes_semantics_come_later_and_names_are_unique() {
         silent: false,
     };
 
-    let later = overlays::create(&mut tx, &make("k", Semantics::Kubernetes), &[], NOW).await;
-    assert_eq!(later.unwrap_err().code, ProblemCode::Usage);
     let taken = overlays::create(&mut tx, &make("default", Semantics::DefaultDeny), &[], NOW).await;
     assert_eq!(taken.unwrap_err().code, ProblemCode::Conflict);
-    overlays::create(&mut tx, &make("k", Semantics::DefaultDeny), &[], NOW).await.unwrap();
+    for (text, semantics) in [("d", Semantics::DefaultDeny), ("k", Semantics::Kubernetes)] {
+        overlays::create(&mut tx, &make(text, semantics), &[], NOW).await.unwrap();
+        let kept =
+            overlays::list(&mut tx).await.unwrap().into_iter().find(|o| o.name == name(text));
+        assert_eq!(kept.unwrap().semantics, semantics);
+    }
 }

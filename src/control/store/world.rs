@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
+use super::changes::Changes;
+use super::nodes::{self, NodeRecord};
 use super::policies::{self, Policy};
-use super::{namespaces, nodes, overlays, secret};
+use super::{namespaces, overlays, secret};
 use crate::api::Problem;
 use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
-use crate::types::{LinkId, NodeId, OverlayId};
+use crate::types::{LinkId, NodeId, OverlayId, Secret};
+
+/// What two nodes share for control messages, by (entity, SaP).
+type Links = BTreeMap<(NodeId, NodeId), (LinkId, Secret)>;
 
 /// Loads everything.
 pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> {
@@ -19,6 +24,49 @@ pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> 
 /// Loads everything but `policies`, which are loaded already.
 pub(crate) async fn load_with(
     conn: &mut SqliteConnection,
+    policies: &BTreeMap<OverlayId, Policy>,
+) -> Result<World, Problem> {
+    let nodes = nodes::all(conn).await?;
+    let nodes = nodes.into_iter().map(|(id, record)| (id, facts(record))).collect();
+    let links = links_of(conn, NodeId(0), NodeId(u32::MAX)).await?;
+    with_intent(conn, nodes, links, policies).await
+}
+
+/// As [`load`], but takes over from `older` the nodes and links that are not among `changes`.
+pub(crate) async fn load_changed(
+    conn: &mut SqliteConnection,
+    older: &World,
+    changes: &Changes,
+) -> Result<World, Problem> {
+    let Changes::These { nodes: changed, links: entities, .. } = changes else {
+        return load(conn).await;
+    };
+    let mut nodes = older.nodes.clone();
+    for &id in changed {
+        match nodes::one(conn, id).await? {
+            Some(record) => nodes.insert(id, facts(record)),
+            None => nodes.remove(&id),
+        };
+    }
+    let mut links = older.links.clone();
+    if !entities.is_empty() {
+        links.retain(|(entity, _), _| !entities.contains(entity));
+        for &entity in entities {
+            links.append(&mut links_of(conn, entity, entity).await?);
+        }
+    }
+    let policies = policies::all(conn).await?;
+    let world = with_intent(conn, nodes, links, &policies).await?;
+    #[cfg(debug_assertions)]
+    assert_eq!(world, load(conn).await?, "a change that no trigger wrote down");
+    Ok(world)
+}
+
+/// Loads what else there is: overlays and policies.
+async fn with_intent(
+    conn: &mut SqliteConnection,
+    nodes: BTreeMap<NodeId, NodeFacts>,
+    links: Links,
     policies: &BTreeMap<OverlayId, Policy>,
 ) -> Result<World, Problem> {
     let overlays = overlays::list(conn)
@@ -35,30 +83,6 @@ pub(crate) async fn load_with(
             (overlay.id, facts)
         })
         .collect();
-    let nodes = nodes::all(conn)
-        .await?
-        .into_iter()
-        .map(|(id, record)| {
-            let ports = record.ports.into_iter().map(|(name, port)| (name, [port].into()));
-            let facts = NodeFacts {
-                kind: record.kind,
-                name: record.name,
-                labels: record.labels,
-                ports: ports.collect(),
-                endpoints: record.endpoints,
-                addresses: record.addresses,
-                serves: record.serves,
-                is_quarantined: record.quarantined,
-            };
-            (id, facts)
-        })
-        .collect();
-    let rows: Vec<(u32, u32, u32, Vec<u8>)> =
-        sqlx::query_as("SELECT id, entity, sap, secret FROM links").fetch_all(&mut *conn).await?;
-    let mut links = BTreeMap::new();
-    for (id, entity, sap, bytes) in rows {
-        links.insert((NodeId(entity), NodeId(sap)), (LinkId(id), secret(&bytes, "link")?));
-    }
     let mut world = World {
         revision: super::revision(conn).await?,
         overlays,
@@ -86,4 +110,37 @@ pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy)
     world.network_policies.extend(networks);
     world.groups.insert(overlay, policy.groups.clone());
     world.services.insert(overlay, policy.services.clone());
+}
+
+/// A node as policy sees it.
+fn facts(record: NodeRecord) -> NodeFacts {
+    let ports = record.ports.into_iter().map(|(name, service)| (name, [service].into()));
+    NodeFacts {
+        kind: record.kind,
+        name: record.name,
+        labels: record.labels,
+        ports: ports.collect(),
+        endpoints: record.endpoints,
+        addresses: record.addresses,
+        serves: record.serves,
+        is_quarantined: record.quarantined,
+    }
+}
+
+/// The links of a range of entities.
+async fn links_of(
+    conn: &mut SqliteConnection,
+    first: NodeId,
+    last: NodeId,
+) -> Result<Links, Problem> {
+    let rows: Vec<(u32, u32, u32, Vec<u8>)> =
+        sqlx::query_as("SELECT id, entity, sap, secret FROM links WHERE entity BETWEEN ? AND ?")
+            .bind(first.0)
+            .bind(last.0)
+            .fetch_all(&mut *conn)
+            .await?;
+    let link = |(id, entity, sap, bytes): (u32, u32, u32, Vec<u8>)| {
+        Ok(((NodeId(entity), NodeId(sap)), (LinkId(id), secret(&bytes, "link")?)))
+    };
+    rows.into_iter().map(link).collect()
 }

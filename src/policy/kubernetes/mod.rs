@@ -10,8 +10,8 @@ mod read;
 #[cfg(test)]
 mod tests;
 
+pub(super) use isolation::METADATA_NAME;
 pub use isolation::selected;
-pub(super) use isolation::{Side, peer_means, side, side_selects};
 pub(super) use read::read;
 
 use super::expression::LabelSelector;

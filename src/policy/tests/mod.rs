@@ -6,5 +6,7 @@ mod documents;
 mod offline;
 mod paths;
 mod property;
+mod scale;
 mod selection;
 mod tables;
+mod touched;

@@ -140,7 +140,7 @@ fn rule() -> impl Strategy<Value = Value> {
     ]);
     let action = prop::sample::select(vec!["allow", "allow", "deny"]);
     let ends = prop::sample::select(vec![json!(null), json!("1970-01-01T00:00:01Z")]);
-    (action, end(), end(), ports, any::<bool>(), ends, prop::bool::weighted(0.1)).prop_map(
+    (action, end(), end(), ports, any::<bool>(), ends, prop::bool::weighted(0.2)).prop_map(
         |(action, from, to, ports, both, end, audit)| {
             json!({"action": action, "from": from, "to": to, "ports": ports, "both": both,
                 "notAfter": end, "audit": audit})
@@ -191,8 +191,8 @@ impl Model<'_> {
         }
         let (from, to) = (self.party(from), self.party(to));
         let rules = self.policies.iter().filter_map(|p| p["rules"].as_array()).flatten();
-        let said: Vec<&str> = rules
-            .filter(|rule| rule["notAfter"].is_null() && rule["audit"] == json!(false))
+        let said: Vec<(&str, bool)> = rules
+            .filter(|rule| rule["notAfter"].is_null())
             .filter(|rule| {
                 let along = |a: &str, b: &str| {
                     self.means(rule[a].as_str().unwrap(), &from)
@@ -201,12 +201,13 @@ impl Model<'_> {
                 along("from", "to") || (rule["both"] == json!(true) && along("to", "from"))
             })
             .filter(|rule| native_port(&rule["ports"], &to, protocol, port))
-            .map(|rule| rule["action"].as_str().unwrap())
+            .map(|rule| (rule["action"].as_str().unwrap(), rule["audit"] == json!(true)))
             .collect();
-        if said.contains(&"deny") {
+        if said.contains(&("deny", false)) {
             return false;
         }
-        if said.contains(&"allow") {
+        // An audit deny refuses nothing, and an audit allow lets through, and is recorded.
+        if said.contains(&("allow", false)) || said.contains(&("allow", true)) {
             return true;
         }
         let out = self.side("egress", "to", &from, &to, &to, protocol, port);

@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use crate::api::admin::Semantics;
 use crate::api::table::{Action, OverlayTable, PathHops, TableBody};
+use crate::policy::judge::{End, Overview};
+use crate::policy::kubernetes::Peer;
 use crate::policy::random::{ENTITIES, NOW, PROBES, SAPS, V4, V6, world};
 use crate::policy::testing::{FakeKeys, Reader, covers, service};
 use crate::policy::{
-    BoundSelector, Decision, RuleFacts, World, compile, covered_pairs, evaluate, path_between,
+    BoundSelector, Decision, Matrix, NetworkPolicyFacts, RuleFacts, Scene, World, compile,
+    covered_pairs, difference, evaluate, path_between,
 };
-use crate::types::{Generation, NodeId, NodeKind, OverlayId, Service, Timestamp};
+use crate::types::{Generation, Label, NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 
 /// The naive model: one packet and one rule at a time.
 mod model {
@@ -20,30 +24,46 @@ mod model {
         world.nodes.get(&id).is_some_and(|facts| facts.addresses.contains_key(&overlay))
     }
 
-    fn is_meant(world: &World, selector: &BoundSelector, id: NodeId) -> bool {
+    fn is_kubernetes(world: &World, overlay: OverlayId) -> bool {
+        world.overlays[&overlay].semantics == Semantics::Kubernetes
+    }
+
+    fn is_meant(world: &World, overlay: OverlayId, selector: &BoundSelector, id: NodeId) -> bool {
         let facts = &world.nodes[&id];
+        let has_all =
+            |labels: &BTreeSet<Label>| labels.iter().all(|label| facts.labels.contains(label));
         match selector {
             BoundSelector::Any => true,
             BoundSelector::Node(bound, _) => *bound == id,
-            BoundSelector::Labels(labels) => labels.iter().all(|l| facts.labels.contains(l)),
+            BoundSelector::Labels(labels) => has_all(labels),
             BoundSelector::Namespace(namespace) => facts.name.namespace == *namespace,
-            BoundSelector::Group(_) | BoundSelector::Service(_) | BoundSelector::Cidr(_) => {
-                unreachable!("not made here")
+            BoundSelector::Group(name) => {
+                world.group(overlay, name).any(|held| is_meant(world, overlay, held, id))
+            }
+            BoundSelector::Service(name) => world.service(overlay, name).is_some_and(has_all),
+            BoundSelector::Cidr(block) => {
+                is_kubernetes(world, overlay) && block.contains(facts.addresses[&overlay])
             }
         }
     }
 
     /// Whether the rule speaks of flows from `from` to `to`.
     pub(super) fn speaks(world: &World, rule: &RuleFacts, from: NodeId, to: NodeId) -> bool {
-        let along = |a, b| is_meant(world, &rule.from, a) && is_meant(world, &rule.to, b);
+        let is_meant = |selector, id| is_meant(world, rule.overlay, selector, id);
+        let along = |a, b| is_meant(&rule.from, a) && is_meant(&rule.to, b);
         along(from, to) || (rule.both && along(to, from))
     }
 
     /// Whether the rule's services cover the packet at `to`.
-    fn serves(world: &World, rule: &RuleFacts, to: NodeId, protocol: u8, port: u16) -> bool {
-        let is_ipv6 = rule.overlay == V6;
-        rule.services.is_empty()
-            || rule.services.iter().any(|wanted| match wanted {
+    fn serves(
+        world: &World,
+        (overlay, services): (OverlayId, &[Service]),
+        to: NodeId,
+        (protocol, port): (u8, u16),
+    ) -> bool {
+        let is_ipv6 = overlay == V6;
+        services.is_empty()
+            || services.iter().any(|wanted| match wanted {
                 Service::Named(protocol_wanted, name) => {
                     world.nodes[&to].ports.get(name).into_iter().flatten().any(|have| {
                         have.protocol() == *protocol_wanted && covers(have, protocol, port, is_ipv6)
@@ -63,28 +83,112 @@ mod model {
         (protocol, port): (u8, u16),
         at: Timestamp,
     ) -> Decision {
-        let matching = |action: Action| {
-            world
-                .rules
-                .iter()
-                .find(|(_, rule)| {
-                    rule.overlay == overlay
-                        && rule.action == action
-                        && rule.not_after.is_none_or(|end| at.0 < end.0)
-                        && speaks(world, rule, from, to)
-                        && serves(world, rule, to, protocol, port)
-                })
-                .map(|(id, _)| *id)
+        if let Some(id) = [from, to].into_iter().find(|id| world.nodes[id].is_quarantined) {
+            return Decision::Quarantined(id);
+        }
+        let is_audit_mode = world.overlays[&overlay].is_audit;
+        let matching = |action: Action, is_audit: bool| {
+            let is_of_tier = |rule: &RuleFacts| {
+                let counts_as_audit = rule.is_audit || (is_audit_mode && action == Action::Deny);
+                rule.action == action && counts_as_audit == is_audit
+            };
+            let mut rules = world.rules.iter().filter(|(_, rule)| {
+                rule.overlay == overlay
+                    && is_of_tier(rule)
+                    && rule.not_after.is_none_or(|end| at.0 < end.0)
+                    && speaks(world, rule, from, to)
+                    && serves(world, (overlay, &rule.services), to, (protocol, port))
+            });
+            rules.next().map(|(id, _)| *id)
         };
-        if let Some(id) = matching(Action::Deny) {
-            Decision::Deny(id)
-        } else {
-            matching(Action::Allow).map_or(Decision::NoRule, Decision::Allow)
+        if let Some(id) = matching(Action::Deny, false) {
+            return Decision::Deny(id);
+        }
+        let egress = side(world, overlay, true, (from, to), Some((protocol, port)));
+        let ingress = side(world, overlay, false, (from, to), Some((protocol, port)));
+        let enforced = match (matching(Action::Allow, false), egress, ingress) {
+            (Some(id), ..) => Decision::Allow(id),
+            (None, Some((by, None)), _) | (None, _, Some((by, None))) => Decision::Isolated(by),
+            (None, _, Some((_, Some(id)))) | (None, Some((_, Some(id))), None) => {
+                Decision::Allow(id)
+            }
+            (None, None, None) if is_kubernetes(world, overlay) => Decision::Open,
+            (None, None, None) => Decision::NoRule,
+        };
+        let audit_deny = matching(Action::Deny, true);
+        let audit_allow = match is_audit_mode {
+            true => Some(RuleId::AUDIT_MODE),
+            false => matching(Action::Allow, true),
+        };
+        match (enforced.is_allow(), audit_deny, audit_allow) {
+            (true, None, _) | (false, _, None) => enforced,
+            (_, Some(id), _) | (false, None, Some(id)) => Decision::Audit(id),
         }
     }
 
-    /// Whether a key is due: at some time the pair has an allow that no all-services denial takes away.
+    /// What NetworkPolicies say of one side: none when none isolates it, else the first that does, and
+    /// the first that lets the packet through, or anything at all.
+    fn side(
+        world: &World,
+        overlay: OverlayId,
+        is_egress: bool,
+        (from, to): (NodeId, NodeId),
+        packet: Option<(u8, u16)>,
+    ) -> Option<(RuleId, Option<RuleId>)> {
+        let (own, other) = if is_egress { (from, to) } else { (to, from) };
+        let (own, other) = (&world.nodes[&own], &world.nodes[&other]);
+        let (mut by, mut passes) = (None, None);
+        for (id, NetworkPolicyFacts { overlay: theirs, policy }) in &world.network_policies {
+            let rules = if is_egress { &policy.egress } else { &policy.ingress };
+            let is_selected =
+                policy.namespace == own.name.namespace && policy.pods.matches(&own.labels);
+            let (true, true, Some(rules)) = (*theirs == overlay, is_selected, rules) else {
+                continue;
+            };
+            by = by.or(Some(*id));
+            let is_peer = |peer: &Peer| match peer {
+                Peer::Pods { namespaces, pods } => {
+                    let namespace = &other.name.namespace;
+                    let mut labels = world.namespaces.get(namespace).cloned().unwrap_or_default();
+                    let named = format!("kubernetes.io/metadata.name={namespace}");
+                    labels.insert(named.parse().unwrap());
+                    let is_there = match namespaces {
+                        None => *namespace == policy.namespace,
+                        Some(selector) => selector.matches(&labels),
+                    };
+                    is_there && pods.matches(&other.labels)
+                }
+                Peer::Block(block) => {
+                    is_kubernetes(world, overlay) && block.contains(other.addresses[&overlay])
+                }
+            };
+            let lets_through = rules.iter().any(|rule| {
+                let ports = (overlay, &rule.ports[..]);
+                (rule.peers.is_empty() || rule.peers.iter().any(is_peer))
+                    && match packet {
+                        Some(packet) => serves(world, ports, to, packet),
+                        None => packets().any(|packet| serves(world, ports, to, packet)),
+                    }
+            });
+            passes = passes.or(lets_through.then_some(*id));
+        }
+        Some((by?, passes))
+    }
+
+    /// Enough packets for every service that random worlds name.
+    fn packets() -> impl Iterator<Item = (u8, u16)> {
+        (0..=u8::MAX).flat_map(|protocol| {
+            [0, 80, 443, 8080, 53, 8000].into_iter().map(move |port| (protocol, port))
+        })
+    }
+
+    /// Whether a key is due: at some time the pair has an allow, or passes both sides whatever the
+    /// ports, and no all-services denial takes it away.
     pub(super) fn may_talk(world: &World, overlay: OverlayId, from: NodeId, to: NodeId) -> bool {
+        if [from, to].iter().any(|id| world.nodes[id].is_quarantined) {
+            return false;
+        }
+        let is_audit_mode = world.overlays[&overlay].is_audit;
         let ends = world.rules.values().filter_map(|rule| rule.not_after).filter(|end| *end > NOW);
         let times: BTreeSet<Timestamp> = ends.chain([NOW]).collect();
         let in_force = |at: Timestamp, action: Action| {
@@ -95,14 +199,22 @@ mod model {
                     && speaks(world, rule, from, to)
             })
         };
+        let egress = side(world, overlay, true, (from, to), None);
+        let ingress = side(world, overlay, false, (from, to), None);
+        let passes = |side: Option<(RuleId, Option<RuleId>)>| {
+            side.is_none_or(|(_, passes)| passes.is_some())
+        };
+        let is_spoken_of = egress.is_some() || ingress.is_some() || is_kubernetes(world, overlay);
+        let passes_sides = is_spoken_of && passes(egress) && passes(ingress);
         times.into_iter().any(|at| {
-            let all_services = (0..=u8::MAX)
-                .flat_map(|protocol| [0, 80, 443, 8080, 53, 8000].map(|port| (protocol, port)));
-            in_force(at, Action::Deny).all(|deny| !deny.services.is_empty())
-                && in_force(at, Action::Allow).any(|allow| {
-                    let mut packets = all_services.clone();
-                    packets.any(|(protocol, port)| serves(world, allow, to, protocol, port))
-                })
+            let mut denials = in_force(at, Action::Deny).filter(|deny| !deny.is_audit);
+            (is_audit_mode || denials.all(|deny| !deny.services.is_empty()))
+                && (passes_sides
+                    || is_audit_mode
+                    || in_force(at, Action::Allow).any(|allow| {
+                        let services = (overlay, &allow.services[..]);
+                        packets().any(|packet| serves(world, services, to, packet))
+                    }))
         })
     }
 }
@@ -150,6 +262,7 @@ fn check_pair(
         })
         .collect();
     let is_ipv6 = overlay == V6;
+    let reach = Overview::new(world, overlay, NOW).reach(&End::Member(from), &End::Member(to));
     let mut passes = false;
     for (protocol, port) in PROBES {
         let number = protocol.number(is_ipv6);
@@ -161,10 +274,22 @@ fn check_pair(
         let evaluated = evaluate(world, overlay, from, to, &asked, NOW);
         let expected = model::verdict(world, overlay, (from, to), (number, port), NOW);
         prop_assert_eq!(evaluated, expected, "{} -> {} {}", from, to, asked);
+        let is_reached = reach.iter().any(|span| {
+            (span.protocols.0..=span.protocols.1).contains(&number)
+                && (span.ports.0..=span.ports.1).contains(&port)
+        });
+        prop_assert_eq!(
+            is_reached,
+            expected.is_allow(),
+            "the matrix: {} -> {} {}",
+            from,
+            to,
+            asked
+        );
         // Nodes end rules by themselves: old tables must be right later, too.
         for at in [NOW, Timestamp(101), Timestamp(200)] {
             let verdict = model::verdict(world, overlay, (from, to), (number, port), at);
-            let is_allowed = matches!(verdict, Decision::Allow(_));
+            let is_allowed = verdict.is_allow();
             passes |= is_allowed && !is_broken;
             for end in [from, to] {
                 let opens = Reader(table(tables, end, overlay)).opens(from, to, number, port, at);
@@ -267,7 +392,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn tables_the_evaluator_and_a_naive_model_agree(world in world()) {
+    fn tables_the_evaluator_and_a_naive_model_agree(world in world(), policy in world(), few: bool) {
+        // The same members under another policy, or under one that differs in little.
+        let mut other = World { network_policies: policy.network_policies, ..world.clone() };
+        if few {
+            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, r.clone())).collect(), ..world.clone() };
+        }
         let rotated = BTreeMap::from([((NodeId(1), NodeId(2)), vec![Generation(1)])]);
         let keys = FakeKeys { rotated };
         let tables = compile(&world, &keys, NOW);
@@ -281,6 +411,11 @@ proptest! {
             for pair in pairs(&world, overlay) {
                 check_pair(&world, &tables, overlay, pair)?;
             }
+        }
+        for overlay in [V4, V6] {
+            let [was, is] = [&other, &world].map(|world| Scene::of(world, overlay, NOW));
+            let is_same = Matrix::new(&was) == Matrix::new(&is);
+            prop_assert_eq!(difference(&was, &is).is_empty(), is_same);
         }
         for rule in world.rules.values() {
             let all = pairs(&world, rule.overlay).into_iter();
