@@ -31,6 +31,15 @@ pub struct Transmit {
     pub bytes: Vec<u8>,
 }
 
+/// An authentic message that is no business of probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Who sent it.
+    pub peer: NodeId,
+    /// What it says.
+    pub message: Message,
+}
+
 /// What is known of the peer of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerState {
@@ -113,7 +122,8 @@ impl Probes {
         self.responder.retain(|id| links.contains_key(&id));
     }
 
-    /// A control datagram came from `from`. `Ok` when it was authentic and new.
+    /// A control datagram came from `from`. `Ok` when it was authentic and new; with what it says
+    /// where somebody else has to act on it.
     ///
     /// # Errors
     ///
@@ -123,7 +133,7 @@ impl Probes {
         from: SocketAddr,
         datagram: &[u8],
         now: Duration,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Heard>, DropReason> {
         let id = match gue::decode(datagram)? {
             Frame::Control { link, .. } => link,
             Frame::Data { .. } => return Err(DropReason::ControlType),
@@ -147,19 +157,40 @@ impl Probes {
                 if len <= datagram.len() && self.outbox.len() < OUTBOX_MAX {
                     self.outbox.push_back(Transmit { to: from, bytes: bytes[..len].to_vec() });
                 }
-                Ok(())
+                Ok(None)
             }
             (Message::EchoReply(echo), Some(prober)) => {
                 self.responder.handle_request(id, counter)?;
                 if prober.handle_reply(&echo, now) {
                     link.heard = Some((now, from));
                 }
-                Ok(())
+                Ok(None)
             }
-            (Message::EchoRequest(_), Some(_)) | (Message::EchoReply(_), None) => {
+            (Message::Denied(_) | Message::TooBig(_), Some(_)) | (Message::Refused(_), None) => {
+                self.responder.handle_request(id, counter)?;
+                Ok(Some(Heard { peer: link.peer, message }))
+            }
+            (Message::EchoRequest(_) | Message::Refused(_), Some(_))
+            | (Message::EchoReply(_) | Message::Denied(_) | Message::TooBig(_), None) => {
                 Err(DropReason::ControlType)
             }
         }
+    }
+
+    /// Queues a notice for `peer`, to where its data goes; `false` when there is no link to it, no
+    /// endpoint, or no room.
+    pub fn notify(&mut self, peer: NodeId, message: &Message) -> bool {
+        let found = self.links.iter().find(|(_, link)| link.peer == peer);
+        let Some((&id, link)) = found.filter(|_| self.outbox.len() < OUTBOX_MAX) else {
+            return false;
+        };
+        let Some(&to) = link.endpoints.first() else { return false };
+        self.counter += 1;
+        let (bytes, len) = control::encode(id, &link.secret, self.counter, message);
+        if len > 0 {
+            self.outbox.push_back(Transmit { to, bytes: bytes[..len].to_vec() });
+        }
+        len > 0
     }
 
     /// Data was sent. Extra calls are harmless.

@@ -3,6 +3,7 @@
 //! ```text
 //! 21 ff 80 00 LINK(4) | ExID(4) | 01 | subtype | body length(2) | body | MAC(16)
 //! body of an echo: counter(8) | sequence(4) | 00 00 00 00 | sent(8) | padding(8)
+//! bodies of notices: see [`super::notice`]
 //! ```
 //!
 //! The MAC is HMAC-SHA-256 under the link's secret, truncated to 128 bits, over everything before
@@ -12,6 +13,7 @@ use ring::hmac;
 use subtle::ConstantTimeEq as _;
 
 use super::gue;
+use super::notice::{DENIED_LEN, Denied, TOO_BIG_LEN, TooBig};
 use crate::types::{DropReason, LinkId, Secret};
 
 /// What a control message says.
@@ -21,6 +23,13 @@ pub enum Message {
     EchoRequest(Echo),
     /// Subtype 2: answers one, with the same body and the responder's times.
     EchoReply(Echo),
+    /// Subtype 3, from a SaP to the entity that sent the packet: its flow was refused.
+    Denied(Denied),
+    /// Subtype 4, from a destination to the SaP that brought the packet: the same, to be passed on. A
+    /// subtype of its own, so that neither end takes its own message for the other's.
+    Refused(Denied),
+    /// Subtype 5, from a SaP to the entity that sent the packet: the packet was too long.
+    TooBig(TooBig),
 }
 
 /// The body of an echo, 32 bytes both ways, so that no answer is longer than its question.
@@ -40,6 +49,10 @@ const VERSION: u8 = 1;
 
 const ECHO_REQUEST: u8 = 1;
 const ECHO_REPLY: u8 = 2;
+const DENIED: u8 = 3;
+const REFUSED: u8 = 4;
+const TOO_BIG: u8 = 5;
+// 6 is kept for `no path` (design section 6).
 
 /// GUE header, experiment id, version, subtype, body length.
 const HEAD_LEN: usize = gue::HEADER_LEN + 8;
@@ -47,12 +60,18 @@ const HEAD_LEN: usize = gue::HEADER_LEN + 8;
 /// Bytes of an echo's body, the counter included.
 const ECHO_LEN: usize = 32;
 
+/// Bytes of the counter that every body starts with.
+const COUNTER_LEN: usize = 8;
+
 /// HMAC-SHA-256 cut to 128 bits.
 const MAC_LEN: usize = 16;
 
 const _: () = assert!(HEAD_LEN + ECHO_LEN + MAC_LEN <= MAX_LEN);
+const _: () = assert!(HEAD_LEN + COUNTER_LEN + DENIED_LEN + MAC_LEN <= MAX_LEN);
+const _: () = assert!(TOO_BIG_LEN <= DENIED_LEN);
 
-/// Encodes and signs a message into a buffer; returns it with its length in bytes.
+/// Encodes and signs a message into a buffer; returns it with its length in bytes. A refusal for a
+/// reason that is never told ([`super::notice::REASONS`]) has no form: its length is 0.
 ///
 /// `counter` must grow with every message of this direction of this link.
 #[must_use]
@@ -62,19 +81,34 @@ pub fn encode(
     counter: u64,
     message: &Message,
 ) -> ([u8; MAX_LEN], usize) {
-    let (subtype, echo) = match message {
-        Message::EchoRequest(echo) => (ECHO_REQUEST, echo),
-        Message::EchoReply(echo) => (ECHO_REPLY, echo),
-    };
+    match message {
+        Message::EchoRequest(echo) => sign(link, secret, counter, ECHO_REQUEST, &echo.encode()),
+        Message::EchoReply(echo) => sign(link, secret, counter, ECHO_REPLY, &echo.encode()),
+        Message::TooBig(too_big) => sign(link, secret, counter, TOO_BIG, &too_big.encode()),
+        Message::Denied(denied) | Message::Refused(denied) => {
+            let is_relayed = matches!(message, Message::Refused(_));
+            let subtype = if is_relayed { REFUSED } else { DENIED };
+            match denied.encode() {
+                Some(body) => sign(link, secret, counter, subtype, &body),
+                None => ([0; MAX_LEN], 0),
+            }
+        }
+    }
+}
+
+fn sign(
+    link: LinkId,
+    secret: &Secret,
+    counter: u64,
+    subtype: u8,
+    body: &[u8],
+) -> ([u8; MAX_LEN], usize) {
     let mut writer = Writer { buffer: [0; MAX_LEN], len: 0 };
     writer.put(&gue::control_header(link));
     writer.put(&gue::EXID.to_be_bytes());
-    writer.put(&[VERSION, subtype, 0, ECHO_LEN as u8]);
+    writer.put(&[VERSION, subtype, 0, (COUNTER_LEN + body.len()) as u8]);
     writer.put(&counter.to_be_bytes());
-    writer.put(&echo.sequence.to_be_bytes());
-    writer.put(&[0; 4]);
-    writer.put(&echo.sent_nanos.to_be_bytes());
-    writer.put(&[0; 8]);
+    writer.put(body);
     let signed = writer.buffer.get(..writer.len).unwrap_or_default();
     let mac = mac(secret, signed);
     writer.put(&mac);
@@ -103,22 +137,39 @@ pub fn decode(datagram: &[u8], secret: &Secret) -> Result<(u64, Message), DropRe
     }
 
     // The sender is genuine from here on; what is not understood is of another version.
-    let is_ours = gue::decode(datagram).is_ok() && version == VERSION;
-    let Ok(&[c0, c1, c2, c3, c4, c5, c6, c7, s0, s1, s2, s3, _, _, _, _, ref times @ ..]) =
-        <&[u8; ECHO_LEN]>::try_from(body)
-    else {
-        return Err(DropReason::ControlType);
+    let unknown = DropReason::ControlType;
+    if gue::decode(datagram).is_err() || version != VERSION {
+        return Err(unknown);
+    }
+    let (counter, body) = body.split_first_chunk::<COUNTER_LEN>().ok_or(unknown)?;
+    let message = match subtype {
+        ECHO_REQUEST => Message::EchoRequest(Echo::decode(body)?),
+        ECHO_REPLY => Message::EchoReply(Echo::decode(body)?),
+        DENIED => Message::Denied(Denied::decode(body.try_into().map_err(|_| unknown)?)?),
+        REFUSED => Message::Refused(Denied::decode(body.try_into().map_err(|_| unknown)?)?),
+        TOO_BIG => Message::TooBig(TooBig::decode(body.try_into().map_err(|_| unknown)?)?),
+        _ => return Err(unknown),
     };
-    let &[t0, t1, t2, t3, t4, t5, t6, t7, ..]: &[u8; 16] = times;
-    let counter = u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
-    let echo = Echo {
-        sequence: u32::from_be_bytes([s0, s1, s2, s3]),
-        sent_nanos: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
-    };
-    match subtype {
-        ECHO_REQUEST if is_ours => Ok((counter, Message::EchoRequest(echo))),
-        ECHO_REPLY if is_ours => Ok((counter, Message::EchoReply(echo))),
-        _ => Err(DropReason::ControlType),
+    Ok((u64::from_be_bytes(*counter), message))
+}
+
+impl Echo {
+    fn encode(&self) -> [u8; ECHO_LEN - COUNTER_LEN] {
+        let [s0, s1, s2, s3] = self.sequence.to_be_bytes();
+        let [t0, t1, t2, t3, t4, t5, t6, t7] = self.sent_nanos.to_be_bytes();
+        [s0, s1, s2, s3, 0, 0, 0, 0, t0, t1, t2, t3, t4, t5, t6, t7, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, DropReason> {
+        let Ok(&[s0, s1, s2, s3, _, _, _, _, t0, t1, t2, t3, t4, t5, t6, t7, ..]) =
+            <&[u8; ECHO_LEN - COUNTER_LEN]>::try_from(body)
+        else {
+            return Err(DropReason::ControlType);
+        };
+        Ok(Self {
+            sequence: u32::from_be_bytes([s0, s1, s2, s3]),
+            sent_nanos: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+        })
     }
 }
 
@@ -206,15 +257,53 @@ mod tests {
         assert_eq!(decode(&message, &secret), Err(DropReason::ControlType));
     }
 
+    fn any_message() -> impl Strategy<Value = Message> {
+        use crate::wire::inner::Quoted;
+        use crate::wire::notice::{REASONS, Refuser};
+        use std::net::IpAddr;
+
+        let echo =
+            any::<(u32, u64)>().prop_map(|(sequence, sent_nanos)| Echo { sequence, sent_nanos });
+        let pair = prop_oneof![
+            any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
+            any::<([u16; 7], [u16; 7])>().prop_map(|(a, b)| {
+                // No mapped addresses, which come back as IPv4.
+                let v6 =
+                    |[b, c, d, e, f, g, h]: [u16; 7]| IpAddr::from([0xfd00, b, c, d, e, f, g, h]);
+                (v6(a), v6(b))
+            }),
+        ];
+        let denied = (pair.clone(), any::<(u8, u16, u16, u32, bool)>(), 0..REASONS.len()).prop_map(
+            |(
+                (source, destination),
+                (protocol, source_port, destination_port, sequence, sap),
+                at,
+            )| {
+                let flow = Quoted { source, destination, protocol, source_port, destination_port };
+                let by = if sap { Refuser::Sap } else { Refuser::Destination };
+                Denied { reason: REASONS[at].1, by, flow, sequence }
+            },
+        );
+        let too_big = (pair, any::<u16>()).prop_map(|((source, destination), mtu)| TooBig {
+            source,
+            destination,
+            mtu,
+        });
+        prop_oneof![
+            echo.clone().prop_map(Message::EchoRequest),
+            echo.prop_map(Message::EchoReply),
+            denied.clone().prop_map(Message::Denied),
+            denied.prop_map(Message::Refused),
+            too_big.prop_map(Message::TooBig),
+        ]
+    }
+
     proptest! {
         #[test]
         fn messages_round_trip(
-            link: u32, counter: u64, sequence: u32, sent_nanos: u64, is_reply: bool, key: [u8; 32],
+            link: u32, counter: u64, message in any_message(), key: [u8; 32],
         ) {
             let secret = Secret::new(key);
-            let echo = Echo { sequence, sent_nanos };
-            let message =
-                if is_reply { Message::EchoReply(echo) } else { Message::EchoRequest(echo) };
             let (buffer, len) = encode(LinkId(link), &secret, counter, &message);
 
             let gue::Frame::Control { link: found, datagram } = gue::decode(&buffer[..len]).unwrap()

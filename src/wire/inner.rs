@@ -110,6 +110,42 @@ pub enum Fragment {
     },
 }
 
+impl Facts {
+    /// The flow that a packet of its starter names, as an ICMP error about it would; nothing for what
+    /// never starts one: replies to echoes, ICMP errors, later fragments.
+    #[must_use]
+    pub fn opened_flow(&self) -> Option<Quoted> {
+        let (source_port, destination_port) = match (self.fragment, self.upper) {
+            (Fragment::Later { .. }, _) => return None,
+            (_, Upper::Tcp { source_port, destination_port, flags }) => {
+                // SYN without ACK (design section 3.6).
+                if flags & 0x12 != 0x02 {
+                    return None;
+                }
+                (source_port, destination_port)
+            }
+            (_, Upper::Ports { source_port, destination_port }) => (source_port, destination_port),
+            (_, Upper::Echo { is_request: true, identifier }) => (identifier, 0),
+            (_, Upper::Echo { .. } | Upper::IcmpError { .. }) => return None,
+            (_, Upper::Opaque) => (0, 0),
+        };
+        let Self { source, destination, protocol, .. } = *self;
+        Some(Quoted { source, destination, protocol, source_port, destination_port })
+    }
+}
+
+/// Reads the flow of the first bytes of a packet, whose end may be missing.
+///
+/// # Errors
+///
+/// [`DropReason::InnerLength`] when even the headers are not there.
+pub fn quoted(family: Family, start: &[u8]) -> Result<Quoted, DropReason> {
+    match family {
+        Family::V4 => ipv4::quoted(start),
+        Family::V6 => ipv6::quoted(start),
+    }
+}
+
 /// Reads the facts of the inner packet `bytes`.
 ///
 /// Checks version, lengths, options (threats T20, T22, T23) and that nothing of neighbour discovery

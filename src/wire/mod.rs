@@ -7,10 +7,12 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
 
+pub mod answer;
 pub mod control;
 #[cfg(test)]
 mod corpus_tests;
 pub mod gue;
 pub mod inner;
+pub mod notice;
 
 pub use inner::{Facts, Family};

@@ -108,7 +108,7 @@ fn replays_wrong_macs_unknown_links_and_reflections_are_dropped() {
     let reflected = entity.handle_datagram(sap_address(), &request, ms(0));
     assert_eq!(reflected, Err(DropReason::ControlType));
 
-    assert_eq!(sap.handle_datagram(entity_address(), &request, ms(0)), Ok(()));
+    assert_eq!(sap.handle_datagram(entity_address(), &request, ms(0)), Ok(None));
     let replayed = sap.handle_datagram(entity_address(), &request, ms(0));
     assert_eq!(replayed, Err(DropReason::ControlReplay));
     assert!(sap.poll_transmit(ms(0)).is_some());
@@ -142,4 +142,34 @@ fn strangers_cost_at_most_their_budget() {
 
     assert_eq!(outcomes.iter().filter(|o| **o == DropReason::ControlMac).count(), 50);
     assert_eq!(outcomes.iter().filter(|o| **o == DropReason::ControlBudget).count(), 10);
+}
+
+#[test]
+fn a_notice_counts_once_and_only_from_its_own_sap() {
+    use crate::wire::notice::TooBig;
+    let message = Message::TooBig(TooBig {
+        source: "100.71.0.5".parse().unwrap(),
+        destination: "100.71.0.6".parse().unwrap(),
+        mtu: 1364,
+    });
+    let mut sap = node(NodeKind::Sap, 5);
+    let mut entity = node(NodeKind::Entity, 5);
+    assert!(!sap.notify(NodeId(99), &message), "there is no link to n-99");
+    assert!(sap.notify(ENTITY, &message));
+    let notice = sap.poll_transmit(ms(0)).unwrap();
+    assert_eq!(notice.to, entity_address());
+
+    let mut heard = |bytes: &[u8]| entity.handle_datagram(sap_address(), bytes, ms(0));
+    let mut forged = notice.bytes.clone();
+    forged[25] ^= 1;
+    assert_eq!(heard(&forged), Err(DropReason::ControlMac));
+    assert_eq!(heard(&notice.bytes), Ok(Some(Heard { peer: SAP, message })));
+    assert_eq!(heard(&notice.bytes), Err(DropReason::ControlReplay));
+    // Another node's link has another secret, and the SaP takes none of its own messages back.
+    let mut other = node(NodeKind::Sap, 6);
+    assert!(other.notify(ENTITY, &message));
+    let foreign = other.poll_transmit(ms(0)).unwrap();
+    assert_eq!(heard(&foreign.bytes), Err(DropReason::ControlMac));
+    let reflected = sap.handle_datagram(entity_address(), &notice.bytes, ms(0));
+    assert_eq!(reflected, Err(DropReason::ControlType));
 }
