@@ -166,6 +166,9 @@ fn compare() -> Result<()> {
     std::fs::write(dir.join("results.json"), serde_json::to_string_pretty(&report)? + "\n")?;
     std::fs::write(dir.join("results.svg"), plot::svg(&report))?;
     println!("\nwritten: {0}/results.json, {0}/results.svg", dir.display());
+    if let Some(what) = report.grown() {
+        bail!("{what} is more than it may be");
+    }
     let least = f64::from(variable("BENCH_NAIVE_MIN", 0)?);
     match report.times_naive() {
         Some(times) if times < least => {

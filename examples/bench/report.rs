@@ -131,6 +131,12 @@ impl Report {
         sap.figures.iter().find(|figure| figure.name.starts_with("TCP 1"))?.of_naive
     }
 
+    /// The program whose memory grew more than it may, if there is one.
+    pub(crate) fn grown(&self) -> Option<&'static str> {
+        let mut growth = self.reach.iter().filter(|row| row.what.starts_with("growth"));
+        growth.find(|row| row.is_met == Some(false)).map(|row| row.what)
+    }
+
     /// The tables, for people.
     pub(crate) fn print(&self) {
         let host = &self.machine;

@@ -269,6 +269,11 @@ impl Fleet {
 }
 
 impl Node {
+    /// The options of `run` that are not the same for all.
+    pub(crate) fn options(&self) -> &[String] {
+        &self.options
+    }
+
     /// Further options of `run`, from its next start on.
     pub(crate) fn set_options(&mut self, options: &[&str]) {
         self.options = options.iter().map(|&option| option.to_owned()).collect();

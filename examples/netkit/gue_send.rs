@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{checksum, report};
+use crate::{checksum, hex, report};
 
 /// Sends `payload` (hexadecimal digits, or `@` and a file of them) `count` times.
 pub(crate) fn send(
@@ -18,12 +18,7 @@ pub(crate) fn send(
     payload: &str,
     count: u32,
 ) -> Result<()> {
-    let payload = match payload.strip_prefix('@') {
-        Some(path) => {
-            bytes(&std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?)?
-        }
-        None => bytes(payload)?,
-    };
+    let payload = hex::bytes(&hex::text(payload)?)?;
     if source.is_ipv4() != target.is_ipv4() {
         bail!("{source} and {target} are of two families");
     }
@@ -53,17 +48,4 @@ pub(crate) fn send(
     }
     report::print(&json!({ "sent": count, "bytes": datagram.len() - 8 }));
     Ok(())
-}
-
-/// Reads hexadecimal digits; white space between them is passed over.
-fn bytes(hex: &str) -> Result<Vec<u8>> {
-    let digits: Vec<u32> = hex
-        .chars()
-        .filter(|digit| !digit.is_whitespace())
-        .map(|digit| digit.to_digit(16).with_context(|| format!("`{digit}` is no hex digit")))
-        .collect::<Result<_>>()?;
-    if !digits.len().is_multiple_of(2) {
-        bail!("an odd number of hex digits");
-    }
-    digits.chunks(2).map(|pair| Ok(u8::try_from(pair[0] * 16 + pair[1])?)).collect()
 }

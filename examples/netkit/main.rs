@@ -10,8 +10,12 @@
 mod checksum;
 mod flows;
 mod gue_send;
+mod gue_train;
+mod hex;
 mod http;
 mod icmp_ping;
+mod ip_count;
+mod ip_send;
 mod report;
 mod tcp_raw;
 mod tcp_stream;
@@ -44,6 +48,10 @@ usage: netkit COMMAND ...
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
+  gue-train SRC_ADDR:PORT DST_ADDR:PORT @HEXFILE
+                                         datagrams, one a line, as trains; an empty line ends one
+  ip-send HEX|@HEXFILE COUNT             whole IP packets, one a line, with their own headers
+  ip-count ADDR FILE                     counts IP packets for ADDR, on every device, by TOS and TTL
   raw-tcp SRC_ADDR:PORT DST_ADDR:PORT FLAGS COUNT
                                          segments with any flag byte (0x02 is SYN)
   raw-count ADDR FILE [PORT]             counts TCP segments for ADDR (to PORT) by flag byte";
@@ -88,6 +96,9 @@ fn run(arguments: &[String]) -> Result<()> {
         "udp-flows" => flows::run(rest.parse(0)?, rest.parse(1)?, rest.parse(2)?, rest.timeout(3)?),
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
+        "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
+        "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
+        "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),
         "raw-tcp" => {
             tcp_raw::send(rest.parse(0)?, rest.parse(1)?, byte(rest.text(2)?)?, rest.parse(3)?)
         }

@@ -176,10 +176,14 @@ fn payload(length: usize, copy: u8) -> Vec<u8> {
 /// What came back.
 #[derive(Default)]
 struct Tally {
+    lengths: BTreeSet<usize>,
+    copies: u8,
     sent: u64,
     received: u64,
-    /// Not what was sent, or sent and already back.
+    /// Not what was sent.
     strange: u64,
+    /// Sent, and back once more, or too late.
+    doubled: u64,
     missing: u64,
     strange_lengths: BTreeSet<usize>,
     missing_lengths: BTreeSet<usize>,
@@ -194,9 +198,11 @@ pub(crate) fn udp(target: SocketAddr, lengths: &str, copies: u8, timeout: Durati
     };
     let socket = UdpSocket::bind(any)?;
     socket.connect(target).with_context(|| format!("no route to {target}"))?;
-    let mut tally = Tally::default();
+    let lengths = read_lengths(lengths)?;
+    let sent = lengths.iter().copied().collect();
+    let mut tally = Tally { lengths: sent, copies, ..Tally::default() };
     let mut burst = Vec::new();
-    for length in read_lengths(lengths)? {
+    for length in lengths {
         for copy in 0..copies {
             burst.push(payload(length, copy));
             let bytes: usize = burst.iter().map(Vec::len).sum();
@@ -212,6 +218,7 @@ pub(crate) fn udp(target: SocketAddr, lengths: &str, copies: u8, timeout: Durati
         "sent": tally.sent,
         "received": tally.received,
         "strange": tally.strange,
+        "doubled": tally.doubled,
         "missing": tally.missing,
         "strangeLengths": tally.strange_lengths,
         "missingLengths": tally.missing_lengths,
@@ -248,7 +255,7 @@ impl Tally {
             socket.set_read_timeout(Some(left))?;
             match socket.recv(&mut buffer) {
                 Ok(length) if waiting.remove(&buffer[..length]) => self.received += 1,
-                Ok(length) => self.note_strange(length),
+                Ok(length) => self.note_unexpected(&buffer[..length]),
                 Err(error) if report::is_timeout(&error) => break,
                 Err(error) => return Err(error.into()),
             }
@@ -258,9 +265,18 @@ impl Tally {
         Ok(())
     }
 
-    fn note_strange(&mut self, length: usize) {
-        self.strange += 1;
-        self.strange_lengths.insert(length);
+    fn note_unexpected(&mut self, datagram: &[u8]) {
+        let was_sent = datagram.first().is_some_and(|&copy| {
+            copy < self.copies
+                && self.lengths.contains(&datagram.len())
+                && payload(datagram.len(), copy) == datagram
+        });
+        if was_sent {
+            self.doubled += 1;
+        } else {
+            self.strange += 1;
+            self.strange_lengths.insert(datagram.len());
+        }
     }
 
     fn drain(&mut self, socket: &UdpSocket) -> Result<()> {
@@ -268,7 +284,7 @@ impl Tally {
         let mut buffer = vec![0; 65_536];
         loop {
             match socket.recv(&mut buffer) {
-                Ok(length) => self.note_strange(length),
+                Ok(length) => self.note_unexpected(&buffer[..length]),
                 Err(error) if report::is_timeout(&error) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }

@@ -1,10 +1,9 @@
 //! Egress: from the host to the underlay.
 
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::counters::Tally;
-use super::hallway::{Common, is_trickle, now};
+use super::hallway::{Common, now};
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, PacketBatch};
@@ -26,34 +25,15 @@ struct Judged {
     ecn: u8,
 }
 
-/// Fills `batch`, or waits; `false` when there is nothing to do now. Never waits twice: the first wait
-/// may have used up the ring that tells this thread to end.
-fn read(
-    batch: &mut PacketBatch,
-    read: impl FnOnce(&mut PacketBatch) -> std::io::Result<()>,
-    wait: impl FnOnce() -> std::io::Result<()>,
-) -> std::io::Result<bool> {
-    if is_trickle(batch.len()) {
-        wait()?;
-        read(batch)?;
-    } else {
-        read(batch)?;
-        if batch.is_empty() {
-            wait()?;
-        }
-    }
-    Ok(!batch.is_empty())
-}
-
 /// Runs until the thread is told to stop. Returns why when the device went away.
 pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
-    while !common.wake.is_stopped() {
-        let wait = || common.wake.wait(tun.as_fd(), None);
-        if !read(&mut batch, |batch| tun.read_batch(batch), wait)? {
+    while !common.is_stopped() {
+        tun.read_batch(&mut batch)?;
+        if batch.is_empty() {
             continue;
         }
         let snapshot = common.snapshot.latest();
@@ -175,26 +155,6 @@ mod tests {
 
     fn wrap<'a>(judged: &Judged, packet: &'a [u8]) -> Outgoing<'a> {
         judged.wrap(PLAIN, packet).unwrap().next().unwrap()
-    }
-
-    #[test]
-    fn a_thread_that_is_told_to_end_while_little_comes_does_not_wait_again() {
-        for before in 0..4 {
-            let mut batch = PacketBatch::new();
-            for _ in 0..before {
-                assert!(batch.push(PLAIN, b"packet"));
-            }
-            let mut waits = 0;
-            let nothing = |batch: &mut PacketBatch| {
-                batch.clear();
-                Ok(())
-            };
-            let has_packets = read(&mut batch, nothing, || {
-                waits += 1;
-                Ok(())
-            });
-            assert_eq!((has_packets.unwrap(), waits), (false, 1), "after {before} packets");
-        }
     }
 
     #[test]

@@ -1,18 +1,17 @@
 //! What the three hallways have in common: the frame of their threads.
 
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::counters::LaneCounters;
 use super::publish::Reader;
 use crate::forward::{FlowTable, Now, Snapshot};
 use crate::sys::batch::{DatagramBatch, Meta};
-use crate::sys::clock;
 use crate::sys::udp::UdpSocket;
-use crate::sys::wake::Wake;
+use crate::sys::{SysError, clock, wake};
 use crate::types::DropReason;
 use crate::wire::gue::{self, Frame};
 use crate::wire::{Facts, inner};
@@ -20,13 +19,23 @@ use crate::wire::{Facts, inner};
 /// How long a hallway rests after the kernel refused to read, so that a lasting error does not spin.
 const REST: Duration = Duration::from_millis(20);
 
+/// How long a thread that was nudged may take to look around before it is nudged again.
+pub(super) const NUDGE_EVERY: Duration = Duration::from_millis(1);
+
 /// What every hallway works with.
 pub(super) struct Common {
     pub(super) udp: Arc<UdpSocket>,
     pub(super) snapshot: Reader<Snapshot>,
     pub(super) flows: Arc<FlowTable>,
     pub(super) counters: Arc<LaneCounters>,
-    pub(super) wake: Arc<Wake>,
+    pub(super) is_stopped: Arc<AtomicBool>,
+}
+
+impl Common {
+    /// Whether the thread is to end. Asked before every batch.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Acquire)
+    }
 }
 
 /// The time for one batch, and for the flow table's start.
@@ -35,36 +44,57 @@ pub fn now() -> Now {
     Now { monotonic_millis: clock::monotonic_millis(), wall: clock::wall_for_rules() }
 }
 
-/// Whether a batch of `len` was so small that there is hardly more at once: then to wait comes before
-/// to read, and saves the read that would find nothing.
-pub(super) fn is_trickle(len: usize) -> bool {
-    (1..=2).contains(&len)
-}
-
-/// Fills `batch` from the UDP socket or waits for more; `false` when there is nothing to do now.
-pub(super) fn receive(udp: &UdpSocket, wake: &Wake, batch: &mut DatagramBatch) -> bool {
-    if try_receive(udp, wake, batch).is_err() {
+/// Fills `batch` from the UDP socket, waiting for it; `false` when somebody interrupted the wait.
+pub(super) fn receive(udp: &UdpSocket, batch: &mut DatagramBatch) -> bool {
+    if udp.receive_batch(batch).is_err() {
         batch.clear();
-        rest(wake);
+        thread::park_timeout(REST);
     }
     !batch.is_empty()
 }
 
-fn try_receive(udp: &UdpSocket, wake: &Wake, batch: &mut DatagramBatch) -> io::Result<()> {
-    if !is_trickle(batch.len()) {
-        udp.receive_batch(batch)?;
-        if !batch.is_empty() {
-            return Ok(());
-        }
-    }
-    wake.wait(udp.as_fd(), None)?;
-    udp.receive_batch(batch)
+/// One hallway's thread.
+#[derive(Debug)]
+pub(super) struct Hallway {
+    is_stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// Waits a little, unless somebody calls.
-pub(super) fn rest(wake: &Wake) {
-    // Without poll there is no way to wait; the next round tries again.
-    let _: io::Result<()> = wake.pause(REST);
+impl Hallway {
+    /// Starts it; `is_stopped` is what its [`Common`] has.
+    pub(super) fn spawn(
+        name: String,
+        is_stopped: Arc<AtomicBool>,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, SysError> {
+        let thread = thread::Builder::new()
+            .name(name.clone())
+            .spawn(body)
+            .map_err(|error| SysError::new(format!("cannot start the thread {name}"), error))?;
+        Ok(Self { is_stopped, thread: Some(thread) })
+    }
+
+    /// Makes the thread look around once without a packet, if it is waiting for one.
+    pub(super) fn nudge(&self) {
+        if let Some(thread) = &self.thread {
+            wake::interrupt(thread);
+        }
+    }
+}
+
+impl Drop for Hallway {
+    /// Ends the thread after the batch at hand and waits for it.
+    fn drop(&mut self) {
+        self.is_stopped.store(true, Ordering::Release);
+        // It may have looked just before, and begin to wait just now.
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            self.nudge();
+            thread::park_timeout(NUDGE_EVERY);
+        }
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("a hallway thread had panicked");
+        }
+    }
 }
 
 /// A datagram whose form is right.

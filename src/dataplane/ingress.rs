@@ -46,8 +46,8 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
     let mut batch = DatagramBatch::new();
     let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
-    while !common.wake.is_stopped() {
-        let has_packets = receive(&common.udp, &common.wake, &mut batch);
+    while !common.is_stopped() {
+        let has_packets = receive(&common.udp, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
         let devices = devices.latest();
         if !has_packets {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
-use super::hallway::Common;
+use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
 use super::publish::Publisher;
 use super::{egress, ingress, transit};
@@ -17,42 +17,10 @@ use crate::forward::{FlowTable, Snapshot};
 use crate::sys::SysError;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
-use crate::sys::wake::Wake;
 use crate::types::OverlayId;
 
 /// How long a removed device may take until nobody holds it: a batch, on a machine that is busy.
 const LETS_GO: Duration = Duration::from_secs(1);
-
-/// One hallway's thread.
-#[derive(Debug)]
-struct Hallway {
-    wake: Arc<Wake>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Hallway {
-    fn spawn(
-        name: String,
-        wake: Arc<Wake>,
-        body: impl FnOnce() + Send + 'static,
-    ) -> Result<Self, SysError> {
-        let thread = Builder::new()
-            .name(name.clone())
-            .spawn(body)
-            .map_err(|error| SysError::new(format!("cannot start the thread {name}"), error))?;
-        Ok(Self { wake, thread: Some(thread) })
-    }
-}
-
-impl Drop for Hallway {
-    /// Ends the thread after the batch at hand and waits for it.
-    fn drop(&mut self) {
-        self.wake.stop();
-        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
-            tracing::error!("a hallway thread had panicked");
-        }
-    }
-}
 
 /// What all hallways of a process share.
 #[derive(Debug)]
@@ -71,14 +39,14 @@ impl Shared {
         &self,
         udp: &Arc<UdpSocket>,
         counters: &Arc<LaneCounters>,
-        wake: &Arc<Wake>,
+        is_stopped: &Arc<AtomicBool>,
     ) -> Common {
         Common {
             udp: Arc::clone(udp),
             snapshot: self.snapshots.reader(),
             flows: Arc::clone(&self.flows),
             counters: Arc::clone(counters),
-            wake: Arc::clone(wake),
+            is_stopped: Arc::clone(is_stopped),
         }
     }
 }
@@ -107,19 +75,13 @@ struct EntityLane {
 }
 
 impl EntityLane {
-    fn publish(&self, devices: Devices) {
-        self.devices.publish(devices);
-        // Ingress holds the old devices until it looks again; without packets that may take for ever.
-        self.ingress.wake.nudge();
-    }
-
     /// Stops the egress thread of an overlay and lets its queue go. Returns the queue, for the caller
     /// to see it go.
     fn remove(&mut self, overlay: OverlayId) -> Option<Weak<Tun>> {
         drop(self.egress.remove(&overlay));
         let mut devices = Devices::clone(&self.devices.current());
         let queue = devices.remove(&overlay)?;
-        self.publish(devices);
+        self.devices.publish(devices);
         Some(Arc::downgrade(&queue))
     }
 }
@@ -153,12 +115,12 @@ impl EntityPlane {
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
             let devices = Publisher::new(Devices::new());
-            let wake = Arc::new(Wake::new()?);
-            let common = shared.common(&udp, counters, &wake);
+            let is_stopped = Arc::default();
+            let common = shared.common(&udp, counters, &is_stopped);
             let (reader, punter) = (devices.reader(), punter.clone());
             let name = format!("ov-ingress-{}", lanes.len());
             let body = move || ingress::run(common, reader, punter);
-            let ingress = Hallway::spawn(name, wake, body)?;
+            let ingress = Hallway::spawn(name, is_stopped, body)?;
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
         }
@@ -191,12 +153,12 @@ impl EntityPlane {
         let Some(lane) = self.lanes.get_mut(lane) else {
             return Err(SysError::new("cannot use a device", "it has more queues than lanes"));
         };
-        let wake = Arc::new(Wake::new()?);
-        let common = self.shared.common(&lane.udp, &lane.counters, &wake);
+        let is_stopped = Arc::default();
+        let common = self.shared.common(&lane.udp, &lane.counters, &is_stopped);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
         let device = Arc::clone(&queue);
-        let hallway = Hallway::spawn(name, wake, move || {
+        let hallway = Hallway::spawn(name, is_stopped, move || {
             if let Err(error) = caught(|| egress::run(&device, overlay, common)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
@@ -210,7 +172,7 @@ impl EntityPlane {
         lane.egress.insert(overlay, hallway);
         let mut devices = Devices::clone(&lane.devices.current());
         devices.insert(overlay, queue);
-        lane.publish(devices);
+        lane.devices.publish(devices);
         Ok(())
     }
 
@@ -219,10 +181,12 @@ impl EntityPlane {
         let queues = self.lanes.iter_mut().filter_map(|lane| lane.remove(overlay));
         let queues: Vec<_> = queues.collect();
         self.problems.lock().unwrap_or_else(PoisonError::into_inner).remove(&overlay);
-        // A device that is made again while queues of it are open would be the old one.
+        // Ingress holds the old devices until it looks around; and a device that is made again while
+        // queues of it are open would be the old one.
         let started = Instant::now();
         while queues.iter().any(|queue| queue.strong_count() > 0) && started.elapsed() < LETS_GO {
-            std::thread::park_timeout(Duration::from_millis(1));
+            self.lanes.iter().for_each(|lane| lane.ingress.nudge());
+            std::thread::park_timeout(NUDGE_EVERY);
         }
     }
 
@@ -273,10 +237,10 @@ impl SapPlane {
         let shared = Shared::new(sockets.len(), snapshots, flows);
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.iter().zip(shared.counters.lanes()) {
-            let wake = Arc::new(Wake::new()?);
-            let (common, punter) = (shared.common(udp, counters, &wake), punter.clone());
+            let (is_stopped, punter) = (Arc::default(), punter.clone());
+            let common = shared.common(udp, counters, &is_stopped);
             let name = format!("ov-transit-{}", lanes.len());
-            lanes.push(Hallway::spawn(name, wake, move || transit::run(common, punter))?);
+            lanes.push(Hallway::spawn(name, is_stopped, move || transit::run(common, punter))?);
         }
         Ok((Self { shared, _lanes: lanes }, port))
     }

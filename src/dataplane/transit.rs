@@ -35,8 +35,8 @@ pub(super) fn run(mut common: Common, punter: Punter) {
     let mut batch = DatagramBatch::new();
     let mut queue = SendQueue::new();
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
-    while !common.wake.is_stopped() {
-        if !receive(&common.udp, &common.wake, &mut batch) {
+    while !common.is_stopped() {
+        if !receive(&common.udp, &mut batch) {
             continue;
         }
         let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());

@@ -10,7 +10,16 @@
 //! | ingress | [`Snapshot::ingress`] | `ovd`, from UDP to TUN |
 //! | transit | [`Snapshot::transit`] | `ovsap`, from UDP to UDP |
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 mod builder;
 mod flows;

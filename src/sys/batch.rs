@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::cmsg::Control;
 use super::offload::vnet::{VNET_LEN, VnetHeader};
 use super::sockaddr::RawAddress;
+use crate::types::DataPath;
 use crate::wire::gue;
 
 /// Packets of a TUN in one batch. Larger batches gain nothing and cool the cache.
@@ -29,6 +30,9 @@ const STRIDE: usize = BUFFER_LEN + 320;
 
 /// Bytes of packets from a TUN after which no more are read.
 const ENOUGH: usize = 1 << 16;
+
+/// Batches of one packet after which somebody looks again whether there is more.
+const LONE_MAX: u32 = 4;
 
 /// The largest MTU that an overlay device may have, in bytes: a wrapped packet in a jumbo frame.
 pub const OVERLAY_MTU_MAX: usize = 9_216 - gue::HEADER_LEN;
@@ -75,7 +79,7 @@ impl DatagramBatch {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            slab: vec![0; SLOTS * STRIDE].into_boxed_slice(),
+            slab: touched(SLOTS * STRIDE),
             metas: Vec::with_capacity(SLOTS),
             addresses: vec![RawAddress::EMPTY; SLOTS].into_boxed_slice(),
             controls: vec![Control::EMPTY; SLOTS].into_boxed_slice(),
@@ -193,6 +197,8 @@ pub struct PacketBatch {
     slab: Box<[u8]>,
     packets: Vec<(Range<usize>, Option<VnetHeader>)>,
     at: usize,
+    /// Batches of one packet since there was more than one.
+    lone: u32,
 }
 
 impl PacketBatch {
@@ -200,9 +206,10 @@ impl PacketBatch {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            slab: vec![0; ENOUGH + BUFFER_LEN + VNET_LEN].into_boxed_slice(),
+            slab: touched(ENOUGH + BUFFER_LEN + VNET_LEN),
             packets: Vec::with_capacity(BATCH),
             at: 0,
+            lone: 0,
         }
     }
 
@@ -250,6 +257,24 @@ impl PacketBatch {
         true
     }
 
+    /// Whether to look for packets behind the first one. Where packets come one at a time there is
+    /// nothing to find, and looking costs as much as reading; so only now and then.
+    pub(super) fn looks_for_more(&mut self, path: DataPath) -> bool {
+        let looks = self.lone.is_multiple_of(LONE_MAX);
+        self.lone = self.lone.wrapping_add(1);
+        match path {
+            DataPath::Full | DataPath::Batch => looks,
+            DataPath::Naive => false,
+        }
+    }
+
+    /// Says what the look found.
+    pub(super) fn found_more(&mut self, is_more: bool) {
+        if is_more {
+            self.lone = 0;
+        }
+    }
+
     /// Where the next packet goes; `None` when that is enough for one batch.
     pub(super) fn room(&mut self) -> Option<&mut [u8]> {
         if self.packets.len() == BATCH || self.at >= ENOUGH {
@@ -265,6 +290,13 @@ impl PacketBatch {
             self.at += len.next_multiple_of(64);
         }
     }
+}
+
+/// A buffer whose pages are there from the start, so that the first load neither waits for them nor
+/// finds that there are none.
+fn touched(len: usize) -> Box<[u8]> {
+    // Not of zeros: those are pages that the kernel only promises.
+    vec![0xff; len].into_boxed_slice()
 }
 
 impl Default for PacketBatch {
@@ -294,6 +326,24 @@ mod tests {
         assert!(!batch.push(None, b"one too many"));
         assert_eq!(batch.len(), BATCH);
         assert!(batch.iter().enumerate().all(|(n, (_, packet))| packet == [n as u8]));
+    }
+
+    #[test]
+    fn a_look_for_more_is_worth_it_where_there_was_more() {
+        let mut batch = PacketBatch::new();
+        let mut looks = |found: bool| {
+            let looks = batch.looks_for_more(DataPath::Full);
+            if looks {
+                batch.found_more(found);
+            }
+            looks
+        };
+
+        assert!((0..100).all(|_| looks(true)), "under load always");
+        assert_eq!((0..40).filter(|_| looks(false)).count(), 10, "else every fourth time");
+        // One that finds something is the first of many.
+        let next = (0..4).position(|_| looks(true));
+        assert!(next.is_some_and(|_| (0..100).all(|_| looks(true))));
     }
 
     #[test]

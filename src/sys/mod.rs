@@ -11,7 +11,7 @@
 //! | [`tun`] | a TUN device, read in batches, with offloads where the kernel has them |
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
-//! | [`wake`] | stops or nudges a thread that waits for packets |
+//! | [`wake`] | gets a thread out of the call that it waits in |
 //! | [`clock`] | the only place that reads the time for packets |
 
 #![allow(

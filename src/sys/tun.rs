@@ -6,8 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SysError;
@@ -37,6 +36,8 @@ pub struct Tun {
     has_header: bool,
     takes_tcp: AtomicBool,
     takes_udp: AtomicBool,
+    /// The kernel cannot read without waiting: it has to be asked before.
+    must_ask: AtomicBool,
 }
 
 impl Tun {
@@ -78,6 +79,7 @@ impl Tun {
             has_header,
             takes_tcp: AtomicBool::new(granted & TSO != 0),
             takes_udp: AtomicBool::new(granted & USO != 0),
+            must_ask: AtomicBool::new(false),
         })
     }
 
@@ -102,40 +104,78 @@ impl Tun {
         self.takes_udp.store(false, Ordering::Relaxed);
     }
 
-    /// Replaces what is in `batch` by the packets that are waiting, as many as make a batch. Never
-    /// blocks: an empty batch means that there is nothing now.
+    /// Replaces what is in `batch` by the packets that are waiting, as many as make a batch; waits for
+    /// the first one. An empty batch means that the wait was interrupted ([`super::wake`]).
     ///
     /// # Errors
     ///
-    /// When the device is gone. What was read before stays in the batch; the error comes back at the
-    /// next call.
+    /// When the device is gone.
     pub fn read_batch(&self, batch: &mut PacketBatch) -> io::Result<()> {
         batch.clear();
-        loop {
-            let is_first = batch.is_empty();
-            let Some(room) = batch.room() else { break };
-            let len = match (&self.file).read(room) {
-                // A device that is gone reads as its end.
-                Ok(0) if is_first => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(0) => break,
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => break,
-                Err(error) if is_first => return Err(error),
-                Err(_) => break,
-            };
-            if self.has_header {
-                let header = room.first_chunk::<VNET_LEN>().copied().and_then(VnetHeader::decode);
-                batch.fill(len, VNET_LEN, header);
-            } else {
-                batch.fill(len, 0, Some(VnetHeader::PLAIN));
-            }
-            match self.path {
-                DataPath::Full | DataPath::Batch => {}
-                DataPath::Naive => break,
-            }
+        if !self.read(batch, |file, room| file.read(room))? || !batch.looks_for_more(self.path) {
+            return Ok(());
         }
+        // An error comes back at the next call; what was read before it stays.
+        while let Ok(true) = self.read(batch, |_, room| self.read_at_once(room)) {}
+        batch.found_more(batch.len() > 1);
         Ok(())
+    }
+
+    /// Adds a packet to `batch`; `false` when there is no room or nothing now.
+    fn read(
+        &self,
+        batch: &mut PacketBatch,
+        read: impl FnOnce(&mut &File, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
+        let Some(room) = batch.room() else { return Ok(false) };
+        let len = match read(&mut &self.file, room) {
+            // A device that is gone reads as its end.
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if self.has_header {
+            let header = room.first_chunk::<VNET_LEN>().copied().and_then(VnetHeader::decode);
+            batch.fill(len, VNET_LEN, header);
+        } else {
+            batch.fill(len, 0, Some(VnetHeader::PLAIN));
+        }
+        Ok(true)
+    }
+
+    /// Reads a packet that is there already.
+    fn read_at_once(&self, room: &mut [u8]) -> io::Result<usize> {
+        if self.must_ask.load(Ordering::Relaxed) {
+            return if self.is_readable()? {
+                (&self.file).read(room)
+            } else {
+                Err(io::ErrorKind::WouldBlock.into())
+            };
+        }
+        let vector = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        let fd = self.file.as_raw_fd();
+        // SAFETY: `vector` leads to `room`, which is ours alone until the call returns.
+        let len = unsafe { libc::preadv2(fd, &raw const vector, 1, -1, libc::RWF_NOWAIT) };
+        usize::try_from(len).or_else(|_| {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
+                return Err(error);
+            }
+            // Before Linux 5.11.
+            self.must_ask.store(true, Ordering::Relaxed);
+            self.read_at_once(room)
+        })
+    }
+
+    /// Whether a read would not wait; nobody else reads this queue.
+    fn is_readable(&self) -> io::Result<bool> {
+        let mut entry =
+            libc::pollfd { fd: self.file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer leads to one entry, which lives until the call returns.
+        let ready = unsafe { libc::poll(&raw mut entry, 1, 0) };
+        if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
     }
 
     /// Gives one packet to the host, in as many parts as it lies in; at most one more than
@@ -207,7 +247,6 @@ fn open_only(name: &str, has_header: bool) -> Result<File, tun::Error> {
         platform.vnet_hdr(has_header);
     });
     let device = tun::create(&configuration)?;
-    device.set_nonblock()?;
     let fd = device.into_raw_fd();
     // SAFETY: `into_raw_fd` gave the descriptor up, so we are its only owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -216,11 +255,7 @@ fn open_only(name: &str, has_header: bool) -> Result<File, tun::Error> {
 
 /// A queue of a device with several, which the package `tun` does not open.
 fn open_shared(name: &str, has_header: bool, more: libc::c_int) -> Result<File, tun::Error> {
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/net/tun")?;
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
     let header = if has_header { libc::IFF_VNET_HDR } else { 0 };
     let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | header | more;
     let mut ifr_name = [0; libc::IFNAMSIZ];
@@ -253,12 +288,6 @@ fn set_header_len(file: &File) -> bool {
     // the call returns.
     let result = unsafe { libc::ioctl(fd, TUNSETVNETHDRSZ as _, std::ptr::from_ref(&len)) };
     result == 0
-}
-
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
 }
 
 /// A name that the kernel takes and that is safe in a path below `/proc/sys`. `%` is refused because

@@ -1,136 +1,80 @@
-//! Stops or nudges a thread that waits for packets.
+//! Gets a thread out of the system call that it waits in.
+//!
+//! A hallway waits for packets in the read itself: to wait in one call and to read in the next would
+//! cost every lone packet a call more. What ends such a wait is a signal to that very thread; its
+//! handler does nothing, but the call returns.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::io;
+use std::os::unix::thread::JoinHandleExt as _;
+use std::sync::Once;
+use std::thread::JoinHandle;
 
-use super::SysError;
-
-/// One thread's bell, made of an eventfd. The thread waits on it together with its own source of
-/// packets; others ring it.
-#[derive(Debug)]
-pub struct Wake {
-    is_stopped: AtomicBool,
-    eventfd: File,
+/// Of the real-time signals, which mean nothing by themselves; the lower ones are the C library's.
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 5
 }
 
-impl Wake {
-    /// A bell that nobody has rung.
-    ///
-    /// # Errors
-    ///
-    /// When the process is out of file descriptors.
-    pub fn new() -> Result<Self, SysError> {
-        // SAFETY: eventfd takes no pointers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            return Err(SysError::from_io("cannot make an eventfd", &error)
-                .fix("raise the limit of open files (ulimit -n, LimitNOFILE=)"));
-        }
-        // SAFETY: `fd` was just returned to us and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { is_stopped: AtomicBool::new(false), eventfd: File::from(fd) })
-    }
+extern "C" fn nothing(_: libc::c_int) {}
 
-    /// Tells the thread to end; it does so after the batch at hand. Harmless when called again.
-    pub fn stop(&self) {
-        self.is_stopped.store(true, Ordering::Release);
-        self.nudge();
-    }
-
-    /// Whether [`Self::stop`] was called.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::Acquire)
-    }
-
-    /// Makes the thread look around once without a packet, for instance at new devices.
-    pub fn nudge(&self) {
-        // The write fails only when the counter is full, and then the bell is ringing already.
-        let _ = (&self.eventfd).write(&1_u64.to_ne_bytes());
-    }
-
-    /// Waits until `source` is readable, the bell rings, or `timeout` is over. A ring is used up.
-    ///
-    /// # Errors
-    ///
-    /// What `poll` says, interruptions by signals left out.
-    pub fn wait(&self, source: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<()> {
-        self.poll(&mut [entry(source), entry(self.eventfd.as_fd())], timeout)
-    }
-
-    /// Waits for the bell alone, at most `timeout`. A ring is used up.
-    ///
-    /// # Errors
-    ///
-    /// What `poll` says, interruptions by signals left out.
-    pub fn pause(&self, timeout: Duration) -> io::Result<()> {
-        self.poll(&mut [entry(self.eventfd.as_fd())], Some(timeout))
-    }
-
-    fn poll(&self, entries: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
-        let millis =
-            timeout.map_or(-1, |timeout| i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX));
-        let count = entries.len() as libc::nfds_t;
-        // SAFETY: `entries` is valid for `count` elements for the whole call; the descriptors in it
-        // are borrowed from their owners, so they are open.
-        let ready = unsafe { libc::poll(entries.as_mut_ptr(), count, millis) };
-        if ready < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
-        }
-        if entries.last().is_some_and(|bell| bell.revents != 0) {
-            // Reading resets the counter; a failure means that there was nothing to reset.
-            let _ = (&self.eventfd).read(&mut [0; 8]);
-        }
-        Ok(())
-    }
+/// Makes the system call that `thread` waits in return with [`io::ErrorKind::Interrupted`].
+///
+/// A thread that has looked around and not begun to wait yet does not notice: call this until the thread
+/// has done what it should.
+pub fn interrupt<T>(thread: &JoinHandle<T>) {
+    static HANDLED: Once = Once::new();
+    HANDLED.call_once(handle);
+    // SAFETY: the handle is not joined yet, so that the thread's id is valid even if the thread has ended;
+    // the signal's handler was installed before, so that it ends no process.
+    let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), signal()) };
+    debug_assert!(result == 0 || result == libc::ESRCH, "{}", io::Error::from_raw_os_error(result));
 }
 
-fn entry(fd: BorrowedFd<'_>) -> libc::pollfd {
-    libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }
+fn handle() {
+    // SAFETY: `sigaction` is a C struct of integers and pointers, for which all zeros is a value: no
+    // flags, so that calls are not begun again by themselves, and no further signals blocked.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: `action` lives until the call returns, nobody wants to know the action before; the handler
+    // does nothing, which is safe wherever a thread may be.
+    let result = unsafe { libc::sigaction(signal(), &raw const action, std::ptr::null_mut()) };
+    debug_assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
     #[test]
-    fn a_stop_ends_a_wait_on_a_silent_socket() {
-        let wake = Arc::new(Wake::new().unwrap());
+    fn an_interruption_ends_a_wait_on_a_silent_socket_and_nothing_else() {
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let sleeper = std::thread::spawn({
-            let wake = Arc::clone(&wake);
+        let (is_stopped, waits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let thread = std::thread::spawn({
+            let (is_stopped, waits) = (Arc::clone(&is_stopped), Arc::clone(&waits));
             move || {
-                while !wake.is_stopped() {
-                    wake.wait(silent.as_fd(), None).unwrap();
+                while !is_stopped.load(Ordering::Acquire) {
+                    let error = silent.recv(&mut [0]).unwrap_err();
+                    assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+                    waits.fetch_add(1, Ordering::Release);
                 }
             }
         });
+        let until = |is_done: &dyn Fn() -> bool| {
+            while !is_done() {
+                interrupt(&thread);
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        };
 
-        wake.stop();
-
-        sleeper.join().unwrap();
-    }
-
-    #[test]
-    fn a_nudge_ends_one_wait_and_the_next_one_times_out() {
-        let wake = Wake::new().unwrap();
-        let start = Instant::now();
-
-        wake.nudge();
-        wake.pause(Duration::from_secs(60)).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(30));
-
-        let start = Instant::now();
-        wake.pause(Duration::from_millis(20)).unwrap();
-        assert!(start.elapsed() >= Duration::from_millis(15));
-        assert!(!wake.is_stopped());
+        until(&|| waits.load(Ordering::Acquire) > 0);
+        assert!(!thread.is_finished());
+        is_stopped.store(true, Ordering::Release);
+        until(&|| thread.is_finished());
+        // Also after the end: harmless.
+        interrupt(&thread);
+        thread.join().unwrap();
     }
 }

@@ -5,7 +5,16 @@
 //!
 //! [`DropReason`]: crate::types::DropReason
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, reason = "packets must not panic"))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 pub mod answer;
 pub mod control;

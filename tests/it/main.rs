@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod architecture;
+mod attacks;
 mod bad_input;
 mod crash;
 mod direction;
@@ -15,10 +16,12 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod inner;
 mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod loops;
 mod open;
 mod packet;
 mod paths;
@@ -28,6 +31,7 @@ mod revoke;
 mod spoof;
 mod support;
 mod traffic;
+mod trains;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;

@@ -1,7 +1,7 @@
 //! Packets as attackers and tests build them: bytes from scratch, sharing no code with the crate, so
 //! that a mistake there does not hide here.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// An authorization key and an inner packet as a GUE payload, in hexadecimal digits.
 pub(crate) fn gue(key: u32, inner: &[u8]) -> String {
@@ -48,33 +48,59 @@ fn ports(source: SocketAddr, target: SocketAddr) -> Vec<u8> {
     [source.port().to_be_bytes(), target.port().to_be_bytes()].concat()
 }
 
-fn ip(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
-    let mut packet = match (source, target) {
+/// Any payload in an IP packet without options or extension headers.
+pub(crate) fn ip(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    match (source, target) {
+        // Don't fragment.
         (IpAddr::V4(source), IpAddr::V4(target)) => {
-            let mut header = vec![0x45, 0];
-            header.extend(length(20 + payload.len()).to_be_bytes());
-            // Identification 1, don't fragment, TTL 64.
-            header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-            header.extend(source.octets());
-            header.extend(target.octets());
-            let sum = internet_checksum(&header);
-            header[10..12].copy_from_slice(&sum.to_be_bytes());
-            header
+            ip4(source, target, protocol, 0x4000, &[], payload)
         }
         (IpAddr::V6(source), IpAddr::V6(target)) => {
-            let mut header = vec![0x60, 0, 0, 0];
-            header.extend(length(payload.len()).to_be_bytes());
-            header.extend([protocol, 64]);
-            header.extend(source.octets());
-            header.extend(target.octets());
-            header
+            let mut packet = vec![0x60, 0, 0, 0];
+            packet.extend(length(payload.len()).to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(source.octets());
+            packet.extend(target.octets());
+            packet.extend(payload);
+            packet
         }
         (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {
             panic!("{source} and {target} are of two families")
         }
-    };
+    }
+}
+
+/// An IPv4 packet with any flags and fragment offset, and with options (a multiple of 4 bytes).
+pub(crate) fn ip4(
+    source: Ipv4Addr,
+    target: Ipv4Addr,
+    protocol: u8,
+    fragment_word: u16,
+    options: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let words = u8::try_from(header_len / 4).expect("options are short");
+    let mut packet = vec![0x40 | words, 0];
+    packet.extend(length(header_len + payload.len()).to_be_bytes());
+    // Identification 1, TTL 64.
+    packet.extend([0, 1]);
+    packet.extend(fragment_word.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(target.octets());
+    packet.extend(options);
+    let sum = internet_checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet.extend(payload);
     packet
+}
+
+/// Right again after a change: the checksum of an IPv4 header without options.
+pub(crate) fn seal4(packet: &mut [u8]) {
+    packet[10..12].fill(0);
+    let sum = internet_checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 fn length(bytes: usize) -> u16 {
@@ -96,7 +122,7 @@ fn l4_checksum(source: IpAddr, target: IpAddr, protocol: u8, segment: &[u8]) -> 
 }
 
 /// RFC 1071.
-fn internet_checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn internet_checksum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
@@ -107,7 +133,16 @@ fn internet_checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).expect("folded to 16 bits")
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes of hexadecimal digits.
+pub(crate) fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("tests write digits"))
+        .collect()
+}
+
+/// Hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

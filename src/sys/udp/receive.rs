@@ -9,8 +9,8 @@ use crate::sys::cmsg::Control;
 use crate::sys::sockaddr::RawAddress;
 
 impl UdpSocket {
-    /// Replaces what is in `batch` by the datagrams that are waiting, as many as make a batch. Never
-    /// blocks: an empty batch means that there is nothing now.
+    /// Replaces what is in `batch` by the datagrams that are waiting, as many as make a batch; waits for
+    /// the first one. An empty batch means that the wait was interrupted ([`crate::sys::wake`]).
     ///
     /// # Errors
     ///
@@ -35,7 +35,7 @@ impl UdpSocket {
             header.msg_iovlen = 1;
         }
         let fd = self.socket.as_raw_fd();
-        let flags = libc::MSG_DONTWAIT;
+        let flags = libc::MSG_WAITFORONE;
         // SAFETY: the first `wanted` of `messages` hold pointers to a vector of this stack frame and to
         // a buffer, an address and ancillary data of `batch`, each its own, all of the lengths written
         // beside them, all alive and otherwise unused until the call returns.

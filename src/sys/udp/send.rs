@@ -99,7 +99,8 @@ impl SendQueue {
     pub fn new() -> Self {
         Self {
             trains: Vec::with_capacity(TRAINS_MAX),
-            heads: vec![[0; HEAD_MAX]; TRAINS_MAX * SEGMENTS_MAX].into_boxed_slice(),
+            // Not zeros: those are pages that the kernel only promises.
+            heads: vec![[0xff; HEAD_MAX]; TRAINS_MAX * SEGMENTS_MAX].into_boxed_slice(),
             vectors: vec![EMPTY_VECTOR; TRAINS_MAX * VECTORS].into_boxed_slice(),
             addresses: vec![RawAddress::EMPTY; TRAINS_MAX].into_boxed_slice(),
             controls: vec![Control::EMPTY; TRAINS_MAX].into_boxed_slice(),
