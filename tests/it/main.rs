@@ -26,6 +26,7 @@ mod open;
 mod packet;
 mod paths;
 mod policy_files;
+mod policy_modes;
 mod restart;
 mod revoke;
 mod spoof;
