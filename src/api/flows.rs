@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `POST /v1/node/flows` | [`FlowReport`] | 204 |
 //! | `GET /v1/flows` | [`FlowQuery`] | [`FlowList`] |
+//! | `POST /v1/policy/suggest` | [`SuggestQuestion`] | [`SuggestAnswer`] |
 //!
 //! A SaP and both ends see the same packets. A record that is shown counts what passed once, as the
 //! destination saw it, else the SaP that saw most, else the source; what was denied was dropped in
@@ -199,4 +200,33 @@ pub struct RuleHits {
     pub first: Timestamp,
     /// The last hit.
     pub last: Timestamp,
+}
+
+/// Asks for rules that allow exactly what was recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SuggestQuestion {
+    /// The overlay; none for the only one in which something was recorded.
+    pub overlay: Option<Name>,
+    /// What was recorded in this time; none for everything that is kept.
+    pub since: Option<HumanDuration>,
+    /// What was denied, too: else only what passed under audit.
+    #[serde(default)]
+    pub denied: bool,
+}
+
+/// Rules that allow exactly what was recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SuggestAnswer {
+    /// Always `ovmesh/v1`.
+    pub api_version: ApiVersion,
+    /// The overlay.
+    pub overlay: Name,
+    /// How many rules.
+    pub rules: u64,
+    /// Records that no rule could be made of.
+    pub left_out: u64,
+    /// The policy file.
+    pub policy: String,
 }

@@ -12,5 +12,6 @@ pub mod node;
 pub mod policy;
 pub mod problem;
 pub mod table;
+pub mod why;
 
 pub use problem::{Problem, ProblemCode};

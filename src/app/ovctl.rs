@@ -9,7 +9,7 @@ use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
     Outcome, audit, completion, entity, flow, group, key, overlay, policy, policy_offline, sap,
-    status, token,
+    status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -67,6 +67,9 @@ fn dispatch(
         }),
         OvctlCommand::Key(verb) => {
             ask(global, output, async |client, output| key::run(client, output, verb).await)
+        }
+        OvctlCommand::Why(args) => {
+            ask(global, output, async |client, output| why::run(client, output, args).await)
         }
         OvctlCommand::Flow(verb) => {
             ask(global, output, async |client, output| flow::run(client, output, verb).await)

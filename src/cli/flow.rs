@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Outcome;
-use super::args::{FlowArgs, FlowCommand, Format};
+use super::args::{FlowArgs, FlowCommand, Format, SuggestArgs};
 use super::client::{Answer, Client};
 use super::output::{Output, Table, relative};
 use crate::api::Problem;
-use crate::api::flows::{FlowList, FlowRecord, FlowVerdict};
+use crate::api::flows::{FlowList, FlowRecord, FlowVerdict, SuggestAnswer, SuggestQuestion};
 use crate::types::{HumanDuration, RuleId, Timestamp};
 
 /// Rows of `top` when nothing is said.
@@ -182,6 +182,26 @@ fn line(record: &FlowRecord) -> String {
         verdict(record),
         record.packets
     )
+}
+
+/// `ovctl policy suggest`: a policy file on stdout.
+pub(super) async fn suggest(
+    client: &Client,
+    output: &mut Output,
+    args: SuggestArgs,
+) -> Result<Outcome, Problem> {
+    let SuggestArgs { since, denied, overlay } = args;
+    let question = SuggestQuestion { overlay, since, denied };
+    let answer: Answer<SuggestAnswer> = client.ask("/v1/policy/suggest", &question).await?;
+    let suggested = &answer.value;
+    match output.format() {
+        Format::Json => output.json(&answer.document),
+        Format::Table | Format::Name => output.raw(&suggested.policy),
+    }
+    if suggested.rules == 0 {
+        output.note("nothing was recorded that a rule could be made of");
+    }
+    Ok(Outcome::Done)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod rule_words;
 pub mod sap;
 pub mod status;
 pub mod token;
+pub mod why;
 
 /// How a command ended that did what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

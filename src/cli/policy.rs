@@ -36,6 +36,7 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         PolicyCommand::Can(args) => can(client, output, args).await,
+        PolicyCommand::Suggest(args) => super::flow::suggest(client, output, args).await,
         PolicyCommand::Export(args) => policy_file::export(client, output, &args).await,
         PolicyCommand::Apply(args) => policy_file::apply(client, output, &args).await,
         PolicyCommand::Confirm(args) => policy_file::confirm(client, output, args).await,

@@ -18,13 +18,23 @@ const NEAREST_MAX: usize = 3;
 /// A rule that differs in more ways was not meant for this pair.
 const DIFFERENCES_MAX: usize = 2;
 
-/// Answers `question`.
+/// Whom a question is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedPair {
+    /// The overlay; both are members of it.
+    pub overlay: OverlayId,
+    /// Who would start the flow.
+    pub from: NodeId,
+    /// Who would be talked to: another one.
+    pub to: NodeId,
+}
+
+/// Whom `question` is about.
 ///
 /// # Errors
 ///
-/// `NotFound` with "did you mean" for unknown names and overlays; `Conflict` when the two share
-/// several overlays and none was named; `Usage` when both ends are the same entity.
-pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanAnswer, Problem> {
+/// Those of [`can`].
+pub fn asked_pair(world: &World, question: &CanQuestion) -> Result<AskedPair, Problem> {
     let from = entity(world, &question.from)?;
     let to = entity(world, &question.to)?;
     if from == to {
@@ -35,7 +45,17 @@ pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanA
         .why("packets of a host to itself never enter the overlay, and no rule judges them")
         .fix("name two different entities"));
     }
-    let overlay = shared_overlay(world, question, from, to)?;
+    Ok(AskedPair { overlay: shared_overlay(world, question, from, to)?, from, to })
+}
+
+/// Answers `question`.
+///
+/// # Errors
+///
+/// `NotFound` with "did you mean" for unknown names and overlays; `Conflict` when the two share
+/// several overlays and none was named; `Usage` when both ends are the same entity.
+pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanAnswer, Problem> {
+    let AskedPair { overlay, from, to } = asked_pair(world, question)?;
     let pair = Pair::new(world, overlay, from, to)
         .expect("invariant: the overlay was chosen so that both are members");
     let asked = asked_services(question, &pair)?;
@@ -104,7 +124,15 @@ fn no_rule_text(question: &CanQuestion) -> String {
     }
 }
 
-fn no_path_text(world: &World, overlay: OverlayId, pair: &Pair<'_>, now: Timestamp) -> String {
+/// Why nothing passes between two whom [`path_between`] finds no path for.
+///
+/// [`path_between`]: super::path_between
+pub(super) fn no_path_text(
+    world: &World,
+    overlay: OverlayId,
+    pair: &Pair<'_>,
+    now: Timestamp,
+) -> String {
     let Some((rule, hops)) = asked_path(world, overlay, pair, now) else {
         return format!("no SaP serves the overlay {}", overlay_name(world, overlay));
     };
@@ -239,7 +267,8 @@ fn asked_services(
         .fix("ask for a number, such as tcp/443"))
 }
 
-fn path_names(world: &World, hops: &PathHops) -> Option<PathNames> {
+/// The hops by name.
+pub(super) fn path_names(world: &World, hops: &PathHops) -> Option<PathNames> {
     match hops {
         PathHops::Direct => Some(PathNames::Direct),
         PathHops::Elsewhere => None,

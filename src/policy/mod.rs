@@ -30,6 +30,7 @@ mod scene;
 mod select;
 mod set;
 mod span;
+mod suggest;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -37,9 +38,10 @@ mod tests;
 mod touched;
 mod tree;
 mod verdict;
+mod why;
 mod write;
 
-pub use can::can;
+pub use can::{AskedPair, asked_pair, can};
 pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
@@ -60,7 +62,9 @@ pub use select::{
     rule_sources,
 };
 pub use span::NamedPorts;
+pub use suggest::{SeenFlow, SuggestedRule, Suggestion, suggest, suggestion_text};
 pub use touched::RingChange;
 pub use tree::DOCUMENT_BYTES_MAX;
 pub use verdict::{Verdict, judge};
+pub use why::{commands_to_allow, is_about, ways};
 pub use write::write_policy;

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::fleet::parse;
 use crate::support::{Rig, play};
 use crate::world::poll;
 
@@ -58,6 +59,38 @@ fn what_passes_counts_once_and_what_is_denied_is_there_with_its_reason() {
         }
         let shown = rig.fleet.ovctl_json(&["policy", "show", &rule])?;
         ensure!(shown["hits"]["packets"] == 10, "{shown:#}");
+        Ok(())
+    });
+}
+
+#[test]
+fn why_says_what_was_dropped_and_the_command_it_prints_allows_the_flow() {
+    play(&["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b", "--port", "udp/9"])?;
+        let _echo = rig.udp_echo("b", 7)?;
+        rig.udp_send("a", "b", 7, 3)?;
+        let question = ["why", "a", "b", "-p", "udp/7"];
+
+        let why = poll(REPORTED, "what was dropped", || {
+            let output = rig.fleet.ovctl(&[&question[..], &["-o", "json"]].concat())?;
+            ensure!(output.code == 4, "denied is exit 4: {output:?}");
+            let why = parse(&output.stdout)?;
+            Ok((why["seen"][0]["packets"] == 3).then_some(why))
+        })?;
+        ensure!(why["allowed"] == false, "{why:#}");
+        ensure!(why["seen"][0]["reason"] == "no_rule", "{why:#}");
+        ensure!(why["nearest"][0]["differs"] == "port differs", "{why:#}");
+        let shown = rig.fleet.ovctl(&question)?;
+        let command = shown.stdout.lines().find_map(|line| line.strip_prefix("allow it:  ovctl "));
+        let words: Vec<&str> = command.context("no command is shown")?.split(' ').collect();
+        rig.fleet.ovctl_ok(&words)?;
+        rig.settle()?;
+
+        let why = rig.fleet.ovctl_json(&question)?;
+        ensure!(why["allowed"] == true, "{why:#}");
+        let stages = why["stages"].as_array().context("stages")?;
+        ensure!(stages.iter().all(|stage| stage["state"] == "ok"), "{why:#}");
+        ensure!(rig.udp_ping("a", "b", 7, 3)? == 3, "what `why` allows passes");
         Ok(())
     });
 }

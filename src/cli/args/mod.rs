@@ -34,7 +34,7 @@ pub use ovctl::{
     KeyRotateArgs, LabelArgs, OnOff, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs,
     SapCommand, SemanticsArg, ServeArgs,
 };
-pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs};
+pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use policy_file::{
     ApplyArgs, ConfirmArgs, ExportArgs, GroupCommand, GroupEditArgs, HistoryArgs, ImportArgs,
     ImportCommand, NamespaceCommand, RollbackArgs, ServiceCommand,

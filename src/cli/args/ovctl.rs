@@ -9,7 +9,7 @@ use clap::{
 };
 
 use super::{
-    ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
+    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
     NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
@@ -149,6 +149,14 @@ Examples:
     /// Namespaces and their labels
     #[command(subcommand, visible_aliases = ["namespaces", "ns"])]
     Namespace(NamespaceCommand),
+    /// Say why a flow passes or not: exit 0 when it is allowed, 4 when denied
+    #[command(after_help = "\
+Stage by stage: membership, path, key, rules (with those that almost matched), endpoint; then what
+was seen of it in the last minutes, and the command that would allow it.
+
+Example:
+  ovctl why web db -p tcp/5432")]
+    Why(CanArgs),
     /// Authorization keys: their versions and rotation
     #[command(subcommand, visible_alias = "keys")]
     Key(KeyCommand),

@@ -56,6 +56,13 @@ Examples:
   ovctl policy can web db -p tcp/5432
   ovctl policy can web db && echo open")]
     Can(CanArgs),
+    /// Propose rules that allow exactly what an audit recorded
+    #[command(after_help = "\
+Prints a policy file: by label where everybody with the label was part of it, else by name.
+
+Example:
+  ovctl policy suggest --since 24h --overlay prod > proposal.yaml")]
+    Suggest(SuggestArgs),
     /// Write the whole policy of an overlay as a file
     #[command(after_help = "\
 Example:
@@ -120,6 +127,20 @@ pub struct RuleArgs {
     /// How to make the change.
     #[command(flatten)]
     pub change: ChangeArgs,
+}
+
+/// What to make rules of.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct SuggestArgs {
+    /// What was recorded in this time [default: everything that is kept]
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<HumanDuration>,
+    /// What was denied for want of a rule, too
+    #[arg(long)]
+    pub denied: bool,
+    /// The overlay [default: the only one with records]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
 }
 
 /// Rules to remove.

@@ -1,5 +1,6 @@
 //! What happened: nodes say it, operators look at it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,7 +9,8 @@ use axum::http::StatusCode;
 
 use super::{Answer, Body, Params, Refusal};
 use crate::api::flows::{
-    ANSWER_RECORDS_MAX, FlowList, FlowQuery, FlowRecord, FlowReport, FlowVerdict,
+    ANSWER_RECORDS_MAX, FlowList, FlowQuery, FlowRecord, FlowReport, FlowVerdict, SuggestAnswer,
+    SuggestQuestion,
 };
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::{Node, Viewer};
@@ -17,8 +19,8 @@ use crate::control::rotation;
 use crate::control::server::{Server, now};
 use crate::control::store::flows::Wanted;
 use crate::control::store::{flows as rows, nodes, overlays};
-use crate::policy::World;
-use crate::types::{ApiVersion, EntityName, NodeId, NodeKind, Timestamp};
+use crate::policy::{self, SeenFlow, World};
+use crate::types::{ApiVersion, EntityName, NodeId, NodeKind, OverlayId, Timestamp};
 
 type Shared = State<Arc<Server>>;
 
@@ -130,4 +132,64 @@ pub(super) fn shown(world: &World, settled: &Settled) -> FlowRecord {
         last: sums.last,
         seen_by: seen_by.iter().map(|&id| name(world, id)).collect(),
     }
+}
+
+/// Rules for what was recorded.
+pub(super) async fn suggest(
+    State(server): Shared,
+    _: Viewer,
+    Body(question): Body<SuggestQuestion>,
+) -> Answer<SuggestAnswer> {
+    let SuggestQuestion { overlay, since, denied } = question;
+    let query = FlowQuery { overlay, since, ..FlowQuery::default() };
+    let wanted = wanted(&server, &query).await?;
+    let world = Arc::clone(&server.live().world);
+    let is_meant = |one: &Settled| {
+        one.key.verdict == FlowVerdict::Audit
+            // Other refusals are no matter of rules.
+            || denied && matches!(one.key.reason, Some("no_row" | "no_rule"))
+    };
+    let mut recorded = settled(&server, &world, &wanted).await?;
+    recorded.retain(is_meant);
+    let overlays: BTreeSet<OverlayId> = recorded.iter().map(|one| one.key.overlay).collect();
+    let overlay = match (wanted.overlay, overlays.len()) {
+        (Some(overlay), _) => overlay,
+        (None, 0 | 1) => {
+            let found = overlays.first().or_else(|| world.overlays.keys().next());
+            *found.ok_or_else(|| Problem::new(ProblemCode::NotFound, "there is no overlay"))?
+        }
+        (None, _) => {
+            let names = overlays.iter().filter_map(|id| world.overlays.get(id));
+            let names: Vec<String> = names.map(|overlay| overlay.name.to_string()).collect();
+            return Err(Problem::new(ProblemCode::Conflict, "several overlays have records")
+                .why(format!("they are {}", names.join(", ")))
+                .fix("say which one: --overlay NAME")
+                .into());
+        }
+    };
+    let no_member = recorded.iter().filter(|one| one.key.to.is_none()).count();
+    let flows: Vec<SeenFlow> = recorded
+        .iter()
+        .filter_map(|one| {
+            Some(SeenFlow {
+                from: one.key.from,
+                to: one.key.to?,
+                service: one.key.service(),
+                packets: one.sums.packets,
+            })
+        })
+        .collect();
+    let mut suggestion = policy::suggest(&world, overlay, &flows);
+    suggestion.left_out += no_member;
+    let name = world.overlays.get(&overlay).map(|o| o.name.clone()).unwrap_or_default();
+    let time = since.map_or_else(|| "so far".to_owned(), |since| format!("in the last {since}"));
+    let kind = if denied { "was denied, or passed under audit" } else { "passed under audit" };
+    let what = format!("What {kind} {time} ({} records).", recorded.len());
+    Ok(Json(SuggestAnswer {
+        api_version: ApiVersion::V1,
+        rules: suggestion.rules.len() as u64,
+        left_out: suggestion.left_out as u64,
+        policy: policy::suggestion_text(&suggestion, &name, &what),
+        overlay: name,
+    }))
 }

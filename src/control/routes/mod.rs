@@ -6,6 +6,7 @@ mod node;
 mod policies;
 mod rules;
 mod views;
+mod why;
 
 #[cfg(test)]
 mod tests;
@@ -115,6 +116,8 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/services", get(rules::services).post(rules::change_service))
         .route("/v1/namespaces", get(views::namespaces))
         .route("/v1/namespaces/{name}/labels", post(admin::label_namespace))
+        .route("/v1/policy/why", post(why::why))
+        .route("/v1/policy/suggest", post(flows::suggest))
         .route("/v1/keys", get(views::keys))
         .route("/v1/keys/rotate", post(admin::rotate_keys))
         .route("/v1/audit", get(views::audit))

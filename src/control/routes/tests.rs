@@ -1,6 +1,7 @@
 mod clock;
 mod flows;
 mod policies;
+mod why;
 
 use std::time::Duration;
 
@@ -179,6 +180,7 @@ async fn sql_in_every_string_field_is_refused_or_kept_as_text() {
         ("/v1/join/check", json!({"secret": bad, "kind": "entity"})),
         ("/v1/keys/rotate", json!({"to": bad})),
         ("/v1/policy/can", json!({"from": bad, "to": "web"})),
+        ("/v1/policy/why", json!({"from": bad, "to": "web"})),
     ] {
         let (status, value) = world.post(path, body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {value}");

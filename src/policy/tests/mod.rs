@@ -8,5 +8,7 @@ mod paths;
 mod property;
 mod scale;
 mod selection;
+mod suggestions;
 mod tables;
 mod touched;
+mod why;

@@ -173,3 +173,20 @@ async fn old_records_become_hours_and_go_when_their_time_is_up() {
     assert!(rows().await <= 3);
     assert_eq!(town.flows("?since=5m").await.items[0].packets, 8);
 }
+
+#[tokio::test]
+async fn a_suggestion_allows_what_was_recorded() {
+    let town = town().await;
+    let records = vec![row(1, 3, FlowVerdict::Denied, 4), row(1, 2, FlowVerdict::Audit, 2)];
+    assert_eq!(town.report(1, &report(1, records)).await, 204);
+    let ask = async |denied: bool| {
+        let body = json!({"overlay": Value::Null, "since": "1h", "denied": denied});
+        let (status, value) = town.world.post("/v1/policy/suggest", body).await;
+        assert_eq!(status, 200, "{value}");
+        (value["rules"].as_u64(), value["policy"].as_str().unwrap_or_default().to_owned())
+    };
+    let (count, text) = ask(false).await;
+    assert!(count == Some(1) && text.contains("to: \"b\""), "{text}");
+    let (count, text) = ask(true).await;
+    assert!(count == Some(2) && text.contains("to: \"c\"") && text.contains("tcp/80"), "{text}");
+}
