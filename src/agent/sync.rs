@@ -213,6 +213,7 @@ impl Puller {
                 self.health.set(Topic::Server, vec![line]);
             }
             ProblemCode::Failed
+            | ProblemCode::Findings
             | ProblemCode::Usage
             | ProblemCode::NotFound
             | ProblemCode::Conflict => {

@@ -27,10 +27,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::key::{KeyRotate, KeyStatus};
 use super::table::Action;
 use crate::types::{
-    ApiVersion, EntityName, HumanDuration, KeyVersion, Label, Name, NodeId, NodeKind, OverlayId,
-    Prefix, Revision, RuleId, Selector, Serial, Service, Timestamp,
+    ApiVersion, EntityName, HumanDuration, Label, Name, NodeId, NodeKind, OverlayId, Prefix,
+    Revision, RuleId, Selector, Serial, Service, Timestamp,
 };
 
 /// A list of things.
@@ -60,6 +61,9 @@ pub struct ChangeOptions {
     /// Refuses (409) unless this is the newest revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub if_revision: Option<Revision>,
+    /// Goes on though it cuts the way that the request itself came by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_risk: Option<bool>,
     /// How long to wait for enforcement; none means not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<HumanDuration>,
@@ -153,6 +157,9 @@ pub struct Overlay {
     pub semantics: Semantics,
     /// Whether refusals stay unanswered.
     pub silent: bool,
+    /// Whether it is in audit mode: what would be refused passes and is recorded.
+    #[serde(default)]
+    pub audit: bool,
     /// When it was made.
     pub created: Timestamp,
     /// How many entities are members.
@@ -308,10 +315,21 @@ pub struct Entity {
     pub endpoints: Vec<SocketAddr>,
     /// Whether it goes when it leaves.
     pub ephemeral: bool,
+    /// Whether it is in quarantine: nothing passes to or from it.
+    #[serde(default)]
+    pub quarantined: bool,
     /// When it joined.
     pub joined: Timestamp,
     /// What it is doing.
     pub health: NodeHealth,
+}
+
+/// Turns something on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Switch {
+    /// On, or off.
+    pub on: bool,
 }
 
 /// Changes labels: sets those given, then removes keys.
@@ -382,6 +400,12 @@ pub struct RuleCreate {
     /// Why the rule is there.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What to call it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether it is recorded alone, and enforces nothing.
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// A rule.
@@ -390,6 +414,12 @@ pub struct RuleCreate {
 pub struct Rule {
     /// Its id.
     pub id: RuleId,
+    /// What its author calls it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether it is recorded alone, and enforces nothing.
+    #[serde(default)]
+    pub audit: bool,
     /// Its overlay.
     pub overlay: Name,
     /// Allow or deny.
@@ -500,49 +530,6 @@ pub struct NearRule {
     pub differs: String,
 }
 
-/// The keys towards one destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyStatus {
-    /// The overlay.
-    pub overlay: Name,
-    /// The destination.
-    pub to: EntityName,
-    /// The source, when this line is about a single pair.
-    pub from: Option<EntityName>,
-    /// What it was rotated to last; during a rotation, what it is rotating from.
-    pub version: KeyVersion,
-    /// What it is rotating to.
-    pub next: Option<KeyVersion>,
-    /// `steady`, `adding`, `switching`, `retiring`.
-    pub step: String,
-    /// When it was last rotated.
-    pub rotated: Timestamp,
-    /// Who the step waits for.
-    pub waiting_for: Vec<String>,
-}
-
-/// Starts a rotation. Without any selector: `all` must be true.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct KeyRotate {
-    /// Everything.
-    #[serde(default)]
-    pub all: bool,
-    /// One overlay; with `to`, where to look for the entity.
-    #[serde(default)]
-    pub overlay: Option<Name>,
-    /// One destination; with `from`, one pair.
-    #[serde(default)]
-    pub to: Option<EntityName>,
-    /// The source of one pair.
-    #[serde(default)]
-    pub from: Option<EntityName>,
-    /// Cuts off who has not acknowledged after 60 s.
-    #[serde(default)]
-    pub now: bool,
-}
-
 /// One change that an operator made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -585,6 +572,9 @@ pub struct ServerStatus {
     pub behind: Vec<Pending>,
     /// Rotations under way.
     pub rotations: Vec<KeyStatus>,
+    /// Changes of policy that are undone unless they are confirmed.
+    #[serde(default)]
+    pub unconfirmed: Vec<super::policy::Unconfirmed>,
     /// What an operator should look at, each a line for people.
     pub problems: Vec<String>,
 }

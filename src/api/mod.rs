@@ -6,8 +6,10 @@
 
 pub mod admin;
 pub mod flows;
+pub mod key;
 pub mod local;
 pub mod node;
+pub mod policy;
 pub mod problem;
 pub mod table;
 pub mod why;

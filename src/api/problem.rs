@@ -20,6 +20,8 @@ pub enum ProblemCode {
     Unreachable,
     /// Not authenticated, or not allowed to. HTTP 401 or 403, exit 7.
     Unauthorized,
+    /// Tests of a policy fail. HTTP 422, exit 8.
+    Findings,
 }
 
 impl ProblemCode {
@@ -33,6 +35,7 @@ impl ProblemCode {
             Self::Conflict => 5,
             Self::Unreachable => 6,
             Self::Unauthorized => 7,
+            Self::Findings => 8,
         }
     }
 
@@ -45,6 +48,7 @@ impl ProblemCode {
             Self::NotFound => 404,
             Self::Conflict => 409,
             Self::Unauthorized => 401,
+            Self::Findings => 422,
         }
     }
 }

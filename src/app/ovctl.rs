@@ -8,8 +8,8 @@ use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, Serve
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, entity, flow, key, overlay, policy, policy_offline, sap, status,
-    token, why,
+    Outcome, audit, completion, entity, flow, group, key, overlay, policy, policy_offline, sap,
+    status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -50,10 +50,21 @@ fn dispatch(
         OvctlCommand::Sap(verb) => {
             ask(global, output, async |client, output| sap::run(client, output, verb).await)
         }
-        OvctlCommand::Policy(PolicyCommand::Offline(verb)) => policy_offline::run(output, &verb),
+        OvctlCommand::Policy(PolicyCommand::Offline(verb)) if verb.is_offline() => {
+            policy_offline::run(output, &verb)
+        }
         OvctlCommand::Policy(verb) => {
             ask(global, output, async |client, output| policy::run(client, output, verb).await)
         }
+        OvctlCommand::Group(verb) => {
+            ask(global, output, async |client, output| group::run(client, output, verb).await)
+        }
+        OvctlCommand::Service(verb) => ask(global, output, async |client, output| {
+            group::run_service(client, output, verb).await
+        }),
+        OvctlCommand::Namespace(verb) => ask(global, output, async |client, output| {
+            group::run_namespace(client, output, verb).await
+        }),
         OvctlCommand::Key(verb) => {
             ask(global, output, async |client, output| key::run(client, output, verb).await)
         }

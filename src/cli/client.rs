@@ -443,6 +443,7 @@ mod tests {
         let options = ChangeOptions {
             dry_run: Some(true),
             if_revision: Some(crate::types::Revision(4)),
+            accept_risk: None,
             wait: Some("10s".parse().unwrap()),
         };
 

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use super::Outcome;
-use super::args::{EntityCommand, EntityRef, Format, LabelArgs, LabelEdit};
+use super::args::{ChangeArgs, EntityCommand, EntityRef, Format, LabelArgs, LabelEdit};
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show};
 use super::output::{Output, Table, joined, relative};
-use crate::api::admin::{Change, Entity, LabelChange, List, NodeHealth};
+use crate::api::admin::{Change, Entity, LabelChange, List, NodeHealth, Switch};
 use crate::api::{Problem, ProblemCode};
 use crate::types::{EntityName, Name, Timestamp};
 
@@ -30,6 +30,12 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         EntityCommand::Label(args) => label(client, output, args).await,
+        EntityCommand::Quarantine { entity, change } => {
+            quarantine(client, output, entity, true, &change).await
+        }
+        EntityCommand::Release { entity, change } => {
+            quarantine(client, output, entity, false, &change).await
+        }
         EntityCommand::Delete { entity, change } => {
             let name = resolve(client, entity).await?;
             let answer: Answer<Change<Entity>> =
@@ -42,6 +48,30 @@ pub async fn run(
             ))
         }
     }
+}
+
+async fn quarantine(
+    client: &Client,
+    output: &mut Output,
+    entity: EntityRef,
+    on: bool,
+    change: &ChangeArgs,
+) -> Result<Outcome, Problem> {
+    let name = resolve(client, entity).await?;
+    let path = format!("{}/quarantine", path_of(&name));
+    let answer: Answer<Change<Entity>> =
+        client.change(&path, &Switch { on }, &change.options()).await?;
+    let done = if on { "quarantined" } else { "released" };
+    let outcome = show(
+        output,
+        &answer,
+        |entity| entity.name.to_string(),
+        |change| vec![headline(change, &format!("entity {name}"), done)],
+    );
+    if on && output.format() == Format::Table && !answer.value.dry_run {
+        output.line(format!("undo: ovctl entity release {name}"));
+    }
+    Ok(outcome)
 }
 
 fn path_of(name: &EntityName) -> String {
@@ -103,12 +133,18 @@ fn table(entities: &[Entity], now: Timestamp) -> Table {
             joined(entity.members.iter().map(|member| &member.overlay)),
             joined(entity.members.iter().map(|member| member.address)),
             joined(&entity.labels),
-            health(&entity.health),
+            state(entity),
             entity.health.version.clone(),
             entity.health.seen.map_or_else(|| "never".to_owned(), |seen| relative(seen, now)),
         ]);
     }
     table
+}
+
+/// What it is doing, and whether it is in quarantine.
+fn state(entity: &Entity) -> String {
+    let quarantine = if entity.quarantined { "quarantined, " } else { "" };
+    format!("{quarantine}{}", health(&entity.health))
 }
 
 /// `online`, `online, behind`, `offline, 2 problems`.
@@ -159,6 +195,9 @@ fn show_one(output: &mut Output, answer: &Answer<Entity>) {
 fn lines(entity: &Entity, now: Timestamp) -> Vec<String> {
     let kind = if entity.ephemeral { ", ephemeral" } else { "" };
     let mut lines = vec![format!("entity {} ({}{kind})", entity.name, entity.id)];
+    if entity.quarantined {
+        lines.push("  quarantine nothing passes to or from it".to_owned());
+    }
     for member in &entity.members {
         lines.push(format!("  address    {} in {}", member.address, member.overlay));
     }
@@ -214,6 +253,7 @@ mod tests {
             }],
             endpoints: vec!["192.0.2.1:6080".parse().unwrap()],
             ephemeral: false,
+            quarantined: false,
             joined: Timestamp(900_000),
             health: NodeHealth {
                 online: true,

@@ -1,12 +1,12 @@
 //! `ovctl overlay`: makes, lists, shows and deletes overlays.
 
 use super::Outcome;
-use super::args::{Format, OverlayCommand, OverlayCreateArgs};
+use super::args::{Format, OnOff, OverlayCommand, OverlayCreateArgs};
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show};
 use super::output::{Output, Table, counted, relative};
 use crate::api::Problem;
-use crate::api::admin::{Change, List, Overlay, OverlayCreate, Semantics};
+use crate::api::admin::{Change, List, Overlay, OverlayCreate, Semantics, Switch};
 
 /// Does what `ovctl overlay …` asks.
 ///
@@ -29,6 +29,23 @@ pub async fn run(
             let answer: Answer<Overlay> = client.read(&format!("/v1/overlays/{name}"), &[]).await?;
             show_one(output, &answer);
             Ok(Outcome::Done)
+        }
+        OverlayCommand::Audit { name, mode, change } => {
+            let body = Switch { on: mode == OnOff::On };
+            let path = format!("/v1/overlays/{name}/audit");
+            let answer: Answer<Change<Overlay>> =
+                client.change(&path, &body, &change.options()).await?;
+            let done = if body.on {
+                "put into audit mode: everything passes, refusals are recorded"
+            } else {
+                "taken out of audit mode: its policy is enforced"
+            };
+            Ok(show(
+                output,
+                &answer,
+                |overlay| overlay.name.to_string(),
+                |change| vec![headline(change, &format!("overlay {name}"), done)],
+            ))
         }
         OverlayCommand::Delete { name, change } => {
             let answer: Answer<Change<Overlay>> =
@@ -110,6 +127,9 @@ fn show_one(output: &mut Output, answer: &Answer<Overlay>) {
             output.line(format!("overlay {} ({})", overlay.name, overlay.id));
             output.line(format!("  range      {}", overlay.cidr));
             output.line(format!("  semantics  {}", semantics(overlay.semantics)));
+            if overlay.audit {
+                output.line("  audit      on: what its policy refuses passes and is recorded");
+            }
             output.line(format!("  members    {}", overlay.members));
             output.line(format!("  policy     {}", counted(overlay.rules, "rule")));
             let made = relative(overlay.created, output.now());

@@ -1,14 +1,16 @@
 //! `ovctl policy`: makes, removes, lists and questions rules.
 
 use super::Outcome;
-use super::args::{CanArgs, Format, PolicyCommand, RevokeArgs, RuleArgs};
+use super::args::{CanArgs, Format, ImportCommand, PolicyCommand, RevokeArgs, RuleArgs};
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show, step};
 use super::output::{Output, Table, counted, relative};
+use super::policy_file;
 use super::rule_words::{self, PairFacts};
 use crate::api::admin::{
     CanAnswer, CanQuestion, Change, Entity, List, PathNames, Rule, RuleCreate, RulePath, RuleRevoke,
 };
+use crate::api::policy::NetworkPolicyView;
 use crate::api::table::Action;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{EntityName, Name, PortRange, Selector, Service, Timestamp};
@@ -35,7 +37,15 @@ pub async fn run(
         }
         PolicyCommand::Can(args) => can(client, output, args).await,
         PolicyCommand::Suggest(args) => super::flow::suggest(client, output, args).await,
-        PolicyCommand::Offline(command) => super::policy_offline::run(output, &command),
+        PolicyCommand::Export(args) => policy_file::export(client, output, &args).await,
+        PolicyCommand::Apply(args) => policy_file::apply(client, output, &args).await,
+        PolicyCommand::Confirm(args) => policy_file::confirm(client, output, args).await,
+        PolicyCommand::History(args) => policy_file::history(client, output, &args).await,
+        PolicyCommand::Rollback(args) => policy_file::rollback(client, output, &args).await,
+        PolicyCommand::Import(ImportCommand::Kubernetes(args)) => {
+            policy_file::import(client, output, &args).await
+        }
+        PolicyCommand::Offline(command) => policy_file::ask(client, output, &command).await,
     }
 }
 
@@ -60,6 +70,8 @@ async fn create(
         path,
         expires: args.expires,
         reason: args.reason,
+        name: args.name,
+        audit: args.audit,
     };
     let answer: Answer<Change<Rule>> =
         client.change("/v1/rules", &body, &args.change.options()).await?;
@@ -221,15 +233,27 @@ async fn list(
 ) -> Result<Outcome, Problem> {
     let query: Vec<(&str, String)> =
         overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
-    let answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
+    let mut answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
+    let networks: Answer<List<NetworkPolicyView>> =
+        client.read("/v1/networkpolicies", &query).await?;
+    answer.document["networkPolicies"] = networks.document["items"].clone();
+    let networks = &networks.value.items;
     let rules = &answer.value.items;
     match output.format() {
         Format::Json => output.json(&answer.document),
-        Format::Name => rules.iter().for_each(|rule| output.line(rule.id.to_string())),
+        Format::Name => {
+            let ids = rules.iter().map(|rule| rule.id);
+            let ids = ids.chain(networks.iter().map(|network| network.id));
+            ids.for_each(|id| output.line(id.to_string()));
+        }
         Format::Table => {
             let table = rule_table(rules, output.now());
             output.table(&table);
-            if rules.is_empty() {
+            if !networks.is_empty() {
+                output.line("");
+                output.table(&network_table(networks));
+            }
+            if rules.is_empty() && networks.is_empty() {
                 output.note("no rules: nothing may talk. Next: ovctl policy allow FROM TO");
             } else if rules.iter().any(|rule| !rule.dangling.is_empty()) {
                 output.note("a rule marked ! names an entity that is gone: it does nothing for it");
@@ -237,6 +261,20 @@ async fn list(
         }
     }
     Ok(Outcome::Done)
+}
+
+fn network_table(networks: &[NetworkPolicyView]) -> Table {
+    let mut table = Table::new(&["NETWORKPOLICY", "OVERLAY", "NAME", "ISOLATES", "SELECTS"]);
+    for network in networks {
+        table.row([
+            network.id.to_string(),
+            network.overlay.to_string(),
+            network.name.clone(),
+            network.directions.join(", "),
+            network.selects.to_string(),
+        ]);
+    }
+    table
 }
 
 fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
@@ -249,7 +287,7 @@ fn rule_table(rules: &[Rule], now: Timestamp) -> Table {
         table.row([
             format!("{}{gone}", rule.id),
             rule.overlay.to_string(),
-            action(rule.action).to_owned(),
+            format!("{}{}", action(rule.action), if rule.audit { " (audit)" } else { "" }),
             rule.from.to_string(),
             rule_words::arrow(rule.both).to_owned(),
             rule.to.to_string(),

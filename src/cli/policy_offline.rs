@@ -3,17 +3,20 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use super::Outcome;
-use super::args::{Format, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs};
-use super::output::{Output, Table, counted};
+use super::args::{OfflineCommand, PolicyTestArgs, SceneArgs};
+use super::output::Output;
+use super::policy_answers;
 use crate::api::admin::Semantics;
+use crate::api::policy::{
+    LintFinding, MatrixAnswer, MatrixEntry, PairDifference, PolicyFile, TestAnswer, TestFailure,
+};
 use crate::api::{Problem, ProblemCode};
 use crate::policy::{
-    DOCUMENT_BYTES_MAX, Document, Examination, Inventory, Matrix, Scene, difference, examine, lint,
-    read_inventory, read_policies, read_test_file,
+    DOCUMENT_BYTES_MAX, Document, Finding, Inventory, Matrix, MatrixPair, PairChange, Scene,
+    difference, examine, lint, read_inventory, read_policies, read_test_file,
 };
+use crate::types::ApiVersion;
 
 /// Does what was asked.
 ///
@@ -25,16 +28,20 @@ pub fn run(output: &mut Output, command: &OfflineCommand) -> Result<Outcome, Pro
         OfflineCommand::Test(args) => test(output, args),
         OfflineCommand::Matrix(args) => {
             let (scene, _) = Files::read(output, &args.scene)?.scene()?;
-            Ok(show_matrix(output, &Matrix::new(&scene), args.form))
+            let matrix = matrix_answer(Matrix::new(&scene));
+            Ok(policy_answers::matrix(output, &matrix, args.form))
         }
         OfflineCommand::Lint(args) => {
             let (scene, _) = Files::read(output, &args.scene)?.scene()?;
-            Ok(show_findings(output, &scene))
+            let findings: Vec<LintFinding> = lint(&scene).into_iter().map(finding).collect();
+            Ok(policy_answers::findings(output, &findings))
         }
         OfflineCommand::Diff(args) => {
             let after = Files::read(output, &args.scene)?;
             let before = Files { policies: policies(output, &args.old)?, ..after.clone() };
-            Ok(show_difference(output, &before.scene()?.0, &after.scene()?.0))
+            let changes = difference(&before.scene()?.0, &after.scene()?.0);
+            let changes: Vec<PairDifference> = changes.into_iter().map(pair_difference).collect();
+            Ok(policy_answers::differences(output, &changes))
         }
     }
 }
@@ -52,7 +59,6 @@ impl Files {
     fn read(output: &Output, args: &SceneArgs) -> Result<Self, Problem> {
         let Some(path) = &args.inventory else {
             return Err(Problem::new(ProblemCode::Usage, "--inventory is missing")
-                .why("this version judges files alone, not the policy of a server")
                 .fix("describe who is there in a file: see docs/policy.md"));
         };
         let inventory = read_inventory(&path.display().to_string(), &text(path)?, output.now())?;
@@ -83,6 +89,35 @@ fn policies(output: &Output, paths: &[PathBuf]) -> Result<Vec<Document>, Problem
     }
     Ok(documents)
 }
+
+/// The files under `paths` as they are sent to a server.
+///
+/// # Errors
+///
+/// `Usage` for what cannot be read, or is longer than a server takes.
+pub(crate) fn policy_files(paths: &[PathBuf]) -> Result<Vec<PolicyFile>, Problem> {
+    let mut files = Vec::new();
+    let mut bytes = 0;
+    for path in paths {
+        for file in files_in(path)? {
+            let source = file.display().to_string();
+            let text = text(&file)?;
+            bytes += serde_json::to_string(&text).map_or(text.len(), |text| text.len());
+            if bytes + SENT_BESIDE > DOCUMENT_BYTES_MAX {
+                return Err(Problem::new(ProblemCode::Usage, format!("{source} is too large"))
+                    .why("a server takes 1 MiB at once, and together the files have more")
+                    .fix(
+                        "say more with labels, groups and lists of ends; or use several overlays",
+                    ));
+            }
+            files.push(PolicyFile { source, text });
+        }
+    }
+    Ok(files)
+}
+
+/// Room in a request for what is not text of files.
+const SENT_BESIDE: usize = 4096;
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
     Problem::new(ProblemCode::Usage, format!("cannot read {}", path.display()))
@@ -145,109 +180,31 @@ fn test(output: &mut Output, args: &PolicyTestArgs) -> Result<Outcome, Problem> 
             .fix("write {from: shop/web, to: shop/db, protocol: tcp, port: 5432, allow: true}"));
     }
     let examination = examine(&scene, tests)?;
-    show_examination(output, &examination);
-    Ok(if examination.failed == 0 { Outcome::Done } else { Outcome::Findings })
+    let failures = examination.failures().into_iter();
+    let failures = failures.map(|(what, why)| TestFailure { what, why }).collect();
+    let answer = TestAnswer { failures, examination: examination.json() };
+    Ok(policy_answers::tests(output, &answer))
 }
 
-fn show_examination(output: &mut Output, examination: &Examination) {
-    match output.format() {
-        Format::Json => output.json(&examination.json()),
-        Format::Name | Format::Table => {
-            let failed = examination.results.iter().filter(|r| r.expected != r.allowed);
-            for result in failed {
-                let word = |allowed: bool| if allowed { "allowed" } else { "denied" };
-                let port = match &result.port {
-                    Some(crate::policy::TestPort::Number(port)) => format!("/{port}"),
-                    Some(crate::policy::TestPort::Name(name)) => format!("/{name}"),
-                    None => String::new(),
-                };
-                let what = result.protocol.as_deref().unwrap_or(match result.port {
-                    Some(_) => "tcp",
-                    None => "anything",
-                });
-                output.line(format!(
-                    "FAILED  {}: {} → {} {what}{port} is {} and must be {}",
-                    result.place,
-                    result.from,
-                    result.to,
-                    word(result.allowed),
-                    word(result.expected)
-                ));
-                output.line(format!("        why: {}", result.why));
-            }
-            output.line(format!("{} passed, {} failed", examination.passed, examination.failed));
-        }
+fn matrix_answer(matrix: Matrix) -> MatrixAnswer {
+    let entry = |pair: MatrixPair| MatrixEntry {
+        services: pair.reach.words(),
+        from: pair.from,
+        to: pair.to,
+    };
+    MatrixAnswer {
+        api_version: ApiVersion::V1,
+        semantics: matrix.semantics,
+        members: matrix.members,
+        pairs: matrix.pairs.into_iter().map(entry).collect(),
     }
 }
 
-fn show_matrix(output: &mut Output, matrix: &Matrix, form: MatrixForm) -> Outcome {
-    match (output.format(), form) {
-        (Format::Json, _) | (_, MatrixForm::Json) => output.json(&matrix.json()),
-        (_, MatrixForm::Csv) => output.raw(&matrix.csv()),
-        (_, MatrixForm::Dot) => output.raw(&matrix.dot()),
-        (Format::Name | Format::Table, MatrixForm::Table) => {
-            let mut table = Table::new(&["FROM", "", "TO", "MAY OPEN"]);
-            for pair in &matrix.pairs {
-                let what = pair.reach.to_string();
-                table.row([pair.from.clone(), "→".to_owned(), pair.to.clone(), what]);
-            }
-            output.table(&table);
-            let members = matrix.members.len();
-            let all = members * members.saturating_sub(1);
-            let shut = all.saturating_sub(matrix.pairs.len());
-            output.note(format!(
-                "{} of {} may open something, {shut} nothing",
-                counted(matrix.pairs.len() as u64, "pair"),
-                all
-            ));
-        }
-    }
-    Outcome::Done
+fn finding(finding: Finding) -> LintFinding {
+    LintFinding { kind: finding.kind.word().to_owned(), rule: finding.rule, why: finding.why }
 }
 
-fn show_findings(output: &mut Output, scene: &Scene) -> Outcome {
-    let findings = lint(scene);
-    match output.format() {
-        Format::Json => {
-            output.json(&json!({ "apiVersion": "ovmesh/v1", "findings": findings }));
-        }
-        Format::Name | Format::Table => {
-            let mut table = Table::new(&["FINDING", "RULE", "WHY"]);
-            for finding in &findings {
-                let word = finding.kind.word().to_owned();
-                table.row([word, finding.rule.clone(), finding.why.clone()]);
-            }
-            output.table(&table);
-            if findings.is_empty() {
-                output.note("nothing found");
-            }
-        }
-    }
-    if findings.is_empty() { Outcome::Done } else { Outcome::Findings }
-}
-
-fn show_difference(output: &mut Output, before: &Scene, after: &Scene) -> Outcome {
-    let changes = difference(before, after);
-    match output.format() {
-        Format::Json => {
-            output.json(&json!({ "apiVersion": "ovmesh/v1", "changes": changes }));
-        }
-        Format::Name | Format::Table => {
-            let mut table = Table::new(&["FROM", "", "TO", "GAINED", "LOST"]);
-            for change in &changes {
-                table.row([
-                    change.from.clone(),
-                    "→".to_owned(),
-                    change.to.clone(),
-                    change.gained.join(","),
-                    change.lost.join(","),
-                ]);
-            }
-            output.table(&table);
-            if changes.is_empty() {
-                output.note("the two policies let the same flows be opened between members");
-            }
-        }
-    }
-    if changes.is_empty() { Outcome::Done } else { Outcome::Findings }
+fn pair_difference(change: PairChange) -> PairDifference {
+    let PairChange { from, to, gained, lost } = change;
+    PairDifference { from, to, gained, lost }
 }

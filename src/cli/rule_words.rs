@@ -125,6 +125,8 @@ pub(crate) mod tests {
     pub(crate) fn rule(action: Action, from: &str, to: &str) -> Rule {
         Rule {
             id: RuleId(18),
+            name: None,
+            audit: false,
             overlay: Name::default(),
             action,
             from: from.parse().unwrap(),

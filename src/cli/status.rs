@@ -5,7 +5,7 @@ use super::Outcome;
 use super::args::Format;
 use super::client::{Answer, Client};
 use super::key;
-use super::output::{Output, Table, counted, span};
+use super::output::{Output, Table, counted, relative, span};
 use super::overlay::semantics;
 use crate::api::Problem;
 use crate::api::admin::{Counted, ServerStatus};
@@ -70,6 +70,16 @@ fn lines(status: &ServerStatus, now: Timestamp) -> Vec<String> {
     for node in &status.behind {
         lines.push(format!("behind    {}: {}", node.node, node.why));
     }
+    for change in &status.unconfirmed {
+        lines.push(format!(
+            "! revision {} of {} is undone {} ({}): ovctl policy confirm --overlay {}",
+            change.revision,
+            change.overlay,
+            relative(change.deadline, now),
+            change.deadline,
+            change.overlay
+        ));
+    }
     lines.extend(status.problems.iter().map(|problem| format!("! {problem}")));
     if lines.last().is_some_and(String::is_empty) {
         lines.pop();
@@ -115,6 +125,7 @@ mod tests {
                 cidr: "100.71.0.0/16".parse().unwrap(),
                 semantics: Semantics::DefaultDeny,
                 silent: false,
+                audit: false,
                 created: Timestamp(0),
                 members: 3,
                 rules: 1,
@@ -123,6 +134,7 @@ mod tests {
             saps: Counted { online: 1, total: 1 },
             behind: vec![Pending { node: "web".to_owned(), why: "offline for 3m".to_owned() }],
             rotations: Vec::new(),
+            unconfirmed: Vec::new(),
             problems: vec!["sap-2 has no endpoint".to_owned()],
         }
     }

@@ -7,7 +7,7 @@ use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 
-use super::listen::Origin;
+use super::listen::{Origin, Way};
 use super::routes::Refusal;
 use super::server::{Server, now};
 use super::store::{self, nodes, tokens};
@@ -26,6 +26,8 @@ pub(crate) struct Admin {
     pub(crate) actor: String,
     /// None for everything, else only rules that start or end in one of these.
     namespaces: Option<BTreeSet<Name>>,
+    /// The two ends of the connection that it asks by; none for the unix socket.
+    pub(crate) way: Option<Way>,
 }
 
 /// A node that reads its own table.
@@ -39,6 +41,19 @@ enum Caller {
 }
 
 impl Admin {
+    /// The server itself.
+    pub(crate) fn itself(actor: &str) -> Self {
+        Self { actor: actor.to_owned(), namespaces: None, way: None }
+    }
+
+    /// Refuses an admin of some namespaces, of which this is none.
+    pub(crate) fn may_change_namespace(&self, namespace: &Name) -> Result<(), Refusal> {
+        match &self.namespaces {
+            Some(namespaces) if !namespaces.contains(namespace) => self.everywhere(),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Refuses an admin of some namespaces.
     pub(crate) fn everywhere(&self) -> Result<(), Refusal> {
         match &self.namespaces {
@@ -106,6 +121,7 @@ async fn caller(parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
             Some(Origin::Unix { uid }) => Ok(Caller::Admin(Admin {
                 actor: format!("uid {uid} (unix socket)"),
                 namespaces: None,
+                way: None,
             })),
             Some(Origin::Tls { .. }) | None => Err(unauthorized()),
         };
@@ -122,7 +138,11 @@ async fn caller(parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
     let namespaces = (!token.namespaces.is_empty()).then(|| token.namespaces.into_iter().collect());
     match token.role {
         Role::Admin => {
-            Ok(Caller::Admin(Admin { actor: format!("token {}", token.id), namespaces }))
+            let way = match parts.extensions.get::<Origin>() {
+                Some(Origin::Tls { way, .. }) => *way,
+                Some(Origin::Unix { .. }) | None => None,
+            };
+            Ok(Caller::Admin(Admin { actor: format!("token {}", token.id), namespaces, way }))
         }
         Role::Viewer => Ok(Caller::Viewer),
         // A join token joins and does nothing else.

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::keyset::RingId;
 use super::live::{Live, NodeState};
+use super::policies;
 use super::publish::Hold;
 use super::rotation;
+use super::routes::Refusal;
 use super::server::{Server, now, now_millis};
 use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;
@@ -66,6 +68,9 @@ impl Server {
             drop(gate);
         }
         if *expired_before != at {
+            for overlay in policies::expired(self).await? {
+                policies::roll_back_expired(self, overlay).await.map_err(Refusal::into_problem)?;
+            }
             self.delete_ephemeral().await?;
         }
         *expired_before = at;

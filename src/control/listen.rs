@@ -49,7 +49,18 @@ pub(crate) enum Origin {
     Tls {
         /// Its place among the connections.
         slot: Arc<Slot>,
+        /// Its two ends; none for strangers on the unix socket.
+        way: Option<Way>,
     },
+}
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// Who asks.
+    pub(crate) from: IpAddr,
+    /// Where the server was asked.
+    pub(crate) to: SocketAddr,
 }
 
 /// Counts connections.
@@ -177,13 +188,15 @@ pub async fn serve(
                 Ok((stream, peer)) => {
                     // A node that polls waits long; noticing that it is gone must not.
                     let _ = stream.set_nodelay(true);
-                    let Some(slot) = Slot::take(&counts, peer.ip().to_canonical()) else { continue };
+                    let from = peer.ip().to_canonical();
+                    let Some(slot) = Slot::take(&counts, from) else { continue };
+                    let way = stream.local_addr().ok().map(|to| Way { from, to });
                     let (acceptor, router) = (identity.acceptor.clone(), router.clone());
                     let watcher = graceful.watcher();
                     tokio::spawn(async move {
                         let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
                         if let Ok(Ok(stream)) = handshake.await {
-                            connection(stream, Origin::Tls { slot }, router, watcher).await;
+                            connection(stream, Origin::Tls { slot, way }, router, watcher).await;
                         }
                     });
                 }
@@ -200,7 +213,7 @@ pub async fn serve(
                         tokio::spawn(connection(stream, origin, router.clone(), watcher));
                     } else if let Some(slot) = Slot::take(&counts, LOCAL_STRANGERS) {
                         // Told why, so that nobody takes it for a server that is down.
-                        let origin = Origin::Tls { slot };
+                        let origin = Origin::Tls { slot, way: None };
                         tokio::spawn(connection(stream, origin, refusing(uid), watcher));
                     }
                 }
@@ -249,6 +262,12 @@ async fn connection(
     if let Err(error) = watcher.watch(served).await {
         tracing::debug!(%error, "a connection ended");
     }
+}
+
+/// A place that counts for nothing.
+#[cfg(test)]
+pub(crate) fn slot_for_tests() -> Arc<Slot> {
+    Slot::take(&Arc::default(), LOCAL_STRANGERS).expect("a fresh count has room")
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 //! | `live` | what is in memory: the world, tables, how far each node is |
 //! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
 //! | `enforce` | whether a change has come to those who must enforce it |
+//! | `policies` | changes of policies: files, history, confirmation, imports |
+//! | `risk` | what a change must not cut: the way of who asks, and tests that held |
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
 //! | `flows` | what nodes say that happened, on its way to the database |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
@@ -21,7 +23,9 @@ mod flows;
 mod keyset;
 pub mod listen;
 mod live;
+mod policies;
 mod publish;
+mod risk;
 mod rotation;
 mod routes;
 mod selection;

@@ -7,28 +7,6 @@ use crate::control::store::nodes::unknown;
 use crate::policy::{BoundSelector, RuleFacts, World};
 use crate::types::{EntityName, Name, NodeId, NodeKind, OverlayId, Selector};
 
-/// Binds the name in a selector to the entity that bears it.
-///
-/// # Errors
-///
-/// `NotFound` when nobody bears it.
-pub(crate) fn bind(world: &World, selector: &Selector) -> Result<BoundSelector, Problem> {
-    Ok(match selector {
-        Selector::Any => BoundSelector::Any,
-        Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
-        Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
-        Selector::Name(name) => BoundSelector::Node(entity(world, name)?, name.clone()),
-        Selector::Group(_) | Selector::Service(_) | Selector::Cidr(_) => {
-            return Err(Problem::new(
-                ProblemCode::Usage,
-                format!("no node enforces {selector} yet"),
-            )
-            .why("groups and CIDRs are judged offline alone: `ovctl policy test --inventory`")
-            .fix("write the rule for names, labels, namespace:NAME or any"));
-        }
-    })
-}
-
 /// The entity called `name`.
 ///
 /// # Errors
@@ -118,6 +96,11 @@ pub(crate) fn overlay_of(
     }
 }
 
+/// The overlay's name.
+pub(crate) fn overlay_name(world: &World, overlay: OverlayId) -> Name {
+    world.overlays.get(&overlay).map(|facts| facts.name.clone()).unwrap_or_default()
+}
+
 /// The members of an overlay that a selector selects.
 pub(crate) fn selected(
     world: &World,
@@ -139,7 +122,10 @@ pub(crate) fn pairs_covered(world: &World, rule: &RuleFacts) -> u64 {
 }
 
 /// The named entities that are gone.
-pub(crate) fn dangling(world: &World, ends: [&BoundSelector; 2]) -> Vec<EntityName> {
+pub(crate) fn dangling<'a>(
+    world: &World,
+    ends: impl IntoIterator<Item = &'a BoundSelector>,
+) -> Vec<EntityName> {
     ends.into_iter()
         .filter_map(|end| match end {
             BoundSelector::Node(id, name) if !world.nodes.contains_key(id) => Some(name.clone()),
@@ -152,20 +138,4 @@ pub(crate) fn dangling(world: &World, ends: [&BoundSelector; 2]) -> Vec<EntityNa
             | BoundSelector::Cidr(_) => None,
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_no_node_enforces_is_refused_by_name() {
-        let world = World::default();
-        for text in ["group:backends", "10.0.0.0/8!10.1.0.0/16"] {
-            let problem = bind(&world, &text.parse().unwrap()).unwrap_err();
-            assert_eq!(problem.code, ProblemCode::Usage);
-            assert!(problem.what.contains(text), "{problem}");
-        }
-        assert_eq!(bind(&world, &Selector::Any).unwrap(), BoundSelector::Any);
-    }
 }

@@ -8,10 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
+use super::auth::Admin;
 use super::enforce::{self, Touched};
 use super::flows::Inbox;
+use super::listen::Way;
 use super::live::Live;
 use super::publish::Hold;
+use super::risk;
 use super::store::{self, Done, Store};
 use crate::api::admin::{Change, ChangeOptions, Enforcement};
 use crate::api::{Problem, ProblemCode};
@@ -159,7 +162,7 @@ impl Server {
     /// `Conflict` when `if_revision` is not the newest one.
     pub(crate) async fn begin(
         self: &Arc<Self>,
-        actor: String,
+        admin: &Admin,
         options: &ChangeOptions,
     ) -> Result<Draft, Problem> {
         let gate = Arc::clone(&self.gate).lock_owned().await;
@@ -180,7 +183,9 @@ impl Server {
             server: Arc::clone(self),
             transaction,
             gate,
-            actor,
+            actor: admin.actor.clone(),
+            way: admin.way,
+            guards_tests: true,
             options: options.clone(),
             newest,
             revision,
@@ -196,8 +201,13 @@ pub(crate) struct Draft {
     gate: OwnedMutexGuard<()>,
     /// Who changes.
     pub(crate) actor: String,
+    /// The connection that it asks by.
+    way: Option<Way>,
+    /// Whether tests of policies that hold must hold afterwards.
+    pub(crate) guards_tests: bool,
     options: ChangeOptions,
-    newest: Revision,
+    /// The revision before this change.
+    pub(crate) newest: Revision,
     /// The revision that this change makes.
     pub(crate) revision: Revision,
 }
@@ -208,6 +218,46 @@ impl Draft {
         &mut self.transaction
     }
 
+    /// Changes nothing, because nothing has to be changed.
+    pub(crate) async fn unchanged<T>(self, result: T) -> Result<Change<T>, Problem> {
+        let dry_run = self.options.dry_run == Some(true);
+        self.undone(result, dry_run).await
+    }
+
+    async fn undone<T>(self, result: T, dry_run: bool) -> Result<Change<T>, Problem> {
+        self.transaction.rollback().await?;
+        Ok(Change {
+            api_version: ApiVersion::V1,
+            revision: self.newest,
+            dry_run,
+            result,
+            enforcement: Enforcement { enforced: true, ..Enforcement::default() },
+        })
+    }
+
+    /// Refuses a change that cuts the way of who asks, or breaks tests that hold.
+    async fn refuse_risks(&mut self) -> Result<(), Problem> {
+        let before = Arc::clone(&self.server.live().world);
+        let way = self.way.filter(|_| self.options.accept_risk != Some(true));
+        let concerned = way.and_then(|way| risk::road(&before, way));
+        let policies = if self.guards_tests {
+            store::policies::with_tests(&mut self.transaction).await?
+        } else {
+            Vec::new()
+        };
+        if concerned.is_none() && policies.is_empty() {
+            return Ok(());
+        }
+        let after = store::world::load(&mut self.transaction).await?;
+        if let Some(road) = &concerned {
+            risk::refuse_cut(&before, &after, road, now())?;
+        }
+        for (overlay, tests) in &policies {
+            risk::refuse_broken(&before, &after, *overlay, tests, now())?;
+        }
+        Ok(())
+    }
+
     /// Commits (or, for a dry run, undoes) the change, publishes tables, waits as asked.
     pub(crate) async fn finish<T>(
         mut self,
@@ -215,15 +265,9 @@ impl Draft {
         hold: Hold,
         touched: Vec<Touched>,
     ) -> Result<Change<T>, Problem> {
+        self.refuse_risks().await?;
         if self.options.dry_run == Some(true) {
-            self.transaction.rollback().await?;
-            return Ok(Change {
-                api_version: ApiVersion::V1,
-                revision: self.newest,
-                dry_run: true,
-                result: done.result,
-                enforcement: Enforcement { enforced: true, ..Enforcement::default() },
-            });
+            return self.undone(done.result, true).await;
         }
         store::audit::record(&mut self.transaction, self.revision, now(), &self.actor, &done)
             .await?;

@@ -67,32 +67,57 @@ pub enum RuleConflict {
 ///
 /// The first conflict found.
 pub fn check_rule(world: &World, rule: &RuleFacts, now: Timestamp) -> Result<(), RuleConflict> {
-    let Some(overlay) = world.overlays.get(&rule.overlay) else {
-        return Err(RuleConflict::NoOverlay { overlay: rule.overlay });
-    };
-    let Some(path) = &rule.path else { return Ok(()) };
-    match path {
-        PathHops::Via(chain) => check_chain(world, rule.overlay, &overlay.name, chain)?,
-        PathHops::Direct => check_direct(world, rule)?,
-        PathHops::Elsewhere => return Err(RuleConflict::NoHops),
-    }
+    let Some(path) = check_path(world, rule)? else { return Ok(()) };
     let mine = Claim::new(world, rule, path);
-    for (&other, theirs) in &world.rules {
-        let Some(their_path) = &theirs.path else { continue };
-        if theirs.overlay != rule.overlay || !is_in_force(theirs, now) {
-            continue;
-        }
-        if let Some(pair) = mine.disagrees(&Claim::new(world, theirs, their_path)) {
-            let pair = match pair {
-                Disagreement::Pair(left, right) => {
-                    format!("{} and {}", node_name(world, left), node_name(world, right))
-                }
-                Disagreement::Selectors => format!("{} and {}", theirs.from, theirs.to),
-            };
-            return Err(RuleConflict::Path { other, pair, path: path_text(world, their_path) });
+    let theirs = Claim::in_force(world, rule.overlay, now);
+    theirs.iter().try_for_each(|(other, theirs)| mine.agrees(world, *other, theirs))
+}
+
+/// Checks those rules of `world` that are `new` against each other and all that are in force.
+///
+/// # Errors
+///
+/// The first rule that conflicts with an earlier one, and how.
+pub fn check_paths(
+    world: &World,
+    overlay: OverlayId,
+    new: &BTreeSet<RuleId>,
+    now: Timestamp,
+) -> Result<(), (RuleId, RuleConflict)> {
+    let fresh = || new.iter().filter_map(|id| Some((*id, world.rules.get(id)?)));
+    let mut have_paths = false;
+    for (id, rule) in fresh() {
+        have_paths |= check_path(world, rule).map_err(|conflict| (id, conflict))?.is_some();
+    }
+    if !have_paths {
+        return Ok(());
+    }
+    let claims = Claim::in_force(world, overlay, now);
+    for (id, mine) in claims.iter().filter(|(id, _)| new.contains(id)) {
+        // Of two new ones the later is blamed.
+        let others = claims.iter().filter(|(other, _)| !new.contains(other) || other < id);
+        for (other, theirs) in others {
+            mine.agrees(world, *other, theirs).map_err(|conflict| (*id, conflict))?;
         }
     }
     Ok(())
+}
+
+/// Checks a rule's path alone, and gives it.
+fn check_path<'a>(
+    world: &World,
+    rule: &'a RuleFacts,
+) -> Result<Option<&'a PathHops>, RuleConflict> {
+    let Some(overlay) = world.overlays.get(&rule.overlay) else {
+        return Err(RuleConflict::NoOverlay { overlay: rule.overlay });
+    };
+    match &rule.path {
+        None => return Ok(None),
+        Some(PathHops::Via(chain)) => check_chain(world, rule.overlay, &overlay.name, chain)?,
+        Some(PathHops::Direct) => check_direct(world, rule)?,
+        Some(PathHops::Elsewhere) => return Err(RuleConflict::NoHops),
+    }
+    Ok(rule.path.as_ref())
 }
 
 fn check_chain(
@@ -155,6 +180,27 @@ impl<'a> Claim<'a> {
     fn new(world: &World, rule: &'a RuleFacts, path: &'a PathHops) -> Self {
         let (from, to) = ends(world, rule);
         Self { rule, path, from, to }
+    }
+
+    /// What the rules in force say about paths.
+    fn in_force(world: &'a World, overlay: OverlayId, now: Timestamp) -> Vec<(RuleId, Self)> {
+        let rules = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
+        rules
+            .filter(|(_, rule)| is_in_force(rule, now))
+            .filter_map(|(id, rule)| Some((*id, Self::new(world, rule, rule.path.as_ref()?))))
+            .collect()
+    }
+
+    /// Refuses to give a pair another path than `other` does.
+    fn agrees(&self, world: &World, other: RuleId, theirs: &Self) -> Result<(), RuleConflict> {
+        let Some(found) = self.disagrees(theirs) else { return Ok(()) };
+        let pair = match found {
+            Disagreement::Pair(left, right) => {
+                format!("{} and {}", node_name(world, left), node_name(world, right))
+            }
+            Disagreement::Selectors => format!("{} and {}", theirs.rule.from, theirs.rule.to),
+        };
+        Err(RuleConflict::Path { other, pair, path: path_text(world, theirs.path) })
     }
 
     /// The first pair to which the two give different paths.

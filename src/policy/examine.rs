@@ -83,6 +83,45 @@ impl Examination {
     pub fn json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
     }
+
+    /// What to say of each test that fails: where it stands and what it wants; and why not.
+    #[must_use]
+    pub fn failures(&self) -> Vec<(String, String)> {
+        let failed = self.results.iter().filter(|result| result.expected != result.allowed);
+        failed.map(TestResult::failure).collect()
+    }
+}
+
+impl TestResult {
+    fn failure(&self) -> (String, String) {
+        let word = |allowed: bool| if allowed { "allowed" } else { "denied" };
+        let port = match &self.port {
+            Some(TestPort::Number(port)) => format!("/{port}"),
+            Some(TestPort::Name(name)) => format!("/{name}"),
+            None => String::new(),
+        };
+        let what = self.protocol.as_deref().unwrap_or(match self.port {
+            Some(_) => "tcp",
+            None => "anything",
+        });
+        let text = format!(
+            "{}: {} → {} {what}{port} is {} and must be {}",
+            self.place,
+            self.from,
+            self.to,
+            word(self.allowed),
+            word(self.expected)
+        );
+        (text, self.why.clone())
+    }
+}
+
+impl Test {
+    /// As a file writes it, in one line.
+    #[must_use]
+    pub fn written(&self) -> String {
+        format!("{{{}}}", super::write::test_fields(self))
+    }
 }
 
 /// Asks all tests.
@@ -141,12 +180,26 @@ pub fn read_test_file(source: &str, text: &str) -> Result<Vec<Test>, Problem> {
     Ok(tests)
 }
 
-/// Reads a list of tests.
-pub(super) fn read_tests(list: &Cursor<'_>) -> Result<Vec<Test>, Problem> {
-    list.items()?.iter().map(read_test).collect()
+/// Reads one test, as [`Test::written`] writes it.
+///
+/// # Errors
+///
+/// `Usage` when it is none.
+pub fn read_test(text: &str) -> Result<Test, Problem> {
+    let trees = super::tree::documents("test", text)?;
+    let at = super::tree::At { source: "test", thing: "" };
+    match trees.as_slice() {
+        [tree] => read_one(&Cursor::new(at, tree)),
+        _ => Err(at.wrong(0, "", "one test is wanted here")),
+    }
 }
 
-fn read_test(item: &Cursor<'_>) -> Result<Test, Problem> {
+/// Reads a list of tests.
+pub(super) fn read_tests(list: &Cursor<'_>) -> Result<Vec<Test>, Problem> {
+    list.items()?.iter().map(read_one).collect()
+}
+
+fn read_one(item: &Cursor<'_>) -> Result<Test, Problem> {
     let fields = item.fields(&["from", "to", "protocol", "port", "allow", "allowed"])?;
     let expected = match (fields.field("allow"), fields.field("allowed")) {
         (Some(field), None) | (None, Some(field)) => field.bool()?,

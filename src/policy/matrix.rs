@@ -1,7 +1,6 @@
 //! The whole of a policy as pairs: who may open what to whom; and how two policies differ.
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::judge::End;
 use super::reach::Reach;
@@ -61,42 +60,6 @@ impl Matrix {
         }
         let members = ends.iter().map(|end| scene.end_name(end)).collect();
         Self { semantics: scene.semantics(), members, pairs }
-    }
-
-    /// As JSON: `{apiVersion, semantics, members, pairs: [{from, to, services}]}`.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        let pair = |pair: &MatrixPair| json!({ "from": pair.from, "to": pair.to, "services": pair.reach.words() });
-        json!({
-            "apiVersion": "ovmesh/v1",
-            "semantics": self.semantics,
-            "members": self.members,
-            "pairs": self.pairs.iter().map(pair).collect::<Vec<_>>(),
-        })
-    }
-
-    /// As CSV: `from,to,services`, several services joined by `;`.
-    #[must_use]
-    pub fn csv(&self) -> String {
-        let line = |pair: &MatrixPair| {
-            format!("{},{},\"{}\"\n", pair.from, pair.to, pair.reach.words().join(";"))
-        };
-        let lines = self.pairs.iter().map(line);
-        std::iter::once("from,to,services\n".to_owned()).chain(lines).collect()
-    }
-
-    /// As a graph for Graphviz.
-    #[must_use]
-    pub fn dot(&self) -> String {
-        let nodes = self.members.iter().map(|name| format!("  \"{name}\";\n"));
-        let edge = |pair: &MatrixPair| {
-            format!("  \"{}\" -> \"{}\" [label=\"{}\"];\n", pair.from, pair.to, pair.reach)
-        };
-        std::iter::once("digraph policy {\n  rankdir=LR;\n".to_owned())
-            .chain(nodes)
-            .chain(self.pairs.iter().map(edge))
-            .chain(std::iter::once("}\n".to_owned()))
-            .collect()
     }
 }
 

@@ -26,6 +26,8 @@ mod loops;
 mod open;
 mod packet;
 mod paths;
+mod policy_files;
+mod policy_modes;
 mod restart;
 mod revoke;
 mod spoof;

@@ -13,6 +13,7 @@ mod node;
 mod offline;
 mod ovctl;
 mod policy;
+mod policy_file;
 mod token;
 mod values;
 
@@ -31,10 +32,14 @@ pub use offline::{
 };
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,
-    KeyRotateArgs, LabelArgs, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs, SapCommand,
-    SemanticsArg, ServeArgs,
+    KeyRotateArgs, LabelArgs, OnOff, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs,
+    SapCommand, SemanticsArg, ServeArgs,
 };
 pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
+pub use policy_file::{
+    ApplyArgs, ConfirmArgs, ExportArgs, GroupCommand, GroupEditArgs, HistoryArgs, ImportArgs,
+    ImportCommand, NamespaceCommand, RollbackArgs, ServiceCommand,
+};
 pub use token::{RoleArg, TokenCommand, TokenCreateArgs};
 pub use values::{EndpointArg, EntityRef, JoinSource, LabelEdit, NamedPort, RotateTarget};
 
@@ -72,6 +77,9 @@ pub struct ChangeArgs {
     /// Refuse (exit 5) unless this is the newest revision
     #[arg(long, value_name = "N", value_parser = parse_revision)]
     pub if_revision: Option<Revision>,
+    /// Go on though it cuts the way that you reach the server by
+    #[arg(long)]
+    pub accept_risk: bool,
     /// How long to wait until it is enforced [default: 10s]
     #[arg(long, value_name = "DURATION", conflicts_with = "no_wait")]
     pub wait: Option<HumanDuration>,
@@ -92,7 +100,12 @@ impl ChangeArgs {
         } else {
             Some(self.wait.unwrap_or(HumanDuration(WAIT_DEFAULT)))
         };
-        ChangeOptions { dry_run: self.dry_run.then_some(true), if_revision: self.if_revision, wait }
+        ChangeOptions {
+            dry_run: self.dry_run.then_some(true),
+            if_revision: self.if_revision,
+            accept_risk: self.accept_risk.then_some(true),
+            wait,
+        }
     }
 }
 

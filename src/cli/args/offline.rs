@@ -1,17 +1,20 @@
-//! The arguments of the `ovctl policy` verbs that read files and ask no server.
+//! The arguments of the `ovctl policy` verbs that files can be asked with, and a server without an
+//! inventory.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::SemanticsArg;
+use crate::types::Name;
 
-/// The verbs of `ovctl policy` that need no server.
+/// The verbs of `ovctl policy` that need no server when they are given an inventory.
 #[derive(Subcommand, Clone, Debug)]
 pub enum OfflineCommand {
     /// Hold policies against tests (exit 0, or 8 when one fails)
     #[command(after_help = "\
-Tests come from --tests, from `tests:` in policy files, and from the inventory.
+Tests come from --tests, from `tests:` in policy files, and from the inventory. Without --inventory the
+server is asked: about its policy, or about files in its place.
 
 Examples:
   ovctl policy test --inventory town.yaml -f policy.yaml --tests tests.yaml
@@ -19,16 +22,32 @@ Examples:
     Test(PolicyTestArgs),
     /// Show who may open what to whom
     #[command(after_help = "\
-Example:
+Examples:
+  ovctl policy matrix                              the policy in force
   ovctl policy matrix --inventory town.yaml -f policy.yaml --as dot | dot -Tsvg")]
     Matrix(MatrixArgs),
     /// Find rules that do nothing or too much (exit 0, or 8 when one is found)
     Lint(LintArgs),
     /// Show what a change of policy opens and shuts (exit 0, or 8 when it does)
     #[command(after_help = "\
-Example:
+Examples:
+  ovctl policy diff -f changed.yaml                against the policy in force
   ovctl policy diff --inventory town.yaml --old running.yaml -f changed.yaml")]
     Diff(DiffArgs),
+}
+
+impl OfflineCommand {
+    /// Whether files alone are judged, and no server is asked.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        let scene = match self {
+            Self::Test(args) => &args.scene,
+            Self::Matrix(args) => &args.scene,
+            Self::Lint(args) => &args.scene,
+            Self::Diff(args) => &args.scene,
+        };
+        scene.inventory.is_some()
+    }
 }
 
 /// Files to judge.
@@ -41,8 +60,11 @@ pub struct SceneArgs {
     #[arg(short, long = "file", value_name = "POLICY")]
     pub files: Vec<PathBuf>,
     /// What unspoken traffic means [default: what the inventory says, else default-deny]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "inventory")]
     pub semantics: Option<SemanticsArg>,
+    /// Without --inventory: the overlay [default: the only one]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
 }
 
 /// Tests to run.

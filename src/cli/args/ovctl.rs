@@ -9,8 +9,8 @@ use clap::{
 };
 
 use super::{
-    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, LabelEdit, PolicyCommand,
-    RotateTarget, TokenCommand,
+    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
+    NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -140,6 +140,15 @@ Examples:
     /// Policy: who may talk to whom
     #[command(subcommand, visible_aliases = ["policies", "pol"])]
     Policy(PolicyCommand),
+    /// Groups: a name for members, in rules group:NAME
+    #[command(subcommand, visible_alias = "groups")]
+    Group(GroupCommand),
+    /// Services: a name for labels, in rules service:NAME
+    #[command(subcommand, visible_aliases = ["services", "svc"])]
+    Service(ServiceCommand),
+    /// Namespaces and their labels
+    #[command(subcommand, visible_aliases = ["namespaces", "ns"])]
+    Namespace(NamespaceCommand),
     /// Say why a flow passes or not: exit 0 when it is allowed, 4 when denied
     #[command(after_help = "\
 Stage by stage: membership, path, key, rules (with those that almost matched), endpoint; then what
@@ -203,6 +212,17 @@ Examples:
         /// Its name
         name: Name,
     },
+    /// Turn audit mode on or off: what would be refused passes and is recorded
+    Audit {
+        /// Its name
+        name: Name,
+        /// on or off
+        #[arg(value_enum)]
+        mode: OnOff,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Delete an overlay; its members lose their addresses in it
     #[command(visible_alias = "rm")]
     Delete {
@@ -212,6 +232,15 @@ Examples:
         #[command(flatten)]
         change: ChangeArgs,
     },
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// On
+    On,
+    /// Off
+    Off,
 }
 
 /// An overlay to make.
@@ -271,6 +300,22 @@ pub enum EntityCommand {
 Example:
   ovctl entity label web role=frontend tier-       sets role, removes tier")]
     Label(LabelArgs),
+    /// Let nothing pass to or from an entity, open flows neither
+    Quarantine {
+        /// Its name (web, shop/web) or overlay address
+        entity: EntityRef,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// End the quarantine of an entity
+    Release {
+        /// Its name (web, shop/web) or overlay address
+        entity: EntityRef,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Delete an entity; it can never come back, only join anew
     #[command(visible_alias = "rm")]
     Delete {

@@ -2,7 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::{ChangeArgs, OfflineCommand};
+use super::{
+    ApplyArgs, ChangeArgs, ConfirmArgs, ExportArgs, HistoryArgs, ImportCommand, OfflineCommand,
+    RollbackArgs,
+};
 use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
 
 /// The verbs of `ovctl policy`.
@@ -10,7 +13,8 @@ use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
 pub enum PolicyCommand {
     /// Let FROM start flows to TO; replies pass
     #[command(after_help = "\
-FROM and TO: a name (web, shop/web), labels (role=web,tier=front), namespace:NAME, or any.
+FROM and TO: a name (web, shop/web), labels (role=web,tier=front), namespace:NAME, group:NAME,
+service:NAME, any, or addresses outside (10.0.0.0/8, 10.0.0.0/8!10.1.0.0/16).
 
 Examples:
   ovctl policy allow web db --port tcp/5432        web may ask db, db may not ask web
@@ -59,7 +63,29 @@ Prints a policy file: by label where everybody with the label was part of it, el
 Example:
   ovctl policy suggest --since 24h --overlay prod > proposal.yaml")]
     Suggest(SuggestArgs),
-    /// What needs no server.
+    /// Write the whole policy of an overlay as a file
+    #[command(after_help = "\
+Example:
+  ovctl policy export > policy.yaml")]
+    Export(ExportArgs),
+    /// Make files the policy of an overlay: what is not in them goes
+    #[command(after_help = "\
+What stays the same keeps its id and whom its names are bound to. Tests in the files must hold (exit 8).
+
+Examples:
+  ovctl policy apply -f policy.yaml --dry-run      say what would change
+  ovctl policy apply -f policy.yaml --confirm-within 60s")]
+    Apply(ApplyArgs),
+    /// Keep a change that was made with --confirm-within
+    Confirm(ConfirmArgs),
+    /// List the changes of an overlay's policy, newest first
+    History(HistoryArgs),
+    /// Make the policy of an earlier revision the policy of now
+    Rollback(RollbackArgs),
+    /// Import the policies of others
+    #[command(subcommand)]
+    Import(ImportCommand),
+    /// What files, or a server, can be asked.
     #[command(flatten)]
     Offline(OfflineCommand),
 }
@@ -89,6 +115,12 @@ pub struct RuleArgs {
     /// End by itself after this time, such as 8h or 7d
     #[arg(long, value_name = "DURATION")]
     pub expires: Option<HumanDuration>,
+    /// Record what it would do, and enforce nothing
+    #[arg(long)]
+    pub audit: bool,
+    /// What to call it
+    #[arg(long, value_name = "TEXT")]
+    pub name: Option<String>,
     /// Why the rule is there, for whoever reads it later
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

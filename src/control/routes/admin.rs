@@ -10,10 +10,10 @@ use super::views::{entity_view, sap_view};
 use super::{Answer, Body, Params, Words};
 use crate::api::admin::{
     Change, ChangeOptions, CreatedToken, Entity, KeyRotate, KeyStatus, LabelChange, Overlay,
-    OverlayCreate, Rule, RuleCreate, RuleRevoke, Sap, Token, TokenCreate,
+    OverlayCreate, Sap, Switch, Token, TokenCreate,
 };
 use crate::api::node::JoinToken;
-use crate::api::table::Action;
+use crate::api::policy::Namespace;
 use crate::control::auth::Admin;
 use crate::control::enforce::Touched;
 use crate::control::keyset::Keys;
@@ -21,9 +21,9 @@ use crate::control::publish::Hold;
 use crate::control::rotation;
 use crate::control::selection;
 use crate::control::server::{Server, now, now_millis};
-use crate::control::store::{self, Done, nodes, overlays, rules, tokens, world};
+use crate::control::store::{self, Done, namespaces, nodes, overlays, tokens, world};
 use crate::policy::World;
-use crate::types::{EntityName, Name, NodeId, NodeKind, RuleId};
+use crate::types::{EntityName, Name, NodeId, NodeKind};
 
 type Shared = State<Arc<Server>>;
 type Options = Params<ChangeOptions>;
@@ -35,7 +35,7 @@ pub(super) async fn create_overlay(
     Body(request): Body<OverlayCreate>,
 ) -> Answer<Change<Overlay>> {
     admin.everywhere()?;
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let host = &server.settings.host_addresses;
     let done = overlays::create(draft.conn(), &request, host, now()).await?;
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
@@ -48,7 +48,7 @@ pub(super) async fn delete_overlay(
     Words(name): Words<Name>,
 ) -> Answer<Change<Overlay>> {
     admin.everywhere()?;
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let done = overlays::delete(draft.conn(), &name).await?;
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
@@ -73,7 +73,7 @@ pub(super) async fn create_token(
         let pin = server.settings.pin.clone();
         format!("ova1.{}.{}", String::from(secret.clone()), String::from(pin))
     };
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let done = tokens::create(draft.conn(), &request, &secret, now()).await?;
     // A dry run makes no token, so that nobody shall try to use its text.
     let text = if options.dry_run == Some(true) { String::new() } else { text };
@@ -88,7 +88,7 @@ pub(super) async fn revoke_token(
     Words(id): Words<String>,
 ) -> Answer<Change<Token>> {
     admin.everywhere()?;
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let done = tokens::revoke(draft.conn(), &id).await?;
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
@@ -101,7 +101,7 @@ pub(super) async fn delete_entity(
 ) -> Answer<Change<Entity>> {
     admin.everywhere()?;
     let full = EntityName { namespace, name };
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let before = world::load(draft.conn()).await?;
     let done = nodes::delete_named(draft.conn(), NodeKind::Entity, &full, now()).await?;
     let touched = around(&before, done.result.id);
@@ -118,7 +118,7 @@ pub(super) async fn change_labels(
 ) -> Answer<Change<Entity>> {
     admin.everywhere()?;
     let full = EntityName { namespace, name };
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let done = nodes::change_labels(draft.conn(), &full, &change).await?;
     let after = world::load(draft.conn()).await?;
     let touched = around(&after, done.result.id);
@@ -135,46 +135,58 @@ pub(super) async fn delete_sap(
 ) -> Answer<Change<Sap>> {
     admin.everywhere()?;
     let full = EntityName { namespace: Name::default(), name };
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let done = nodes::delete_named(draft.conn(), NodeKind::Sap, &full, now()).await?;
     let done = map(done, |record| sap_view(&server.live(), &record));
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
 
-pub(super) async fn create_rule(
+pub(super) async fn quarantine(
     State(server): Shared,
     admin: Admin,
     Params(options): Options,
-    Body(request): Body<RuleCreate>,
-) -> Answer<Change<Rule>> {
-    admin.may_create(&request)?;
-    let mut draft = server.begin(admin.actor, &options).await?;
-    let (actor, revision) = (draft.actor.clone(), draft.revision);
-    let done = rules::create(draft.conn(), &request, &actor, revision, now()).await?;
+    Words((namespace, name)): Words<(Name, Name)>,
+    Body(switch): Body<Switch>,
+) -> Answer<Change<Entity>> {
+    admin.everywhere()?;
+    let full = EntityName { namespace, name };
+    let mut draft = server.begin(&admin, &options).await?;
+    // Quarantine is for emergencies: no test of a policy stands in its way.
+    draft.guards_tests = false;
+    let done = nodes::set_quarantine(draft.conn(), &full, switch.on).await?;
     let after = world::load(draft.conn()).await?;
-    let touched = covered(&after, [done.result.id].into_iter());
-    let hold = match request.action {
-        Action::Deny => Hold::Nobody,
-        Action::Allow => Hold::Sources(sources(&touched)),
-    };
-    Ok(Json(draft.finish(done, hold, touched).await?))
+    let touched = around(&after, done.result.id);
+    let done = map(done, |record| entity_view(&server.live(), &record));
+    Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
 }
 
-pub(super) async fn revoke_rules(
+pub(super) async fn audit_overlay(
     State(server): Shared,
     admin: Admin,
     Params(options): Options,
-    Body(request): Body<RuleRevoke>,
-) -> Answer<Change<Vec<Rule>>> {
-    let mut draft = server.begin(admin.actor.clone(), &options).await?;
-    let meant = rules::meant(draft.conn(), &request).await?;
-    for rule in &meant {
-        admin.may_change(&rule.from, &rule.to)?;
-    }
+    Words(name): Words<Name>,
+    Body(switch): Body<Switch>,
+) -> Answer<Change<Overlay>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(&admin, &options).await?;
+    // Tests are of the policy, and audit mode passes what it refuses.
+    draft.guards_tests = false;
+    let done = overlays::set_audit(draft.conn(), &name, switch.on).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
+}
+
+pub(super) async fn label_namespace(
+    State(server): Shared,
+    admin: Admin,
+    Params(options): Options,
+    Words(name): Words<Name>,
+    Body(change): Body<LabelChange>,
+) -> Answer<Change<Namespace>> {
+    admin.everywhere()?;
+    let mut draft = server.begin(&admin, &options).await?;
     let before = world::load(draft.conn()).await?;
-    let touched = covered(&before, meant.iter().map(|rule| rule.id));
-    let done = rules::revoke(draft.conn(), meant).await?;
-    Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
+    let done = namespaces::change_labels(draft.conn(), &before, &name, &change).await?;
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
 
 pub(super) async fn rotate_keys(
@@ -184,7 +196,7 @@ pub(super) async fn rotate_keys(
     Body(request): Body<KeyRotate>,
 ) -> Answer<Change<Vec<KeyStatus>>> {
     admin.everywhere()?;
-    let mut draft = server.begin(admin.actor, &options).await?;
+    let mut draft = server.begin(&admin, &options).await?;
     let world = world::load(draft.conn()).await?;
     let keys = Keys::load(draft.conn()).await?;
     let changed = rotation::start(draft.conn(), &world, &keys, &request, now_millis()).await?;
@@ -233,19 +245,6 @@ fn map<T, U>(done: Done<T>, change: impl FnOnce(T) -> U) -> Done<U> {
     }
 }
 
-/// The pairs that rules cover.
-fn covered(world: &World, rules: impl Iterator<Item = RuleId>) -> Vec<Touched> {
-    rules
-        .filter_map(|id| world.rules.get(&id))
-        .map(|rule| Touched {
-            overlay: rule.overlay,
-            from: selection::selected(world, rule.overlay, &rule.from),
-            to: selection::selected(world, rule.overlay, &rule.to),
-            both: rule.both,
-        })
-        .collect()
-}
-
 /// All pairs of an entity.
 fn around(world: &World, id: NodeId) -> Vec<Touched> {
     let overlays = world.nodes.get(&id).map(|node| node.addresses.keys().copied());
@@ -259,18 +258,4 @@ fn around(world: &World, id: NodeId) -> Vec<Touched> {
             Touched { overlay, from: BTreeSet::from([id]), to: others, both: true }
         })
         .collect()
-}
-
-/// Who starts flows by a new rule, and should have its table last.
-fn sources(touched: &[Touched]) -> BTreeSet<NodeId> {
-    let mut sources = BTreeSet::new();
-    for pairs in touched {
-        if pairs.both {
-            sources.extend(pairs.from.union(&pairs.to));
-        } else {
-            // An entity that is also talked to goes first: others wait for it.
-            sources.extend(pairs.from.difference(&pairs.to));
-        }
-    }
-    sources
 }

@@ -3,6 +3,8 @@
 mod admin;
 mod flows;
 mod node;
+mod policies;
+mod rules;
 mod views;
 mod why;
 
@@ -41,6 +43,11 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// What went wrong, without the status.
+    pub(crate) fn into_problem(self) -> Problem {
+        self.problem
+    }
+
     /// 403: known, and not allowed to.
     pub(crate) fn forbidden(problem: Problem) -> Self {
         Self { status: StatusCode::FORBIDDEN, problem }
@@ -86,12 +93,29 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/entities", get(views::entities))
         .route("/v1/entities/{namespace}/{name}", get(views::entity).delete(admin::delete_entity))
         .route("/v1/entities/{namespace}/{name}/labels", post(admin::change_labels))
+        .route("/v1/entities/{namespace}/{name}/quarantine", post(admin::quarantine))
+        .route("/v1/overlays/{name}/audit", post(admin::audit_overlay))
         .route("/v1/saps", get(views::saps))
         .route("/v1/saps/{name}", get(views::sap).delete(admin::delete_sap))
-        .route("/v1/rules", get(views::rules).post(admin::create_rule))
-        .route("/v1/rules/revoke", post(admin::revoke_rules))
+        .route("/v1/rules", get(views::rules).post(rules::create_rule))
+        .route("/v1/rules/revoke", post(rules::revoke_rules))
         .route("/v1/rules/{id}", get(views::rule))
         .route("/v1/policy/can", post(views::can))
+        .route("/v1/policy/export", get(policies::export))
+        .route("/v1/policy/apply", post(policies::apply))
+        .route("/v1/policy/diff", post(policies::diff))
+        .route("/v1/policy/import", post(policies::import))
+        .route("/v1/policy/rollback", post(policies::rollback))
+        .route("/v1/policy/confirm", post(policies::confirm))
+        .route("/v1/policy/history", get(policies::history))
+        .route("/v1/policy/matrix", post(policies::matrix))
+        .route("/v1/policy/lint", post(policies::lint))
+        .route("/v1/policy/test", post(policies::test))
+        .route("/v1/networkpolicies", get(policies::network_policies))
+        .route("/v1/groups", get(rules::groups).post(rules::change_group))
+        .route("/v1/services", get(rules::services).post(rules::change_service))
+        .route("/v1/namespaces", get(views::namespaces))
+        .route("/v1/namespaces/{name}/labels", post(admin::label_namespace))
         .route("/v1/policy/why", post(why::why))
         .route("/v1/policy/suggest", post(flows::suggest))
         .route("/v1/keys", get(views::keys))

@@ -88,7 +88,7 @@ pub(super) async fn table(
     Params(query): Params<TableQuery>,
     extensions: Extensions,
 ) -> Result<Response, Refusal> {
-    if let Some(Origin::Tls { slot }) = extensions.get::<Origin>() {
+    if let Some(Origin::Tls { slot, .. }) = extensions.get::<Origin>() {
         slot.becomes_poll();
     }
     let is_same = query.incarnation.as_ref().is_none_or(|mine| *mine == server.incarnation);

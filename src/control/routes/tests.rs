@@ -1,5 +1,6 @@
 mod clock;
 mod flows;
+mod policies;
 mod why;
 
 use std::time::Duration;

@@ -11,14 +11,17 @@ use crate::api::admin::{
     AuditRecord, CanAnswer, CanQuestion, Counted, Entity, KeyStatus, List, Member, Overlay, Rule,
     Sap, Semantics, ServerStatus, Token,
 };
+use crate::api::policy::Namespace;
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::Viewer;
 use crate::control::live::{Live, NodeState};
+use crate::control::policies;
 use crate::control::rotation;
 use crate::control::server::{Server, now};
 use crate::control::store::nodes::NodeRecord;
 use crate::control::store::{
-    audit as audit_rows, nodes, overlays as overlay_rows, rules as rule_rows, tokens as token_rows,
+    audit as audit_rows, namespaces as namespace_rows, nodes, overlays as overlay_rows,
+    rules as rule_rows, tokens as token_rows,
 };
 use crate::keys::rotation::Step;
 use crate::policy;
@@ -32,7 +35,7 @@ const AUDIT_MAX: u32 = 1000;
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct InOverlay {
-    overlay: Option<Name>,
+    pub(super) overlay: Option<Name>,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +186,8 @@ pub(super) async fn audit(
 
 pub(super) async fn status(State(server): Shared, _: Viewer) -> Answer<ServerStatus> {
     let overlays = overlay_rows::list(&mut *server.store.read().await?).await?;
+    let world = Arc::clone(&server.live().world);
+    let unconfirmed = policies::pending(&mut *server.store.read().await?, &world).await?;
     let live = server.live();
     let count = |kind: NodeKind| {
         let mut counted = Counted::default();
@@ -193,6 +198,7 @@ pub(super) async fn status(State(server): Shared, _: Viewer) -> Answer<ServerSta
         counted
     };
     Ok(Json(ServerStatus {
+        unconfirmed,
         api_version: ApiVersion::V1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: server.started,
@@ -215,6 +221,10 @@ pub(super) async fn status(State(server): Shared, _: Viewer) -> Answer<ServerSta
         },
         overlays,
     }))
+}
+
+pub(super) async fn namespaces(State(server): Shared, _: Viewer) -> Answer<List<Namespace>> {
+    Ok(Json(List::new(namespace_rows::views(&server.live().world))))
 }
 
 /// What an operator should look at.
@@ -273,6 +283,7 @@ pub(super) fn entity_view(live: &Live, record: &NodeRecord) -> Entity {
         members,
         endpoints: record.endpoints.clone(),
         ephemeral: record.ephemeral,
+        quarantined: record.quarantined,
         joined: record.joined,
         health: health(live, record),
     }

@@ -158,6 +158,7 @@ pub(crate) async fn join(
     add_links(conn, id, request.kind).await?;
     if request.kind == NodeKind::Entity && token.public.name.is_some() {
         super::rules::rebind(conn, id, &name).await?;
+        super::policies::rebind(conn, id, &name).await?;
     }
     let answer = JoinAnswer {
         api_version: ApiVersion::V1,

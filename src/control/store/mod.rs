@@ -8,11 +8,14 @@
 pub(crate) mod audit;
 pub(crate) mod changes;
 pub(crate) mod cidr;
+pub(crate) mod confirmations;
 pub(crate) mod flows;
 pub(crate) mod join;
 pub(crate) mod keys;
+pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod overlays;
+pub(crate) mod policies;
 pub(crate) mod rules;
 pub(crate) mod tables;
 pub(crate) mod tokens;

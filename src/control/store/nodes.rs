@@ -34,6 +34,7 @@ pub(crate) struct NodeRecord {
     pub(crate) addresses: BTreeMap<OverlayId, IpAddr>,
     pub(crate) serves: BTreeSet<OverlayId>,
     pub(crate) ephemeral: bool,
+    pub(crate) quarantined: bool,
     pub(crate) joined: Timestamp,
     pub(crate) version: String,
 }
@@ -59,10 +60,10 @@ async fn within(
     ids: RangeInclusive<NodeId>,
 ) -> Result<BTreeMap<NodeId, NodeRecord>, Problem> {
     let (first, last) = (ids.start().0, ids.end().0);
-    type Row = (u32, String, String, String, bool, bool, i64, String);
+    type Row = (u32, String, String, String, bool, bool, bool, i64, String);
     let mut nodes = BTreeMap::new();
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, kind, namespace, name, ephemeral, all_overlays, joined, version \
+        "SELECT id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version \
          FROM nodes WHERE id BETWEEN ? AND ? AND deleted IS NULL",
     )
     .bind(first)
@@ -71,7 +72,7 @@ async fn within(
     .await?;
     let overlays: Vec<u32> =
         sqlx::query_scalar("SELECT id FROM overlays").fetch_all(&mut *conn).await?;
-    for (id, kind, namespace, name, ephemeral, all_overlays, joined, version) in rows {
+    for (id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version) in rows {
         let serves =
             overlays.iter().filter(|_| all_overlays).map(|&overlay| OverlayId(overlay)).collect();
         let record = NodeRecord {
@@ -87,6 +88,7 @@ async fn within(
             addresses: BTreeMap::new(),
             serves,
             ephemeral,
+            quarantined,
             joined: time(joined),
             version,
         };
@@ -250,6 +252,28 @@ pub(crate) async fn change_labels(
     }
     Ok(Done {
         action: format!("entity label {name}"),
+        before: to_value(&before),
+        after: to_value(&after),
+        result: after,
+    })
+}
+
+/// Puts an entity into quarantine, or releases it.
+pub(crate) async fn set_quarantine(
+    conn: &mut SqliteConnection,
+    name: &EntityName,
+    quarantined: bool,
+) -> Result<Done<NodeRecord>, Problem> {
+    let before = named(conn, NodeKind::Entity, name).await?;
+    sqlx::query("UPDATE nodes SET quarantined = ? WHERE id = ?")
+        .bind(quarantined)
+        .bind(before.id.0)
+        .execute(&mut *conn)
+        .await?;
+    let after = NodeRecord { quarantined, ..before.clone() };
+    let word = if quarantined { "quarantine" } else { "release" };
+    Ok(Done {
+        action: format!("entity {word} {name}"),
         before: to_value(&before),
         after: to_value(&after),
         result: after,

@@ -12,9 +12,9 @@ use crate::types::{Name, OverlayId, Prefix, Timestamp};
 
 /// All overlays, by name.
 pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Overlay>, Problem> {
-    type Row = (u32, String, String, String, bool, i64, i64, i64);
+    type Row = (u32, String, String, String, bool, bool, i64, i64, i64);
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT o.id, o.name, o.cidr, o.semantics, o.silent, o.created, \
+        "SELECT o.id, o.name, o.cidr, o.semantics, o.silent, o.audit, o.created, \
          (SELECT count(*) FROM members m WHERE m.overlay = o.id), \
          (SELECT count(*) FROM rules r WHERE r.overlay = o.id) \
          FROM overlays o ORDER BY o.name",
@@ -22,13 +22,14 @@ pub(crate) async fn list(conn: &mut SqliteConnection) -> Result<Vec<Overlay>, Pr
     .fetch_all(&mut *conn)
     .await?;
     rows.into_iter()
-        .map(|(id, name, cidr, semantics, silent, created, members, rules)| {
+        .map(|(id, name, cidr, semantics, silent, audit, created, members, rules)| {
             Ok(Overlay {
                 id: OverlayId(id),
                 name: parsed(&name, "overlay name")?,
                 cidr: parsed(&cidr, "overlay range")?,
                 semantics: semantics_from(&semantics)?,
                 silent,
+                audit,
                 created: time(created),
                 members: u64::try_from(members).unwrap_or(0),
                 rules: u64::try_from(rules).unwrap_or(0),
@@ -111,6 +112,27 @@ pub(crate) async fn create(
         before: serde_json::Value::Null,
         after: to_value(&overlay),
         result: overlay,
+    })
+}
+
+/// Turns audit mode on or off.
+pub(crate) async fn set_audit(
+    conn: &mut SqliteConnection,
+    name: &Name,
+    audit: bool,
+) -> Result<Done<Overlay>, Problem> {
+    let before = named(conn, name).await?;
+    sqlx::query("UPDATE overlays SET audit = ? WHERE id = ?")
+        .bind(audit)
+        .bind(before.id.0)
+        .execute(&mut *conn)
+        .await?;
+    let after = Overlay { audit, ..before.clone() };
+    Ok(Done {
+        action: format!("overlay audit {name} {}", if audit { "on" } else { "off" }),
+        before: to_value(&before),
+        after: to_value(&after),
+        result: after,
     })
 }
 

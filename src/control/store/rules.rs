@@ -1,31 +1,21 @@
 //! Rules: bound to ids when they are written, so that a later bearer of a name inherits nothing.
 
-use std::collections::BTreeSet;
-
+use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 
-use super::{
-    Done, corrupt, flows, from_json, nodes, parsed, seconds, time, to_json, to_value, world,
-};
-use crate::api::admin::{Rule, RuleCreate, RulePath, RuleRevoke};
+use super::policies::End;
+use super::{corrupt, counter, flows, from_json, parsed, seconds, time, to_json, world};
+use crate::api::admin::Rule;
 use crate::api::flows::RuleHits;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
+use crate::control::policies::path_names;
 use crate::control::selection;
-use crate::policy::{self, BoundSelector, RuleConflict, RuleFacts, World};
-use crate::types::{
-    EntityName, Name, NodeId, NodeKind, OverlayId, Revision, RuleId, Selector, Service, Timestamp,
-};
-
-/// Most services of a rule, and SaPs of a path.
-const SERVICES_MAX: usize = 64;
-const HOPS_MAX: usize = 8;
-
-/// Longest reason, in bytes.
-const REASON_MAX: usize = 1000;
+use crate::policy::{RuleFacts, World};
+use crate::types::{EntityName, NodeId, OverlayId, Revision, RuleId, Service, Timestamp};
 
 /// A rule as it is stored.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRule {
     pub(crate) id: RuleId,
     pub(crate) facts: RuleFacts,
@@ -54,6 +44,10 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
         i64,
         String,
     );
+    type More = (u32, Option<String>, bool);
+    let more: Vec<More> = sqlx::query_as("SELECT id, name, audit FROM rules ORDER BY id")
+        .fetch_all(&mut *conn)
+        .await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, overlay, action, from_text, from_node, to_text, to_node, services, both, path, \
          not_after, reason, revision, created, created_by FROM rules ORDER BY id",
@@ -61,7 +55,8 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
     .fetch_all(&mut *conn)
     .await?;
     rows.into_iter()
-        .map(|row| {
+        .zip(more)
+        .map(|(row, (_, name, is_audit))| {
             let (id, overlay, action, from, from_node, to, to_node, services, both, path, ..) =
                 &row;
             let (.., not_after, reason, revision, created, created_by) = &row;
@@ -72,14 +67,14 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
                     "deny" => Action::Deny,
                     _ => return Err(corrupt("rule")),
                 },
-                from: bound(from, *from_node)?,
-                to: bound(to, *to_node)?,
+                from: End { text: parsed(from, "rule")?, node: *from_node }.bound()?,
+                to: End { text: parsed(to, "rule")?, node: *to_node }.bound()?,
                 services: from_json(services, "rule")?,
                 both: *both,
                 path: path.as_ref().map(|path| from_json(path, "rule")).transpose()?,
                 not_after: not_after.map(time),
-                is_audit: false,
-                name: None,
+                is_audit,
+                name,
             };
             Ok(StoredRule {
                 id: RuleId(*id),
@@ -93,219 +88,105 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
         .collect()
 }
 
-/// Reads the two columns of an end.
-fn bound(text: &str, node: Option<u32>) -> Result<BoundSelector, Problem> {
-    Ok(match (parsed::<Selector>(text, "rule")?, node) {
-        (Selector::Any, _) => BoundSelector::Any,
-        (Selector::Labels(labels), _) => BoundSelector::Labels(labels),
-        (Selector::Namespace(name), _) => BoundSelector::Namespace(name),
-        (Selector::Name(name), Some(node)) => BoundSelector::Node(NodeId(node), name),
-        (Selector::Group(name), _) => BoundSelector::Group(name),
-        (Selector::Service(name), _) => BoundSelector::Service(name),
-        (Selector::Cidr(block), _) => BoundSelector::Cidr(block),
-        (Selector::Name(_), None) => return Err(corrupt("rule")),
+/// A rule as the journal keeps it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    action: Action,
+    from: End,
+    to: End,
+    services: Vec<Service>,
+    both: bool,
+    path: Option<PathHops>,
+    not_after: Option<Timestamp>,
+    is_audit: bool,
+    name: Option<String>,
+    reason: Option<String>,
+    revision: Revision,
+    created: Timestamp,
+    created_by: String,
+}
+
+/// The rule as the journal keeps it: JSON.
+pub(crate) fn record(rule: &StoredRule) -> String {
+    let facts = rule.facts.clone();
+    to_json(&Record {
+        action: facts.action,
+        from: End::of(&facts.from),
+        to: End::of(&facts.to),
+        services: facts.services,
+        both: facts.both,
+        path: facts.path,
+        not_after: facts.not_after,
+        is_audit: facts.is_audit,
+        name: facts.name,
+        reason: rule.reason.clone(),
+        revision: rule.revision,
+        created: rule.created,
+        created_by: rule.created_by.clone(),
     })
 }
 
-/// Makes a rule. `actor` is written down; `revision` is the one that this change makes.
-pub(crate) async fn create(
-    conn: &mut SqliteConnection,
-    request: &RuleCreate,
-    actor: &str,
-    revision: Revision,
-    now: Timestamp,
-) -> Result<Done<Rule>, Problem> {
-    let before = world::load(conn).await?;
-    let facts = facts_of(&before, request, now)?;
-    policy::check_rule(&before, &facts, now).map_err(|conflict| {
-        let fix = match &conflict {
-            RuleConflict::Path { other, .. } => {
-                format!("give both the same path, or: ovctl policy revoke {other}")
-            }
-            RuleConflict::NoOverlay { .. } => "ovctl overlay list".to_owned(),
-            RuleConflict::NoHops | RuleConflict::Cycle { .. } => {
-                "name each SaP once: --via sap1,sap2".to_owned()
-            }
-            RuleConflict::NoSap { .. } | RuleConflict::NotServed { .. } => {
-                "ovctl sap list shows which SaPs there are".to_owned()
-            }
-            RuleConflict::NoEndpoint { .. } => "leave --direct out".to_owned(),
-        };
-        Problem::new(ProblemCode::Conflict, "the rule cannot be").why(conflict.to_string()).fix(fix)
-    })?;
-    let (from_text, from_node) = columns(&facts.from);
-    let (to_text, to_node) = columns(&facts.to);
-    let id: u32 = sqlx::query_scalar(
-        "INSERT INTO rules (overlay, action, from_text, from_node, to_text, to_node, services, \
-         both, path, not_after, reason, revision, created, created_by) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+/// Reads what [`record`] wrote.
+pub(crate) fn from_record(
+    id: RuleId,
+    overlay: OverlayId,
+    text: &str,
+) -> Result<StoredRule, Problem> {
+    let record: Record = from_json(text, "rule of the past")?;
+    Ok(StoredRule {
+        id,
+        facts: RuleFacts {
+            overlay,
+            action: record.action,
+            from: record.from.bound()?,
+            to: record.to.bound()?,
+            services: record.services,
+            both: record.both,
+            path: record.path,
+            not_after: record.not_after,
+            is_audit: record.is_audit,
+            name: record.name,
+        },
+        reason: record.reason,
+        revision: record.revision,
+        created: record.created,
+        created_by: record.created_by,
+    })
+}
+
+/// Writes a rule under its id.
+pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Result<(), Problem> {
+    let facts = &rule.facts;
+    let (from, to) = (End::of(&facts.from), End::of(&facts.to));
+    sqlx::query(
+        "INSERT OR REPLACE INTO rules (id, overlay, action, from_text, from_node, to_text, \
+         to_node, services, both, path, not_after, reason, revision, created, created_by, name, \
+         audit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
+    .bind(rule.id.0)
     .bind(facts.overlay.0)
     .bind(match facts.action {
         Action::Allow => "allow",
         Action::Deny => "deny",
     })
-    .bind(from_text)
-    .bind(from_node)
-    .bind(to_text)
-    .bind(to_node)
+    .bind(from.text.to_string())
+    .bind(from.node)
+    .bind(to.text.to_string())
+    .bind(to.node)
     .bind(to_json(&facts.services))
     .bind(facts.both)
     .bind(facts.path.as_ref().map(to_json))
     .bind(facts.not_after.map(seconds))
-    .bind(request.reason.as_deref())
-    .bind(super::counter(revision.0))
-    .bind(seconds(now))
-    .bind(actor)
-    .fetch_one(&mut *conn)
+    .bind(rule.reason.as_deref())
+    .bind(counter(rule.revision.0))
+    .bind(seconds(rule.created))
+    .bind(rule.created_by.as_str())
+    .bind(facts.name.as_deref())
+    .bind(facts.is_audit)
+    .execute(&mut *conn)
     .await?;
-    let rule = shown(conn, RuleId(id)).await?;
-    Ok(Done {
-        action: format!("rule create {}", rule.id),
-        before: serde_json::Value::Null,
-        after: to_value(&rule),
-        result: rule,
-    })
-}
-
-/// Checks a request and binds its names.
-fn facts_of(world: &World, request: &RuleCreate, now: Timestamp) -> Result<RuleFacts, Problem> {
-    let usage = |what: &str, why: &str, fix: &str| {
-        Err(Problem::new(ProblemCode::Usage, what).why(why).fix(fix))
-    };
-    if request.services.len() > SERVICES_MAX {
-        return usage(
-            "the rule has too many ports",
-            "64 is the most",
-            "use ranges, or several rules",
-        );
-    }
-    if request.reason.as_ref().is_some_and(|reason| reason.len() > REASON_MAX) {
-        return usage("the reason is too long", "1000 bytes are the most", "shorten it");
-    }
-    let from = selection::bind(world, &request.from)?;
-    let to = selection::bind(world, &request.to)?;
-    let overlay = selection::overlay_of(world, request.overlay.as_ref(), [&from, &to])?;
-    if let (BoundSelector::Node(a, name), BoundSelector::Node(b, _)) = (&from, &to)
-        && a == b
-    {
-        return usage(
-            &format!("both ends of the rule are {name}"),
-            "what an entity says to itself does not cross the overlay",
-            "name two entities",
-        );
-    }
-    check_named_ports(world, request, [&from, &to])?;
-    let path = match &request.path {
-        None => None,
-        Some(_) if request.action == Action::Deny => {
-            return usage(
-                "a deny rule has no path",
-                "it lets nothing through",
-                "leave --direct and --via out",
-            );
-        }
-        Some(RulePath::Direct) => Some(PathHops::Direct),
-        Some(RulePath::Via(names)) => Some(PathHops::Via(hops(world, overlay, names)?)),
-    };
-    let services: BTreeSet<Service> = request.services.iter().cloned().collect();
-    Ok(RuleFacts {
-        overlay,
-        action: request.action,
-        from,
-        to,
-        services: services.into_iter().collect(),
-        both: request.both,
-        path,
-        not_after: request.expires.map(|duration| now.after(duration.0)),
-        is_audit: false,
-        name: None,
-    })
-}
-
-/// Refuses a port by a name that no destination of the rule can ever have. Labels and the like may
-/// select somebody later; an entity that is named has the ports of its token.
-fn check_named_ports(
-    world: &World,
-    request: &RuleCreate,
-    [from, to]: [&BoundSelector; 2],
-) -> Result<(), Problem> {
-    let lacks = |end: &BoundSelector, service: &Service, name: &Name| match end {
-        BoundSelector::Node(id, _) => {
-            let ports = world.nodes.get(id).and_then(|node| node.ports.get(name));
-            !ports.into_iter().flatten().any(|port| port.protocol() == service.protocol())
-        }
-        BoundSelector::Any
-        | BoundSelector::Labels(_)
-        | BoundSelector::Namespace(_)
-        | BoundSelector::Group(_)
-        | BoundSelector::Service(_)
-        | BoundSelector::Cidr(_) => false,
-    };
-    for service in &request.services {
-        if let Service::Named(_, name) = service
-            && lacks(to, service, name)
-            && (!request.both || lacks(from, service, name))
-        {
-            let end = selection::as_written(to);
-            return Err(Problem::new(
-                ProblemCode::NotFound,
-                format!("{end} has no port {service}"),
-            )
-            .why("an entity's named ports are those of the token that it joined with")
-            .fix(format!("see them: ovctl entity show {end}; or say a number, such as tcp/443")));
-        }
-    }
     Ok(())
-}
-
-/// The SaPs of a `--via`.
-fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>, Problem> {
-    let unique: BTreeSet<&Name> = names.iter().collect();
-    if names.is_empty() || names.len() > HOPS_MAX || unique.len() != names.len() {
-        return Err(Problem::new(ProblemCode::Usage, "the path makes no sense")
-            .why(format!("--via takes 1 to {HOPS_MAX} SaPs, none of them twice"))
-            .fix("ovctl sap list"));
-    }
-    let saps: Vec<String> = world
-        .nodes
-        .values()
-        .filter(|node| node.kind == NodeKind::Sap)
-        .map(|node| node.name.to_string())
-        .collect();
-    let mut hops = Vec::new();
-    for name in names {
-        let full = EntityName { namespace: Name::default(), name: name.clone() };
-        let found = world
-            .nodes
-            .iter()
-            .find(|(_, node)| node.kind == NodeKind::Sap && node.name == full)
-            .ok_or_else(|| nodes::unknown(NodeKind::Sap, &full, &saps))?;
-        if !found.1.serves.contains(&overlay) {
-            return Err(Problem::new(
-                ProblemCode::Conflict,
-                format!("the SaP {name} does not serve this overlay"),
-            )
-            .why("its token named other overlays")
-            .fix("join it again with a token that names this one"));
-        }
-        hops.push(*found.0);
-    }
-    Ok(hops)
-}
-
-/// The two columns of an end.
-fn columns(selector: &BoundSelector) -> (String, Option<u32>) {
-    let node = match selector {
-        BoundSelector::Node(id, _) => Some(id.0),
-        BoundSelector::Any
-        | BoundSelector::Labels(_)
-        | BoundSelector::Namespace(_)
-        | BoundSelector::Group(_)
-        | BoundSelector::Service(_)
-        | BoundSelector::Cidr(_) => None,
-    };
-    (selection::as_written(selector).to_string(), node)
 }
 
 /// The rules as people see them.
@@ -336,24 +217,18 @@ pub(crate) async fn shown(conn: &mut SqliteConnection, id: RuleId) -> Result<Rul
 }
 
 /// A stored rule as people see it.
-fn view(world: &World, stored: StoredRule) -> Rule {
+pub(crate) fn view(world: &World, stored: StoredRule) -> Rule {
     let facts = stored.facts;
-    let sap_name = |id: &NodeId| world.nodes.get(id).map(|node| node.name.name.clone());
     Rule {
         id: stored.id,
-        overlay: world
-            .overlays
-            .get(&facts.overlay)
-            .map_or_else(Name::default, |overlay| overlay.name.clone()),
+        name: facts.name.clone(),
+        audit: facts.is_audit,
+        overlay: selection::overlay_name(world, facts.overlay),
         action: facts.action,
         from: selection::as_written(&facts.from),
         to: selection::as_written(&facts.to),
         both: facts.both,
-        path: facts.path.as_ref().and_then(|path| match path {
-            PathHops::Direct => Some(RulePath::Direct),
-            PathHops::Via(hops) => Some(RulePath::Via(hops.iter().filter_map(sap_name).collect())),
-            PathHops::Elsewhere => None,
-        }),
+        path: facts.path.as_ref().and_then(|path| path_names(world, path)),
         not_after: facts.not_after,
         reason: stored.reason,
         revision: stored.revision,
@@ -364,55 +239,6 @@ fn view(world: &World, stored: StoredRule) -> Rule {
         pairs: selection::pairs_covered(world, &facts),
         services: facts.services,
     }
-}
-
-/// The rules that a revocation means.
-pub(crate) async fn meant(
-    conn: &mut SqliteConnection,
-    request: &RuleRevoke,
-) -> Result<Vec<Rule>, Problem> {
-    let rules = list(conn).await?;
-    let found: Vec<Rule> = match (request.rule, &request.from, &request.to) {
-        (Some(id), None, None) => return Ok(vec![shown(conn, id).await?]),
-        (None, Some(from), Some(to)) => rules
-            .into_iter()
-            .filter(|rule| rule.from == *from && rule.to == *to)
-            .filter(|rule| request.overlay.as_ref().is_none_or(|name| *name == rule.overlay))
-            .collect(),
-        _ => {
-            return Err(Problem::new(ProblemCode::Usage, "which rule shall be revoked?")
-                .why("a rule is named by its id, or by both its ends")
-                .fix("ovctl policy revoke r-7, or: ovctl policy revoke FROM TO"));
-        }
-    };
-    if found.is_empty() {
-        let end =
-            |end: &Option<Selector>| end.as_ref().map_or_else(String::new, Selector::to_string);
-        return Err(Problem::new(
-            ProblemCode::NotFound,
-            format!("no rule goes from {} to {}", end(&request.from), end(&request.to)),
-        )
-        .why("ends are compared as they were written")
-        .fix("ovctl policy list"));
-    }
-    Ok(found)
-}
-
-/// Revokes `rules`.
-pub(crate) async fn revoke(
-    conn: &mut SqliteConnection,
-    rules: Vec<Rule>,
-) -> Result<Done<Vec<Rule>>, Problem> {
-    for rule in &rules {
-        sqlx::query("DELETE FROM rules WHERE id = ?").bind(rule.id.0).execute(&mut *conn).await?;
-    }
-    let ids: Vec<String> = rules.iter().map(|rule| rule.id.to_string()).collect();
-    Ok(Done {
-        action: format!("rule revoke {}", ids.join(" ")),
-        before: to_value(&rules),
-        after: serde_json::Value::Null,
-        result: rules,
-    })
 }
 
 /// Binds the rules that dangle for `name` to `node`, which came by a token made for that name.

@@ -6,20 +6,30 @@ use sqlx::SqliteConnection;
 
 use super::changes::Changes;
 use super::nodes::{self, NodeRecord};
-use super::{overlays, rules, secret};
+use super::policies::{self, Policy};
+use super::{namespaces, overlays, secret};
 use crate::api::Problem;
-use crate::policy::{NodeFacts, OverlayFacts, World};
-use crate::types::{LinkId, NodeId, Secret};
+use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
+use crate::types::{LinkId, NodeId, OverlayId, Secret};
 
 /// What two nodes share for control messages, by (entity, SaP).
 type Links = BTreeMap<(NodeId, NodeId), (LinkId, Secret)>;
 
 /// Loads everything.
 pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> {
+    let policies = policies::all(conn).await?;
+    load_with(conn, &policies).await
+}
+
+/// Loads everything but `policies`, which are loaded already.
+pub(crate) async fn load_with(
+    conn: &mut SqliteConnection,
+    policies: &BTreeMap<OverlayId, Policy>,
+) -> Result<World, Problem> {
     let nodes = nodes::all(conn).await?;
     let nodes = nodes.into_iter().map(|(id, record)| (id, facts(record))).collect();
     let links = links_of(conn, NodeId(0), NodeId(u32::MAX)).await?;
-    with_intent(conn, nodes, links).await
+    with_intent(conn, nodes, links, policies).await
 }
 
 /// As [`load`], but takes over from `older` the nodes and links that are not among `changes`.
@@ -45,7 +55,8 @@ pub(crate) async fn load_changed(
             links.append(&mut links_of(conn, entity, entity).await?);
         }
     }
-    let world = with_intent(conn, nodes, links).await?;
+    let policies = policies::all(conn).await?;
+    let world = with_intent(conn, nodes, links, &policies).await?;
     #[cfg(debug_assertions)]
     assert_eq!(world, load(conn).await?, "a change that no trigger wrote down");
     Ok(world)
@@ -56,6 +67,7 @@ async fn with_intent(
     conn: &mut SqliteConnection,
     nodes: BTreeMap<NodeId, NodeFacts>,
     links: Links,
+    policies: &BTreeMap<OverlayId, Policy>,
 ) -> Result<World, Problem> {
     let overlays = overlays::list(conn)
         .await?
@@ -66,21 +78,38 @@ async fn with_intent(
                 cidr: overlay.cidr,
                 semantics: overlay.semantics,
                 silent: overlay.silent,
-                is_audit: false,
+                is_audit: overlay.audit,
             };
             (overlay.id, facts)
         })
         .collect();
-    let rules =
-        rules::stored(conn).await?.into_iter().map(|stored| (stored.id, stored.facts)).collect();
-    Ok(World {
+    let mut world = World {
         revision: super::revision(conn).await?,
         overlays,
         nodes,
-        rules,
         links,
         ..World::default()
-    })
+    };
+    world.namespaces = namespaces::all(conn, &world).await?;
+    for (overlay, policy) in policies {
+        put_policy(&mut world, *overlay, policy);
+    }
+    Ok(world)
+}
+
+/// Puts `policy` in the place of what `world` has for the overlay. Pure.
+pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy) {
+    world.rules.retain(|_, rule| rule.overlay != overlay);
+    world.network_policies.retain(|_, facts| facts.overlay != overlay);
+    let rules = policy.rules.iter().map(|(id, rule)| (*id, rule.facts.clone()));
+    world.rules.extend(rules);
+    let networks = policy
+        .network_policies
+        .iter()
+        .map(|(id, network)| (*id, NetworkPolicyFacts { overlay, policy: network.clone() }));
+    world.network_policies.extend(networks);
+    world.groups.insert(overlay, policy.groups.clone());
+    world.services.insert(overlay, policy.services.clone());
 }
 
 /// A node as policy sees it.
@@ -94,7 +123,7 @@ fn facts(record: NodeRecord) -> NodeFacts {
         endpoints: record.endpoints,
         addresses: record.addresses,
         serves: record.serves,
-        is_quarantined: false,
+        is_quarantined: record.quarantined,
     }
 }
 
