@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod denials;
 pub mod flows;
 pub mod health;
 pub mod join;

@@ -41,6 +41,9 @@ pub struct NodeStatus {
     pub drops: BTreeMap<String, u64>,
     /// Flows in the flow table.
     pub flows: u64,
+    /// Opening packets of this host that were refused in the last 10 minutes, as far as remembered.
+    #[serde(default)]
+    pub denied: u64,
     /// What keeps the node from doing its work, each a line for people.
     pub problems: Vec<String>,
 }
@@ -117,4 +120,38 @@ pub struct SapStatus {
     pub alive: bool,
     /// Smoothed round trip in microseconds.
     pub round_trip_micros: Option<u64>,
+}
+
+/// `GET /v1/denied?since=DURATION` of `ovd`; without `since` everything that is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DenialList {
+    /// Always `ovmesh/v1`.
+    pub api_version: ApiVersion,
+    /// The newest first.
+    pub items: Vec<Denial>,
+}
+
+/// Something that this host wanted and was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Denial {
+    /// The overlay.
+    pub overlay: Name,
+    /// This host's address in it.
+    pub source: IpAddr,
+    /// The address that it wanted.
+    pub destination: IpAddr,
+    /// Who bears that address, where this node knows it.
+    pub peer: Option<EntityName>,
+    /// Protocol and port, such as `tcp/443`.
+    pub service: String,
+    /// Why not: a drop reason's name.
+    pub reason: String,
+    /// Opening packets that were refused.
+    pub count: u64,
+    /// When the first one was.
+    pub first: Timestamp,
+    /// When the last one was.
+    pub last: Timestamp,
 }

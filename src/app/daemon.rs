@@ -1,6 +1,8 @@
 //! A node that runs: tables come in, snapshots, devices and links follow; status and reports go out.
 //! One task on one thread, beside the hallways' threads.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,14 +10,17 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::devices::Devices;
 use super::endpoints::{Wanted, prefer_reachable, server_address};
-use super::{control_loop, node, shutdown};
+use super::{answers, control_loop, node, shutdown};
 use crate::agent::client::Client;
+use crate::agent::denials::Denials;
 use crate::agent::health::{Health, Topic};
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
 use crate::agent::{flows, report, snapshot, underlay};
-use crate::api::local::{HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus};
+use crate::api::local::{
+    Denial, DenialList, HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus,
+};
 use crate::api::node::{NodeReport, RoundTrip};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
@@ -24,10 +29,13 @@ use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
-use crate::types::{ApiVersion, NodeKind, Timestamp};
+use crate::types::{ApiVersion, EntityName, HumanDuration, NodeKind, Timestamp};
 
 /// How often endpoints are looked at again and failed devices are tried again.
 const TICK: Duration = Duration::from_secs(5);
+
+/// What counts as denied lately, in status.
+const LATELY: Duration = Duration::from_secs(600);
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -66,6 +74,7 @@ pub(crate) struct Shared {
     /// What the hallways counted, on its way to the server.
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
+    denials: Mutex<Denials>,
     health: Arc<Health>,
     facts: Mutex<Facts>,
     identity: Identity,
@@ -79,6 +88,7 @@ struct Facts {
     table: Option<TableStatus>,
     endpoints: Vec<std::net::SocketAddr>,
     overlays: Vec<OverlayStatus>,
+    names: Arc<BTreeMap<IpAddr, EntityName>>,
 }
 
 impl Shared {
@@ -98,6 +108,7 @@ impl Shared {
             flows,
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
+            denials: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
             facts: Mutex::default(),
             identity,
@@ -113,6 +124,21 @@ impl Shared {
 
     pub(crate) fn probes(&self) -> MutexGuard<'_, Probes> {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was refused in this time, or at all.
+    fn denied(&self, since: Option<HumanDuration>) -> DenialList {
+        let names = Arc::clone(&self.facts().names);
+        let peer = |denial: &Denial| names.get(&denial.destination).cloned();
+        let since = since.map_or(Timestamp(0), |since| ago(since.0));
+        let denials = self.denials();
+        let named =
+            denials.since(since).map(|denial| Denial { peer: peer(denial), ..denial.clone() });
+        DenialList { api_version: ApiVersion::V1, items: named.collect() }
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -155,6 +181,7 @@ impl Shared {
             packets: ways.iter().map(moved).collect(),
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
+            denied: self.denials().since(ago(LATELY)).map(|denial| denial.count).sum(),
             problems: self.health.problems(),
         }
     }
@@ -172,6 +199,10 @@ impl Shared {
                 .collect(),
         }
     }
+}
+
+fn ago(time: Duration) -> Timestamp {
+    Timestamp(clock::wall().0.saturating_sub(time.as_secs()))
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -215,6 +246,14 @@ pub(crate) async fn run(
         let shared = Arc::clone(&shared);
         move || shared.status()
     };
+    let denied = {
+        let shared = Arc::clone(&shared);
+        move |since| shared.denied(since)
+    };
+    let answering = match &mut plane {
+        Plane::Entity(plane, _) => plane.answering(),
+        Plane::Sap(_) => None,
+    };
     let broken = |what: &str, why: String| Problem::new(ProblemCode::Failed, what).why(why);
     let mut applier = Applier {
         shared: &shared,
@@ -243,12 +282,15 @@ pub(crate) async fn run(
             }
             Err(error) => Err(broken("cannot listen to signals", error.to_string())),
         },
-        result = socket.serve(status) => match result {
+        result = socket.serve(status, denied) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
         },
         () = control_loop::run(&shared, port) => {
             Err(broken("the packet threads ended", "see the log above".to_owned()))
+        }
+        () = answers::run(&shared, answering) => {
+            Err(broken("the answer loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
         () = applier.run(receive) => Err(broken("the table loop ended", String::new())),
@@ -410,7 +452,11 @@ impl Applier<'_> {
             }
         });
         let overlays = overlays.collect();
-        self.shared.facts().overlays = overlays;
+        let members = table.body.overlays.iter().flat_map(|overlay| &overlay.members);
+        let names = members.map(|member| (member.address, member.name.clone())).collect();
+        let mut facts = self.shared.facts();
+        facts.overlays = overlays;
+        facts.names = Arc::new(names);
     }
 
     /// An overlay whose device died gets a new one.

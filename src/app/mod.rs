@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod agreement;
+mod answers;
 mod control_loop;
 mod daemon;
 mod devices;

@@ -13,9 +13,11 @@ use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs};
+use crate::cli::args::{
+    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs,
+};
 use crate::cli::output::Output;
-use crate::cli::{Outcome, node_status};
+use crate::cli::{Outcome, denied, node_status};
 use crate::config::{node as file, user};
 use crate::sys::SysError;
 use crate::sys::udp::UdpSocket;
@@ -273,6 +275,13 @@ pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
     let mut output = Output::standard(args.output);
     let outcome = runtime()
         .and_then(|runtime| runtime.block_on(node_status::run(program, &mut output, args)));
+    conclude(&mut output, outcome)
+}
+
+/// `ovd denied`.
+pub(crate) fn denied(args: &DeniedArgs) -> ExitCode {
+    let mut output = Output::standard(args.output);
+    let outcome = runtime().and_then(|runtime| runtime.block_on(denied::run(&mut output, args)));
     conclude(&mut output, outcome)
 }
 

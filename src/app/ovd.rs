@@ -32,6 +32,7 @@ pub fn main() -> ExitCode {
         OvdCommand::Join(args) => node::finish(join(args.into())),
         OvdCommand::Leave(args) => node::finish(leave(args.into())),
         OvdCommand::Status(args) => node::status("ovd", &args),
+        OvdCommand::Denied(args) => node::denied(&args),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod client;
 pub mod completion;
 mod credential;
+pub mod denied;
 mod enforcement;
 pub mod entity;
 pub mod flow;

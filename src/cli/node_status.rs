@@ -103,6 +103,11 @@ fn lines(program: &str, status: &NodeStatus, now: Timestamp) -> Vec<String> {
     lines.extend(section(&sap_table(status)));
     lines.extend(section(&packet_table(status)));
     lines.extend(section(&drop_table(status)));
+    if status.denied > 0 {
+        let count = counted(status.denied, "opening packet");
+        lines.push(String::new());
+        lines.push(format!("denied    {count} of this host in the last 10m: {program} denied"));
+    }
     if !status.problems.is_empty() {
         lines.push(String::new());
         lines.extend(status.problems.iter().map(|problem| format!("! {problem}")));
@@ -262,6 +267,7 @@ mod tests {
             packets: [("egress".to_owned(), Default::default())].into(),
             drops: [("no_rule".to_owned(), 4), ("from_the_future".to_owned(), 1)].into(),
             flows: 0,
+            denied: 3,
             problems: vec!["the MTU of eth0 fell".to_owned()],
         }
     }
@@ -277,6 +283,7 @@ mod tests {
             "sap-1  192.0.2.9:6080  answers  420 µs",
             "no_rule          4        no rule allows it",
             "from_the_future  1        –",
+            "denied    3 opening packets of this host in the last 10m: ovd denied",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

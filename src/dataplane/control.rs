@@ -60,7 +60,8 @@ impl ControlPort {
     /// `udp` is any of the node's sockets: they have the same address.
     pub(super) fn new(udp: Arc<UdpSocket>) -> (Punter, Self) {
         let (to_task, receive) = mpsc::channel(PUNT_CAPACITY);
-        let punter = Punter { to_task, budget: Arc::default() };
+        let budget = Arc::new(Budget::of(UNKNOWN_PER_SECOND));
+        let punter = Punter { to_task, budget };
         (punter, Self { receive, sender: ControlSender { udp } })
     }
 
@@ -127,20 +128,26 @@ impl Punter {
 }
 
 /// So many a second of the monotonic clock, for all lanes.
-#[derive(Debug, Default)]
-struct Budget {
+#[derive(Debug)]
+pub(super) struct Budget {
+    per_second: u32,
     /// The second in the upper half, how many were taken in it in the lower one.
     taken: AtomicU64,
 }
 
 impl Budget {
-    fn take(&self, now_millis: u64) -> bool {
+    pub(super) fn of(per_second: u32) -> Self {
+        Self { per_second, taken: AtomicU64::new(0) }
+    }
+
+    /// Whether one more may pass now.
+    pub(super) fn take(&self, now_millis: u64) -> bool {
         let second = (now_millis / 1000) << 32;
         let next = |taken: u64| {
             // Another lane may have read its clock a moment later.
             let is_current = taken >= second;
             let (second, count) = if is_current { (taken, taken as u32) } else { (second, 0) };
-            (count < UNKNOWN_PER_SECOND).then_some(second + 1)
+            (count < self.per_second).then_some(second + 1)
         };
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
     }

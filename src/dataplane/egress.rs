@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::counters::Tally;
 use super::hallway::{Common, now};
+use super::notice::Teller;
 use super::train::{Leaving, Memo};
 use crate::forward::Verdict;
 use crate::sys::batch::{BATCH, PacketBatch};
@@ -26,7 +27,12 @@ struct Judged {
 }
 
 /// Runs until the thread is told to stop. Returns why when the device went away.
-pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std::io::Result<()> {
+pub(super) fn run(
+    tun: &Arc<Tun>,
+    overlay: OverlayId,
+    mut common: Common,
+    teller: &Teller,
+) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut queue = SendQueue::new();
     let mut judged = Vec::with_capacity(BATCH);
@@ -51,7 +57,11 @@ pub(super) fn run(tun: &Arc<Tun>, overlay: OverlayId, mut common: Common) -> std
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            judged.push(judge_read(header, packet, verdict));
+            let one = judge_read(header, packet, verdict);
+            if let Verdict::Drop(reason) = one.verdict {
+                teller.refused(reason, overlay, one.family, packet, now.monotonic_millis);
+            }
+            judged.push(one);
         }
         // Sealed hops: `seal` goes here, over what was judged and before it is sent.
         let outgoing = batch.iter().zip(&judged).flat_map(|((header, packet), one)| {

@@ -17,7 +17,8 @@
 //!
 //! Per packet there is no lock, no channel, no allocation and no log; the snapshot, the devices and
 //! the time are read once a batch. Control messages leave the hallway by a bounded channel, under a
-//! budget for sources that the node does not know.
+//! budget for sources that the node does not know; so do the facts of refused opening packets of the
+//! host, for whoever answers it (`notice`).
 //!
 //! ```text
 //! TUN ──> egress  ──> judge ──> send ──> UDP
@@ -35,6 +36,7 @@ mod ecn;
 mod egress;
 mod hallway;
 mod ingress;
+mod notice;
 mod plane;
 pub mod publish;
 mod train;
@@ -43,4 +45,5 @@ mod transit;
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
 pub use counters::{Counters, HallwayCounters, Passed, Way};
 pub use hallway::now;
+pub use notice::{HostDoor, Refusal, Refusals};
 pub use plane::{EntityPlane, SapPlane};

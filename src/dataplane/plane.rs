@@ -11,6 +11,7 @@ use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
 use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
+use super::notice::{self, HostDoor, Refusals, Teller};
 use super::publish::Publisher;
 use super::{egress, ingress, transit};
 use crate::forward::{FlowTable, Snapshot};
@@ -69,7 +70,7 @@ fn caught(run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 struct EntityLane {
     udp: Arc<UdpSocket>,
     counters: Arc<LaneCounters>,
-    devices: Publisher<Devices>,
+    devices: Arc<Publisher<Devices>>,
     ingress: Hallway,
     egress: BTreeMap<OverlayId, Hallway>,
 }
@@ -92,6 +93,8 @@ impl EntityLane {
 pub struct EntityPlane {
     shared: Shared,
     lanes: Vec<EntityLane>,
+    teller: Teller,
+    refusals: Option<Refusals>,
     problems: Arc<Mutex<BTreeMap<OverlayId, String>>>,
     /// Numbers the egress threads.
     started: u32,
@@ -114,7 +117,7 @@ impl EntityPlane {
         let shared = Shared::new(sockets.len(), snapshots, flows);
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
-            let devices = Publisher::new(Devices::new());
+            let devices = Arc::new(Publisher::new(Devices::new()));
             let is_stopped = Arc::default();
             let common = shared.common(&udp, counters, &is_stopped);
             let (reader, punter) = (devices.reader(), punter.clone());
@@ -124,7 +127,9 @@ impl EntityPlane {
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
         }
-        Ok((Self { shared, lanes, problems: Arc::default(), started: 0 }, port))
+        let (teller, refusals) = notice::channel();
+        let (refusals, problems) = (Some(refusals), Arc::default());
+        Ok((Self { shared, lanes, teller, refusals, problems, started: 0 }, port))
     }
 
     /// Starts the egress threads of an overlay, one for each queue of its device, and lets ingress
@@ -157,9 +162,9 @@ impl EntityPlane {
         let common = self.shared.common(&lane.udp, &lane.counters, &is_stopped);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
-        let device = Arc::clone(&queue);
+        let (device, teller) = (Arc::clone(&queue), self.teller.clone());
         let hallway = Hallway::spawn(name, is_stopped, move || {
-            if let Err(error) = caught(|| egress::run(&device, overlay, common)) {
+            if let Err(error) = caught(|| egress::run(&device, overlay, common, &teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",
@@ -193,6 +198,14 @@ impl EntityPlane {
     /// The overlays that have a thread.
     pub fn overlays(&self) -> impl Iterator<Item = OverlayId> {
         self.lanes.first().into_iter().flat_map(|lane| lane.egress.keys().copied())
+    }
+
+    /// What the hallways refuse of this host, and the door for answers to it. Whoever asks first gets
+    /// them.
+    #[must_use]
+    pub fn answering(&mut self) -> Option<(Refusals, HostDoor)> {
+        let devices = Arc::clone(&self.lanes.first()?.devices);
+        Some((self.refusals.take()?, HostDoor::new(devices)))
     }
 
     /// The counters of all hallways.

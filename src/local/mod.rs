@@ -13,11 +13,14 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
+use axum::extract::Query;
 use axum::routing::get;
+use serde::Deserialize;
 use tokio::net::UnixListener;
 
-use crate::api::local::NodeStatus;
+use crate::api::local::{DenialList, NodeStatus};
 use crate::api::{Problem, ProblemCode};
+use crate::types::HumanDuration;
 
 /// A socket that is listened on; its file goes when this goes.
 #[derive(Debug)]
@@ -60,7 +63,8 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listener) })
     }
 
-    /// Answers `GET /v1/status` with what `status` makes, for ever; stops when it is dropped.
+    /// Answers `GET /v1/status` with what `status` makes and `GET /v1/denied` with what `denied` makes,
+    /// for ever; stops when it is dropped.
     ///
     /// # Errors
     ///
@@ -68,16 +72,32 @@ impl Socket {
     pub async fn serve(
         &mut self,
         status: impl Fn() -> NodeStatus + Send + Sync + 'static,
+        denied: impl Fn(Option<HumanDuration>) -> DenialList + Send + Sync + 'static,
     ) -> io::Result<()> {
         let status = Arc::new(status);
         let answer = move || {
             let status = Arc::clone(&status);
             async move { Json(status()) }
         };
-        let router = Router::new().route("/v1/status", get(answer)).fallback(unknown);
+        let denied = Arc::new(denied);
+        let denials = move |Query(asked): Query<Asked>| {
+            let denied = Arc::clone(&denied);
+            async move { Json(denied(asked.since)) }
+        };
+        let router = Router::new()
+            .route("/v1/status", get(answer))
+            .route("/v1/denied", get(denials))
+            .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
         axum::serve(listener, router).await
     }
+}
+
+/// What may be asked of the refusals.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Asked {
+    since: Option<HumanDuration>,
 }
 
 impl Drop for Socket {
@@ -144,6 +164,11 @@ mod tests {
         .unwrap()
     }
 
+    fn denied(since: Option<HumanDuration>) -> DenialList {
+        assert_eq!(since, "10m".parse().ok());
+        DenialList { api_version: crate::types::ApiVersion::V1, items: Vec::new() }
+    }
+
     async fn ask(path: &Path, target: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
         let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -159,13 +184,17 @@ mod tests {
         let path = root.path().join("run").join("ovd.sock");
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(async move { socket.serve(status).await });
+        let serving = tokio::spawn(async move { socket.serve(status, denied).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;
+        let denied = ask(&path, "/v1/denied?since=10m").await;
+        let wrong = ask(&path, "/v1/denied?since=soon").await;
 
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"web\""), "{answer}");
         assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
+        assert!(denied.starts_with("HTTP/1.1 200") && denied.contains("\"items\""), "{denied}");
+        assert!(wrong.starts_with("HTTP/1.1 400"), "{wrong}");
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists(), "the file goes with the socket");

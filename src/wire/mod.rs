@@ -23,5 +23,6 @@ mod corpus_tests;
 pub mod gue;
 pub mod inner;
 pub mod notice;
+pub mod start;
 
 pub use inner::{Facts, Family};

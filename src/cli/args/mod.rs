@@ -24,7 +24,8 @@ use crate::types::{HumanDuration, Revision};
 
 pub use flow::{FlowArgs, FlowCommand};
 pub use node::{
-    Check, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand, RunArgs,
+    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand,
+    RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,

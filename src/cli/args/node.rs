@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, Lanes, Name};
+use crate::types::{DataPath, HumanDuration, Lanes, Name};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -48,6 +48,15 @@ Examples:
   ovd status -o json
   ovd status --check ready && systemctl start my-service")]
     Status(NodeStatusArgs),
+    /// Show what this host wanted and was refused, newest first, with the reason
+    #[command(after_help = "\
+Examples:
+  ovd denied
+  ovd denied --since 10m -o json
+
+It shows what the daemon on this host refused since it started, 256 different ones at most. What a SaP or
+the other end refused is in `ovctl flow list --denied`.")]
+    Denied(DeniedArgs),
 }
 
 /// Runs a policy point (SaP): checks every packet between members and forwards it unchanged
@@ -169,6 +178,20 @@ pub struct NodeStatusArgs {
     #[arg(long, value_name = "WHAT")]
     pub check: Option<Check>,
     /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Which refusals to show.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeniedArgs {
+    /// Only what was refused in this time, such as 10m [default: everything that is remembered]
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<HumanDuration>,
+    /// The local status socket [default: /run/ovmesh/ovd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// How to show it
