@@ -1,12 +1,13 @@
 //! What nodes say that happened: by which rule, how much, and why not.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::fleet::parse;
-use crate::support::{Rig, play};
+use crate::support::{LAB, Rig, play};
 use crate::world::poll;
 
 /// Nodes report every 5 s.
@@ -91,6 +92,38 @@ fn why_says_what_was_dropped_and_the_command_it_prints_allows_the_flow() {
         let stages = why["stages"].as_array().context("stages")?;
         ensure!(stages.iter().all(|stage| stage["state"] == "ok"), "{why:#}");
         ensure!(rig.udp_ping("a", "b", 7, 3)? == 3, "what `why` allows passes");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_an_audit_rule_lets_through_is_recorded_and_its_suggestion_can_be_applied() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _echo = rig.udp_echo("b", 7)?;
+        rig.allow(&["a", "b", "--audit"])?;
+        ensure!(rig.udp_ping("a", "b", 7, 3)? == 3, "audit refuses nothing");
+        poll(REPORTED, "six packets that passed under audit", || {
+            let found = flows(rig, &["--audit", "--from", "a", "--to", "b"])?;
+            Ok(found
+                .iter()
+                .any(|flow| flow["service"] == "udp/7" && flow["packets"] == 6)
+                .then_some(()))
+        })?;
+        let question = ["why", "a", "b", "-p", "udp/7"];
+        let rules = |why: &Value| why["stages"][3].clone();
+        let why = rules(&rig.fleet.ovctl_json(&question)?);
+        ensure!(why["stage"] == "rules" && why["state"] == "unsure", "{why:#}");
+
+        let suggest = ["policy", "suggest", "--since", "1h", "--overlay", LAB];
+        let file = rig.file("yaml");
+        fs::write(&file, rig.fleet.ovctl_ok(&suggest)?)?;
+        rig.fleet.ovctl_ok(&["policy", "apply", "-f", &file.to_string_lossy()])?;
+        rig.settle()?;
+
+        let why = rules(&rig.fleet.ovctl_json(&question)?);
+        ensure!(why["state"] == "ok", "{why:#}");
+        ensure!(rig.can("a", "b", "udp/8")? == 4, "what was not recorded is denied again");
+        ensure!(rig.udp_ping("a", "b", 7, 3)? == 3);
         Ok(())
     });
 }
