@@ -126,6 +126,8 @@ fn request(socket: &Path, method: &str, path: &str, body: &str) -> Result<(), Bo
 async fn fill(path: &Path, size: Size, lines: &[Line]) -> Result<(), sqlx::Error> {
     let mut conn = SqliteConnectOptions::new().filename(path).connect().await?;
     let mut transaction = conn.begin().await?;
+    // Links name SaPs, which come last.
+    sqlx::query("PRAGMA defer_foreign_keys = ON").execute(&mut *transaction).await?;
     let cidr: String =
         sqlx::query_scalar("SELECT cidr FROM overlays").fetch_one(&mut *transaction).await?;
     let cidr = cidr.parse().expect("a range");

@@ -125,7 +125,11 @@ pub fn complete(packet: &mut [u8], partial: Partial) -> bool {
     if partial.start < 20 || get::<2>(body, at).is_none() {
         return false;
     }
-    let checksum = Sum::default().bytes(body).checksum();
-    put(body, at, if checksum == 0 { 0xffff } else { checksum }.to_be_bytes());
+    // UDP alone cannot say 0: there it means that there is no checksum (RFC 768).
+    let checksum = match Sum::default().bytes(body).checksum() {
+        0 if at == L4::Udp.checksum_offset() => 0xffff,
+        checksum => checksum,
+    };
+    put(body, at, checksum.to_be_bytes());
     true
 }

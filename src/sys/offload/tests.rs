@@ -168,6 +168,27 @@ fn coalesce(packets: &[Vec<u8>], takes: Takes) -> Vec<(VnetHeader, Vec<u8>, usiz
     coalescer.runs().map(write).collect()
 }
 
+#[test]
+fn a_checksum_of_zero_is_written_as_the_protocol_wants_it() {
+    for (is_tcp, wanted) in [(true, 0_u16), (false, 0xffff)] {
+        let flow = Flow { is_v6: false, is_tcp, options: 0, tos: 0, port: 7 };
+        // A payload that makes the sum whole is the checksum of the packet without it.
+        let at = flow.ip_len() + if is_tcp { 16 } else { 6 };
+        let without = flow.packet(1, 1, 0x10, &[0, 0]);
+        let expected = flow.packet(1, 1, 0x10, &without[at..at + 2]);
+        assert_eq!(expected[at..at + 2], wanted.to_be_bytes());
+
+        let mut packet = expected.clone();
+        let layout = Layout::read(&packet).unwrap();
+        let pseudo = layout.pseudo(packet.len() - layout.l4_start).folded();
+        packet[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+        let start = layout.l4_start as u16;
+        let partial = Partial { start, offset: layout.l4.checksum_offset() as u16 };
+        assert!(checksum::complete(&mut packet, partial));
+        assert_eq!(packet, expected);
+    }
+}
+
 proptest! {
     #[test]
     fn sums_agree_with_the_definition(bytes in prop::collection::vec(any::<u8>(), 0..300), cut in 0..150_usize) {
