@@ -6,7 +6,6 @@ use std::ops::Range;
 use super::cmsg::Control;
 use super::offload::vnet::{VNET_LEN, VnetHeader};
 use super::sockaddr::RawAddress;
-use crate::types::DataPath;
 use crate::wire::gue;
 
 /// Packets of a TUN in one batch. Larger batches gain nothing and cool the cache.
@@ -30,9 +29,6 @@ const STRIDE: usize = BUFFER_LEN + 320;
 
 /// Bytes of packets from a TUN after which no more are read.
 const ENOUGH: usize = 1 << 16;
-
-/// Batches of one packet after which somebody looks again whether there is more.
-const LONE_MAX: u32 = 4;
 
 /// The largest MTU that an overlay device may have, in bytes: a wrapped packet in a jumbo frame.
 pub const OVERLAY_MTU_MAX: usize = 9_216 - gue::HEADER_LEN;
@@ -197,8 +193,6 @@ pub struct PacketBatch {
     slab: Box<[u8]>,
     packets: Vec<(Range<usize>, Option<VnetHeader>)>,
     at: usize,
-    /// Batches of one packet since there was more than one.
-    lone: u32,
 }
 
 impl PacketBatch {
@@ -209,7 +203,6 @@ impl PacketBatch {
             slab: touched(ENOUGH + BUFFER_LEN + VNET_LEN),
             packets: Vec::with_capacity(BATCH),
             at: 0,
-            lone: 0,
         }
     }
 
@@ -255,24 +248,6 @@ impl PacketBatch {
         }
         self.fill(packet.len(), 0, header);
         true
-    }
-
-    /// Whether to look for packets behind the first one. Where packets come one at a time there is
-    /// nothing to find, and looking costs as much as reading; so only now and then.
-    pub(super) fn looks_for_more(&mut self, path: DataPath) -> bool {
-        let looks = self.lone.is_multiple_of(LONE_MAX);
-        self.lone = self.lone.wrapping_add(1);
-        match path {
-            DataPath::Full | DataPath::Batch => looks,
-            DataPath::Naive => false,
-        }
-    }
-
-    /// Says what the look found.
-    pub(super) fn found_more(&mut self, is_more: bool) {
-        if is_more {
-            self.lone = 0;
-        }
     }
 
     /// Where the next packet goes; `None` when that is enough for one batch.
@@ -326,24 +301,6 @@ mod tests {
         assert!(!batch.push(None, b"one too many"));
         assert_eq!(batch.len(), BATCH);
         assert!(batch.iter().enumerate().all(|(n, (_, packet))| packet == [n as u8]));
-    }
-
-    #[test]
-    fn a_look_for_more_is_worth_it_where_there_was_more() {
-        let mut batch = PacketBatch::new();
-        let mut looks = |found: bool| {
-            let looks = batch.looks_for_more(DataPath::Full);
-            if looks {
-                batch.found_more(found);
-            }
-            looks
-        };
-
-        assert!((0..100).all(|_| looks(true)), "under load always");
-        assert_eq!((0..40).filter(|_| looks(false)).count(), 10, "else every fourth time");
-        // One that finds something is the first of many.
-        let next = (0..4).position(|_| looks(true));
-        assert!(next.is_some_and(|_| (0..100).all(|_| looks(true))));
     }
 
     #[test]

@@ -112,12 +112,13 @@ impl Tun {
     /// When the device is gone.
     pub fn read_batch(&self, batch: &mut PacketBatch) -> io::Result<()> {
         batch.clear();
-        if !self.read(batch, |file, room| file.read(room))? || !batch.looks_for_more(self.path) {
-            return Ok(());
-        }
+        let is_first = self.read(batch, |file, room| file.read(room))?;
+        let drains = match self.path {
+            DataPath::Full | DataPath::Batch => is_first,
+            DataPath::Naive => false,
+        };
         // An error comes back at the next call; what was read before it stays.
-        while let Ok(true) = self.read(batch, |_, room| self.read_at_once(room)) {}
-        batch.found_more(batch.len() > 1);
+        while drains && let Ok(true) = self.read(batch, |_, room| self.read_at_once(room)) {}
         Ok(())
     }
 
