@@ -14,6 +14,7 @@ use crate::types::DropReason;
 use crate::wire::gue;
 
 /// Packets that were judged and wait for the end of their batch.
+#[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) coalescer: Coalescer,
     pub(super) tally: Tally,

@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::control::Punter;
-use super::counters::Tally;
+use super::counters::{HallwayCounters, Tally};
 use super::deliver::Delivery;
 use super::ecn;
-use super::hallway::{Common, Opened, now, open, receive};
+use super::hallway::{Basis, Common, Opened, now, open, receive};
 use super::publish::Reader;
 use super::train::{Memo, Pieces};
 use crate::forward::Verdict;
@@ -20,7 +20,7 @@ use crate::types::{DropReason, OverlayId};
 use crate::wire::{Facts, Family, gue};
 
 /// The TUN devices by overlay.
-pub(super) type Devices = BTreeMap<OverlayId, Arc<Tun>>;
+pub type Devices = BTreeMap<OverlayId, Arc<Tun>>;
 
 /// One datagram after the judging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,7 @@ enum Judged {
 /// Runs until the thread is told to stop.
 pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punter) {
     let mut batch = DatagramBatch::new();
-    let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
-    let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
+    let mut ingress = Ingress::new(punter);
     while !common.is_stopped() {
         let has_packets = receive(&common.udp, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
@@ -53,7 +52,38 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
         if !has_packets {
             continue;
         }
-        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
+        let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
+        ingress.deliver(&mut batch, devices, basis, &common.counters.ingress);
+    }
+}
+
+/// What one lane keeps from batch to batch, so that a batch allocates nothing.
+#[derive(Debug)]
+pub struct Ingress {
+    delivery: Delivery,
+    /// The devices' overlays, by their index in the snapshot.
+    overlays: Vec<(usize, OverlayId)>,
+    punter: Punter,
+}
+
+impl Ingress {
+    /// For one lane; control messages go to `punter`.
+    #[must_use]
+    pub fn new(punter: Punter) -> Self {
+        let delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
+        Self { delivery, overlays: Vec::new(), punter }
+    }
+
+    /// Judges every datagram of `batch` for itself and writes what passes to its overlay's device.
+    pub fn deliver(
+        &mut self,
+        batch: &mut DatagramBatch,
+        devices: &Devices,
+        basis: Basis<'_>,
+        counters: &HallwayCounters,
+    ) {
+        let Basis { snapshot, flows, now } = basis;
+        let Self { delivery, overlays, punter } = self;
         overlays.clear();
         overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
         let device = |overlay: usize| {
@@ -105,7 +135,7 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
             }
         }
         delivery.finish(batch.bytes(), device);
-        common.counters.ingress.add(&mut delivery.tally);
+        counters.add(&mut delivery.tally);
     }
 }
 

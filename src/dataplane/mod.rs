@@ -42,8 +42,11 @@ pub mod publish;
 mod train;
 mod transit;
 
-pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
+pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted, Punter};
 pub use counters::{Counters, HallwayCounters, Passed, Way};
-pub use hallway::now;
-pub use notice::{HostDoor, Refusal, Refusals};
+pub use egress::Egress;
+pub use hallway::{Basis, now};
+pub use ingress::{Devices, Ingress};
+pub use notice::{HostDoor, Refusal, Refusals, Teller};
 pub use plane::{EntityPlane, SapPlane};
+pub use transit::Transit;

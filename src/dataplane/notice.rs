@@ -40,7 +40,7 @@ pub struct Refusal {
 
 /// A hallway's end of the channel; each egress thread has one.
 #[derive(Clone, Debug)]
-pub(super) struct Teller {
+pub struct Teller {
     to_task: SyncSender<Refusal>,
     bell: Arc<Notify>,
     budget: Arc<Budget>,
@@ -59,15 +59,16 @@ pub struct HostDoor {
     devices: Arc<Publisher<Devices>>,
 }
 
-/// Both ends of a new channel.
-pub(super) fn channel() -> (Teller, Refusals) {
-    let (to_task, from_hallways) = sync_channel(TOLD_CAPACITY);
-    let bell = Arc::new(Notify::new());
-    let budget = Arc::new(Budget::of(PER_SECOND));
-    (Teller { to_task, bell: Arc::clone(&bell), budget }, Refusals { from_hallways, bell })
-}
-
 impl Refusals {
+    /// Both ends of a new channel.
+    #[must_use]
+    pub fn channel() -> (Teller, Self) {
+        let (to_task, from_hallways) = sync_channel(TOLD_CAPACITY);
+        let bell = Arc::new(Notify::new());
+        let budget = Arc::new(Budget::of(PER_SECOND));
+        (Teller { to_task, bell: Arc::clone(&bell), budget }, Self { from_hallways, bell })
+    }
+
     /// Waits until there may be something.
     pub async fn rung(&self) {
         self.bell.notified().await;
@@ -157,7 +158,7 @@ mod tests {
 
     #[test]
     fn refusals_by_policy_are_told_and_others_are_not() {
-        let (teller, refusals) = channel();
+        let (teller, refusals) = Refusals::channel();
         let echo = echo_request();
 
         for reason in DropReason::ALL {
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_flood_uses_the_budget_up_or_fills_the_channel_and_no_more() {
-        let (teller, refusals) = channel();
+        let (teller, refusals) = Refusals::channel();
         let lanes = [teller.clone(), teller];
         let echo = echo_request();
 
@@ -191,7 +192,7 @@ mod tests {
 
     #[test]
     fn only_what_opens_a_flow_with_one_host_is_told() {
-        let (teller, refusals) = channel();
+        let (teller, refusals) = Refusals::channel();
         let tell = |reason, packet: &[u8]| {
             teller.refused(reason, OVERLAY, Family::V4, packet, 1);
             count(&refusals)

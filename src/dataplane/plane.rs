@@ -11,7 +11,7 @@ use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
 use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
-use super::notice::{self, HostDoor, Refusals, Teller};
+use super::notice::{HostDoor, Refusals, Teller};
 use super::publish::Publisher;
 use super::{egress, ingress, transit};
 use crate::forward::{FlowTable, Snapshot};
@@ -127,7 +127,7 @@ impl EntityPlane {
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
         }
-        let (teller, refusals) = notice::channel();
+        let (teller, refusals) = Refusals::channel();
         let (refusals, problems) = (Some(refusals), Arc::default());
         Ok((Self { shared, lanes, teller, refusals, problems, started: 0 }, port))
     }
@@ -164,7 +164,7 @@ impl EntityPlane {
         let name = format!("ov-egress-{}", self.started);
         let (device, teller) = (Arc::clone(&queue), self.teller.clone());
         let hallway = Hallway::spawn(name, is_stopped, move || {
-            if let Err(error) = caught(|| egress::run(&device, overlay, common, &teller)) {
+            if let Err(error) = caught(|| egress::run(&device, overlay, common, teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",

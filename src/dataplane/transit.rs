@@ -4,14 +4,14 @@
 use std::net::SocketAddr;
 
 use super::control::Punter;
-use super::counters::Tally;
-use super::hallway::{Common, Opened, now, open, receive};
+use super::counters::{HallwayCounters, Tally};
+use super::hallway::{Basis, Common, Opened, now, open, receive};
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
 use crate::sys::batch::{DatagramBatch, Meta};
 use crate::sys::offload::Head;
 use crate::sys::offload::split::Split;
-use crate::sys::udp::{Outgoing, SendQueue};
+use crate::sys::udp::{Outgoing, SendQueue, UdpSocket};
 use crate::types::DropReason;
 use crate::wire::{Facts, gue};
 
@@ -33,13 +33,42 @@ enum Judged {
 /// Runs until the thread is told to stop.
 pub(super) fn run(mut common: Common, punter: Punter) {
     let mut batch = DatagramBatch::new();
-    let mut queue = SendQueue::new();
-    let (mut refused, mut passed) = (Tally::new(), Tally::new());
+    let mut transit = Transit::new(punter);
     while !common.is_stopped() {
         if !receive(&common.udp, &mut batch) {
             continue;
         }
-        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
+        let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
+        transit.forward(&batch, &common.udp, basis, &common.counters.transit);
+    }
+}
+
+/// What one lane keeps from batch to batch, so that a batch allocates nothing.
+#[derive(Debug)]
+pub struct Transit {
+    queue: SendQueue,
+    refused: Tally,
+    passed: Tally,
+    punter: Punter,
+}
+
+impl Transit {
+    /// For one lane; control messages go to `punter`.
+    #[must_use]
+    pub fn new(punter: Punter) -> Self {
+        Self { queue: SendQueue::new(), refused: Tally::new(), passed: Tally::new(), punter }
+    }
+
+    /// Judges every datagram of `batch` for itself and sends on what passes, by `udp`.
+    pub fn forward(
+        &mut self,
+        batch: &DatagramBatch,
+        udp: &UdpSocket,
+        basis: Basis<'_>,
+        counters: &HallwayCounters,
+    ) {
+        let Basis { snapshot, flows, now } = basis;
+        let Self { queue, refused, passed, punter } = self;
         let mut memo = Memo::new(flows.records(), now);
         let pieces = batch.iter().flat_map(|(meta, bytes)| {
             let is_known = snapshot.knows(meta.from);
@@ -54,7 +83,7 @@ pub(super) fn run(mut common: Common, punter: Punter) {
                 memo.verdict(Some((from, key)), facts, ask)
             };
             let leaving = match judge(|_| is_known, verdict, meta, datagram) {
-                Judged::Send { hop, ttl } => forward(meta, datagram, piece.large, hop, ttl),
+                Judged::Send { hop, ttl } => onward(meta, datagram, piece.large, hop, ttl),
                 Judged::Punt { is_known } => punter
                     .punt(meta.from, is_known, datagram, now.monotonic_millis)
                     .map(|()| Leaving::Single(None)),
@@ -65,9 +94,9 @@ pub(super) fn run(mut common: Common, punter: Punter) {
                 Leaving::Single(None)
             })
         });
-        common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        common.counters.transit.add(&mut refused);
-        common.counters.transit.add(&mut passed);
+        udp.send_batch(queue, outgoing, |sent| passed.sent(sent));
+        counters.add(refused);
+        counters.add(passed);
     }
 }
 
@@ -96,7 +125,7 @@ fn judge(
 
 /// The same bytes towards the next hop. A large packet that nobody cut is cut here, which changes no
 /// byte that the one who sent it did not leave to be changed.
-fn forward<'a>(
+fn onward<'a>(
     meta: &Meta,
     datagram: &'a [u8],
     large: Option<u16>,
@@ -138,7 +167,7 @@ mod tests {
 
     fn leave<'a>(meta: &Meta, bytes: &'a [u8]) -> Vec<Outgoing<'a>> {
         match judge_allowed(meta, bytes) {
-            Judged::Send { hop, ttl } => forward(meta, bytes, None, hop, ttl).unwrap().collect(),
+            Judged::Send { hop, ttl } => onward(meta, bytes, None, hop, ttl).unwrap().collect(),
             Judged::Punt { .. } | Judged::Drop(_) => Vec::new(),
         }
     }
