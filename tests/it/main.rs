@@ -9,6 +9,7 @@ mod answers;
 mod architecture;
 mod attacks;
 mod bad_input;
+mod corpora;
 mod crash;
 mod direction;
 mod doors;

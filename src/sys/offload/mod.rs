@@ -20,8 +20,6 @@ pub mod split;
 pub mod vnet;
 
 #[cfg(test)]
-mod corpus_tests;
-#[cfg(test)]
 mod tests;
 
 use crate::wire::gue;
