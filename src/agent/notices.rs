@@ -35,9 +35,7 @@ impl<'a> Excess<'a> {
         };
         let quoted = inner::quoted(family, inner).ok()?;
         let pair = snapshot.pair(quoted.source, quoted.destination)?;
-        let is_ours = || {
-            self.mtu >= UNDERLAY_MTU_MIN && pair.bears(key) && pair.leaves_to(self.to)
-        };
+        let is_ours = || self.mtu >= UNDERLAY_MTU_MIN && pair.bears(key) && pair.leaves_to(self.to);
         if !self.is_local && !is_ours() {
             return None;
         }

@@ -14,9 +14,9 @@ use crate::forward::{OverlayInfo, Snapshot};
 use crate::sys::clock;
 use crate::sys::udp::TooLong;
 use crate::types::OverlayId;
+use crate::wire::answer;
 use crate::wire::control::Message;
 use crate::wire::notice::TooBig;
-use crate::wire::answer;
 
 /// Runs for ever, on what the hallways tell and on what peers say.
 pub(crate) async fn run(
@@ -97,8 +97,7 @@ impl Desk<'_> {
     /// A datagram of this node was too long for its way, as far as somebody says.
     fn judge_excess(&mut self, snapshot: &Snapshot, too_long: &TooLong) {
         let TooLong { to, mtu, is_local, start } = too_long;
-        let excess =
-            Excess { to: *to, mtu: *mtu, is_local: *is_local, datagram: start.as_slice() };
+        let excess = Excess { to: *to, mtu: *mtu, is_local: *is_local, datagram: start.as_slice() };
         let Some((too_big, packet)) = excess.believe(snapshot) else { return };
         let Some(pair) = snapshot.pair(too_big.source, too_big.destination) else { return };
         if pair.is_own() {

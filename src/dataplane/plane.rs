@@ -164,8 +164,7 @@ impl EntityPlane {
         let common = self.shared.common(&lane.udp, &lane.counters, &is_stopped);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
-        let (device, teller, mtus) =
-            (Arc::clone(&queue), self.teller.clone(), self.mtus.reader());
+        let (device, teller, mtus) = (Arc::clone(&queue), self.teller.clone(), self.mtus.reader());
         let hallway = Hallway::spawn(name, is_stopped, move || {
             if let Err(error) = caught(|| egress::run(&device, overlay, common, mtus, &teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");

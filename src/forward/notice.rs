@@ -91,9 +91,9 @@ impl<'a> Pair<'a> {
             (NodeKind::Sap, Route::Default) => {
                 self.overlay.default_saps.contains(&own) && is_target()
             }
-            (NodeKind::Sap, Route::Via(chain)) => chain.position(own).is_some_and(|at| {
-                chain.at(at + 1).map_or_else(is_target, listens)
-            }),
+            (NodeKind::Sap, Route::Via(chain)) => chain
+                .position(own)
+                .is_some_and(|at| chain.at(at + 1).map_or_else(is_target, listens)),
             (NodeKind::Sap, Route::Direct) | (_, Route::Elsewhere) => false,
         }
     }

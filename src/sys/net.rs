@@ -282,11 +282,7 @@ impl Network {
             .ok_or_else(|| SysError::new(what(), "the route names no device with an MTU"))
     }
 
-    async fn route_towards(
-        &self,
-        to: IpAddr,
-        flags: RouteFlags,
-    ) -> Result<RouteMessage, SysError> {
+    async fn route_towards(&self, to: IpAddr, flags: RouteFlags) -> Result<RouteMessage, SysError> {
         let what = || format!("cannot find the route to {to}");
         let mut message = route(Prefix::from(to)).map_err(|why| SysError::new(what(), why))?;
         message.header.flags = flags;

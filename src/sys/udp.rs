@@ -168,7 +168,8 @@ impl UdpSocket {
         };
         let to = SockAddr::from(to);
         let send = || self.socket.send_to_with_flags(datagram, &to, libc::MSG_DONTWAIT);
-        let sent = send().or_else(|error| if self.is_of_another(&error) { send() } else { Err(error) });
+        let sent =
+            send().or_else(|error| if self.is_of_another(&error) { send() } else { Err(error) });
         sent.map(|_| ())
     }
 }
