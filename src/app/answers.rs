@@ -76,7 +76,13 @@ impl Desk<'_> {
             Message::TooBig(too_big) if believes(&snapshot, heard.peer, &too_big) => {
                 self.narrow(&too_big);
             }
-            message => tracing::debug!(peer = %heard.peer, ?message, "not believed"),
+            Message::TooBig(_)
+            | Message::Denied(_)
+            | Message::Refused(_)
+            | Message::EchoRequest(_)
+            | Message::EchoReply(_) => {
+                tracing::debug!(peer = %heard.peer, message = ?heard.message, "not believed");
+            }
         }
     }
 

@@ -237,7 +237,7 @@ mod tests {
 
         let reason = |told| match told {
             Told::Refused(refusal) => refusal.reason,
-            other => panic!("{other:?}"),
+            Told::Exceeds { .. } | Told::TooLong(_) => panic!("{told:?}"),
         };
         let told: Vec<_> = std::iter::from_fn(|| listener.poll()).map(reason).collect();
         let expected =
