@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket as Plain};
 use std::sync::Arc;
 
-use ovmesh::dataplane::{Basis, ControlPort, HallwayCounters, Punted, Transit};
+use ovmesh::dataplane::{Basis, ControlPort, HallwayCounters, Listener, Punted, Transit};
 use ovmesh::forward::{
     Collected, DestinationKeySpec, FlowTable, MemberSpec, Now, OverlayInfo, OverlaySpec, RuleSpec,
     SapInfo, Snapshot, SnapshotBuilder, Verdict,
@@ -89,6 +89,7 @@ struct Sap {
     keys: [[u32; 2]; 2],
     transit: Transit,
     port: ControlPort,
+    _listener: Listener,
     batch: DatagramBatch,
     second: u64,
 }
@@ -171,14 +172,16 @@ impl Sap {
             })
         });
         let (punter, port) = ControlPort::new(Arc::clone(&udp));
+        let (teller, listener) = Listener::channel();
         Self {
             udp,
             hops,
             marker,
             snapshot,
             keys,
-            transit: Transit::new(punter),
+            transit: Transit::new(punter, teller),
             port,
+            _listener: listener,
             batch: DatagramBatch::new(),
             second: 1,
         }

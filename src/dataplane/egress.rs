@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::counters::{HallwayCounters, Tally};
 use super::hallway::{Basis, Common, now};
-use super::notice::Teller;
+use super::notice::{Teller, exceeded};
+use super::publish::Reader;
 use super::train::{Leaving, Memo};
-use crate::forward::Verdict;
+use crate::forward::{PathMtus, Verdict};
 use crate::sys::batch::{BATCH, PacketBatch};
 use crate::sys::offload::split::Split;
 use crate::sys::offload::vnet::VnetHeader;
@@ -31,6 +32,7 @@ pub(super) fn run(
     tun: &Arc<Tun>,
     overlay: OverlayId,
     mut common: Common,
+    mut mtus: Reader<PathMtus>,
     teller: Teller,
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
@@ -41,7 +43,7 @@ pub(super) fn run(
             continue;
         }
         let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
-        egress.send(&mut batch, &common.udp, basis, &common.counters.egress);
+        egress.send(&mut batch, mtus.latest(), &common.udp, basis, &common.counters.egress);
     }
     Ok(())
 }
@@ -58,7 +60,7 @@ pub struct Egress {
 }
 
 impl Egress {
-    /// For one queue of the device of `overlay`; `teller` hears of refusals.
+    /// For one queue of the device of `overlay`; `teller` hears of what is refused or too long.
     #[must_use]
     pub fn new(overlay: OverlayId, teller: Teller) -> Self {
         Self {
@@ -72,10 +74,11 @@ impl Egress {
     }
 
     /// Judges every packet of `batch` and sends what passes, wrapped, by `udp`. Checksums that the
-    /// host left half done are completed in place.
+    /// host left half done are completed in place. What is longer than `mtus` say stays.
     pub fn send(
         &mut self,
         batch: &mut PacketBatch,
+        mtus: &PathMtus,
         udp: &UdpSocket,
         basis: Basis<'_>,
         counters: &HallwayCounters,
@@ -95,9 +98,14 @@ impl Egress {
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            let one = judge_read(header, packet, verdict);
+            let mut one = judge_read(header, packet, verdict);
             if let Verdict::Drop(reason) = one.verdict {
                 teller.refused(reason, *overlay, one.family, packet, now.monotonic_millis);
+            } else if !mtus.is_empty()
+                && let Some(mtu) = exceeded(mtus, header, one.family, packet, now.monotonic_millis)
+            {
+                one.verdict = Verdict::Drop(DropReason::TooBig);
+                teller.exceeds(mtu, *overlay, packet, now.monotonic_millis);
             }
             judged.push(one);
         }
@@ -109,6 +117,7 @@ impl Egress {
             })
         });
         udp.send_batch(queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(udp, Some(queue));
         counters.add(refused);
         counters.add(passed);
     }

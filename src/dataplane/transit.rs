@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::control::Punter;
 use super::counters::{HallwayCounters, Tally};
 use super::hallway::{Basis, Common, Opened, now, open, receive};
+use super::notice::Teller;
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
 use crate::sys::batch::{DatagramBatch, Meta};
@@ -31,11 +32,12 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, punter: Punter) {
+pub(super) fn run(mut common: Common, punter: Punter, teller: Teller) {
     let mut batch = DatagramBatch::new();
-    let mut transit = Transit::new(punter);
+    let mut transit = Transit::new(punter, teller);
     while !common.is_stopped() {
         if !receive(&common.udp, &mut batch) {
+            transit.teller.too_long(&common.udp, None);
             continue;
         }
         let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
@@ -50,13 +52,15 @@ pub struct Transit {
     refused: Tally,
     passed: Tally,
     punter: Punter,
+    teller: Teller,
 }
 
 impl Transit {
-    /// For one lane; control messages go to `punter`.
+    /// For one lane; control messages go to `punter`, and `teller` hears of what was too long.
     #[must_use]
-    pub fn new(punter: Punter) -> Self {
-        Self { queue: SendQueue::new(), refused: Tally::new(), passed: Tally::new(), punter }
+    pub fn new(punter: Punter, teller: Teller) -> Self {
+        let (refused, passed) = (Tally::new(), Tally::new());
+        Self { queue: SendQueue::new(), refused, passed, punter, teller }
     }
 
     /// Judges every datagram of `batch` for itself and sends on what passes, by `udp`.
@@ -68,7 +72,7 @@ impl Transit {
         counters: &HallwayCounters,
     ) {
         let Basis { snapshot, flows, now } = basis;
-        let Self { queue, refused, passed, punter } = self;
+        let Self { queue, refused, passed, punter, teller } = self;
         let mut memo = Memo::new(flows.records(), now);
         let pieces = batch.iter().flat_map(|(meta, bytes)| {
             let is_known = snapshot.knows(meta.from);
@@ -95,6 +99,7 @@ impl Transit {
             })
         });
         udp.send_batch(queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(udp, Some(queue));
         counters.add(refused);
         counters.add(passed);
     }
