@@ -27,7 +27,17 @@
 //! UDP <── send   <── judge <── transit <─┘
 //! ```
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 mod control;
 mod counters;
