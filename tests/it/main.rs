@@ -18,6 +18,7 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod impaired;
 mod inner;
 mod integrity;
 mod join;
@@ -30,6 +31,7 @@ mod packet;
 mod paths;
 mod policy_files;
 mod policy_modes;
+mod relay;
 mod restart;
 mod revoke;
 mod spoof;
