@@ -11,7 +11,7 @@ use super::judge::{End, Overview};
 use super::kubernetes::{Direction, NetworkPolicy};
 use super::scene::Scene;
 use super::select::is_in_force;
-use super::span::{Span, spans_at, without};
+use super::span::{Span, without};
 use super::{BoundSelector, RuleFacts};
 use crate::api::table::Action;
 use crate::types::RuleId;
@@ -147,16 +147,8 @@ impl Said {
             for to in ends.iter().filter(|to| *to != from) {
                 let mut said = Vec::new();
                 for (id, rule) in scene.enforced_rules() {
-                    let is_along = |one: &BoundSelector, other: &BoundSelector| {
-                        overview.is_meant(one, from) && overview.is_meant(other, to)
-                    };
-                    let is_spoken = is_in_force(rule, scene.now())
-                        && (is_along(&rule.from, &rule.to)
-                            || (rule.both && is_along(&rule.to, &rule.from)));
-                    if is_spoken {
-                        let (is_ipv6, named) = (overview.is_ipv6(to), overview.ports_of(to));
-                        let spans = spans_at(&rule.services, is_ipv6, named);
-                        said.push((id, rule.action, spans));
+                    if is_in_force(rule, scene.now()) && overview.is_spoken_of(rule, from, to) {
+                        said.push((id, rule.action, overview.services_at(rule, to)));
                         pairs_of.entry(id).or_default().push(pairs.len());
                     }
                 }

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 
-use super::{Answer, Body, Params, Refusal};
+use super::{Answer, Body, Params, Refusal, apart};
 use crate::api::admin::{Change, ChangeOptions, List};
 use crate::api::policy::{
     Confirmation, ImportReport, LintAnswer, LintFinding, MatrixAnswer, MatrixEntry,
@@ -283,15 +283,6 @@ async fn scene(
     let mut after = world;
     world::put_policy(&mut after, overlay, &policy);
     Ok((Scene::of(&after, overlay, now()).with_places(&places), policy.tests))
-}
-
-/// Runs work that may take long beside the threads that answer everybody.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        Problem::new(ProblemCode::Failed, "the question was not answered")
-            .why(error.to_string())
-            .fix("this is a bug: please report it with the server's log")
-    })
 }
 
 /// Refuses to compare each with each where that would take minutes.
