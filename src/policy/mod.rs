@@ -52,7 +52,7 @@ pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;
 pub use kubernetes::NetworkPolicy;
-pub use lint::{Finding, FindingKind, lint};
+pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
