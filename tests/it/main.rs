@@ -23,6 +23,7 @@ mod join;
 mod keys;
 mod lanes;
 mod loops;
+mod narrow;
 mod open;
 mod packet;
 mod paths;
