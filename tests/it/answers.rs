@@ -1,7 +1,7 @@
 //! A host whose packet is refused, by its own `ovd`, by a SaP, or by the destination, hears so at once, and
 //! `ovd denied` remembers why.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::fleet::{Kind, parse};
 use crate::packet::hex;
-use crate::support::{LAB, Rig, SOON, play};
+use crate::support::{LAB, Rig, SOON, number, play};
 use crate::world::poll;
 
 /// What `ovd denied` shows on a node.
@@ -190,6 +190,36 @@ fn hears_of_a_refusal_further_on(behind: &[&str], by: &str, refuser: &str) {
     });
 }
 
+#[test]
+fn in_a_silent_overlay_a_sap_tells_nothing() {
+    play(&[], &[], |rig| {
+        let create = ["overlay", "create", "quiet", "--cidr", "10.71.0.0/16", "--silent"];
+        rig.fleet.ovctl_ok(&create)?;
+        rig.fleet.join("s2", Kind::Sap, &["quiet"], &[])?;
+        for name in ["d", "e"] {
+            rig.fleet.join(name, Kind::Entity, &["quiet"], &[])?;
+        }
+        let rule = |verb| ["policy", verb, "--overlay", "quiet", "--port", "tcp/80", "d", "e"];
+        rig.fleet.ovctl_ok(&rule("allow"))?;
+        rig.settle()?;
+        let target = format!("{}:80", rig.fleet.address("e", "quiet")?);
+        let _server = rig.run("e", &["http-echo", &target, "e"])?;
+        let ask = |patience| rig.fleet.netkit_json("d", &["http-get", &target, "1", patience]);
+        ensure!(number(&ask("3000")?, "ok")? == 1, "nothing passes before");
+
+        cut_off(rig, "d")?;
+        rig.fleet.ovctl_ok(&[&rule("deny")[..], &["--no-wait"]].concat())?;
+        poll(SOON, "the SaP to refuse", || {
+            let report = ask("700")?;
+            let error = report["error"].as_str().unwrap_or_default();
+            ensure!(error.is_empty() || error.contains("timed out"), "an answer: {report}");
+            Ok((rig.fleet.node("s2")?.drops("deny_rule")? > 0).then_some(()))
+        })?;
+        ensure!(denied(rig, "d", &[])?.is_empty(), "d was told");
+        Ok(())
+    });
+}
+
 /// From now on nothing that the server says reaches this node.
 fn cut_off(rig: &Rig, node: &str) -> Result<()> {
     let route = format!("ip route add blackhole {}", rig.underlay(node)?.ip());
@@ -208,21 +238,21 @@ fn a_notice_is_believed_of_a_flow_that_waits_for_an_answer_and_of_no_other() {
     play(&["s1"], &["a", "b"], |rig| {
         let _echo = rig.tcp_echo("b", 7)?;
         rig.allow(&["a", "b"])?;
-        let b = rig.at("b", 0)?.ip();
-        // One that b answers; and then, with b away, one that nobody does.
-        open(rig, 40_000, 7)?;
+        let (a, b) = (rig.at("a", 0)?.ip(), rig.at("b", 0)?.ip());
+        let flow = |port, to| (SocketAddr::new(a, port), SocketAddr::new(b, to));
+        // One that b answers; and then, with the SaP away, one that nobody does.
+        open(rig, flow(40_000, 7))?;
         poll(SOON, "b to answer", || {
             Ok((rig.fleet.node("a")?.packets("ingress")? > 0).then_some(()))
         })?;
-        rig.fleet.node_mut("b")?.stop()?;
-        open(rig, 40_001, 80)?;
+        rig.fleet.node_mut("s1")?.stop()?;
+        open(rig, flow(40_001, 80))?;
 
-        let half_open = notice(rig, (rig.at("a", 40_001)?, b, 80))?;
-        let mut forged = half_open.clone();
+        let mut forged = notice(rig, flow(40_001, 80))?;
         *forged.last_mut().context("empty")? ^= 1;
         rig.drops_move("a", "control_mac", 1, || rig.inject("s1", "a", &[hex(&forged)], 1))?;
         for (port, to) in [(40_000, 7), (40_002, 80), (40_001, 81)] {
-            let other = notice(rig, (rig.at("a", port)?, b, to))?;
+            let other = notice(rig, flow(port, to))?;
             rig.inject("s1", "a", &[hex(&other)], 1)?;
             // Its counter was used: it was read.
             rig.drops_move("a", "control_replay", 1, || rig.inject("s1", "a", &[hex(&other)], 1))?;
@@ -230,7 +260,7 @@ fn a_notice_is_believed_of_a_flow_that_waits_for_an_answer_and_of_no_other() {
         ensure!(denied(rig, "a", &[])?.is_empty(), "{:?}", denied(rig, "a", &[])?);
 
         // The control: the very same about a flow that waits.
-        let half_open = notice(rig, (rig.at("a", 40_001)?, b, 80))?;
+        let half_open = notice(rig, flow(40_001, 80))?;
         rig.inject("s1", "a", &[hex(&half_open)], 1)?;
         let denial = expect_denied(rig, "a", &b.to_string(), "tcp/80", 1)?;
         ensure!(denial["by"] == "sap", "{denial:#}");
@@ -238,22 +268,22 @@ fn a_notice_is_believed_of_a_flow_that_waits_for_an_answer_and_of_no_other() {
     });
 }
 
-/// Sends an opening segment from a's `port` to b's.
-fn open(rig: &Rig, port: u16, to: u16) -> Result<()> {
+/// Sends an opening segment of this flow from a.
+fn open(rig: &Rig, (source, destination): (SocketAddr, SocketAddr)) -> Result<()> {
     const SYN: u8 = 0x02;
-    rig.raw_tcp("a", &[(rig.at("a", port)?, rig.at("b", to)?, SYN)])
+    rig.raw_tcp("a", &[(source, destination, SYN)])
 }
 
 /// As s1 would sign it, later than all that it signed so far.
-fn notice(rig: &Rig, (source, to, port): (SocketAddr, IpAddr, u16)) -> Result<Vec<u8>> {
+fn notice(rig: &Rig, (source, destination): (SocketAddr, SocketAddr)) -> Result<Vec<u8>> {
     let table = rig.table("a")?;
     let link = table.body.links.first().context("a has no link")?;
     let flow = Quoted {
         source: source.ip(),
-        destination: to,
+        destination: destination.ip(),
         protocol: 6,
         source_port: source.port(),
-        destination_port: port,
+        destination_port: destination.port(),
     };
     let denied = Denied { reason: DropReason::NoRule, by: Refuser::Sap, flow, sequence: 1000 };
     let counter = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;

@@ -1,5 +1,7 @@
 //! Rules: bound to ids when they are written, so that a later bearer of a name inherits nothing.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
 
@@ -23,6 +25,8 @@ pub(crate) struct StoredRule {
     pub(crate) revision: Revision,
     pub(crate) created: Timestamp,
     pub(crate) created_by: String,
+    /// Where it stood in the file that it came by: `FILE:LINE`.
+    pub(crate) place: Option<String>,
 }
 
 /// All rules, by id.
@@ -44,8 +48,8 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
         i64,
         String,
     );
-    type More = (u32, Option<String>, bool);
-    let more: Vec<More> = sqlx::query_as("SELECT id, name, audit FROM rules ORDER BY id")
+    type More = (u32, Option<String>, bool, Option<String>);
+    let more: Vec<More> = sqlx::query_as("SELECT id, name, audit, place FROM rules ORDER BY id")
         .fetch_all(&mut *conn)
         .await?;
     let rows: Vec<Row> = sqlx::query_as(
@@ -56,7 +60,7 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
     .await?;
     rows.into_iter()
         .zip(more)
-        .map(|(row, (_, name, is_audit))| {
+        .map(|(row, (_, name, is_audit, place))| {
             let (id, overlay, action, from, from_node, to, to_node, services, both, path, ..) =
                 &row;
             let (.., not_after, reason, revision, created, created_by) = &row;
@@ -83,9 +87,21 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
                 revision: Revision(u64::try_from(*revision).unwrap_or(0)),
                 created: time(*created),
                 created_by: created_by.clone(),
+                place,
             })
         })
         .collect()
+}
+
+/// Where the rules that came by files stood in them.
+pub(crate) async fn places(
+    conn: &mut SqliteConnection,
+) -> Result<BTreeMap<RuleId, String>, Problem> {
+    let rows: Vec<(u32, String)> =
+        sqlx::query_as("SELECT id, place FROM rules WHERE place IS NOT NULL")
+            .fetch_all(&mut *conn)
+            .await?;
+    Ok(rows.into_iter().map(|(id, place)| (RuleId(id), place)).collect())
 }
 
 /// A rule as the journal keeps it.
@@ -105,6 +121,8 @@ struct Record {
     revision: Revision,
     created: Timestamp,
     created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
 }
 
 /// The rule as the journal keeps it: JSON.
@@ -124,6 +142,7 @@ pub(crate) fn record(rule: &StoredRule) -> String {
         revision: rule.revision,
         created: rule.created,
         created_by: rule.created_by.clone(),
+        place: rule.place.clone(),
     })
 }
 
@@ -152,6 +171,7 @@ pub(crate) fn from_record(
         revision: record.revision,
         created: record.created,
         created_by: record.created_by,
+        place: record.place,
     })
 }
 
@@ -162,7 +182,7 @@ pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Resul
     sqlx::query(
         "INSERT OR REPLACE INTO rules (id, overlay, action, from_text, from_node, to_text, \
          to_node, services, both, path, not_after, reason, revision, created, created_by, name, \
-         audit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         audit, place) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(rule.id.0)
     .bind(facts.overlay.0)
@@ -184,6 +204,7 @@ pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Resul
     .bind(rule.created_by.as_str())
     .bind(facts.name.as_deref())
     .bind(facts.is_audit)
+    .bind(rule.place.as_deref())
     .execute(&mut *conn)
     .await?;
     Ok(())
@@ -234,6 +255,7 @@ pub(crate) fn view(world: &World, stored: StoredRule) -> Rule {
         revision: stored.revision,
         created: stored.created,
         created_by: stored.created_by,
+        place: stored.place,
         hits: None,
         dangling: selection::dangling(world, [&facts.from, &facts.to]),
         pairs: selection::pairs_covered(world, &facts),

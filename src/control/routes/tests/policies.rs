@@ -424,3 +424,28 @@ async fn five_thousand_rules_are_applied_and_found_unchanged() {
     let exported = world.export().await;
     assert_eq!(world.applied(&exported).await["result"]["changed"], false);
 }
+
+#[tokio::test]
+async fn lint_knows_what_is_used_and_which_saps_are_there() {
+    let world = town().await;
+    world.join("s9", "sap", json!({})).await;
+    world.applied("rules: [{action: allow, from: web, to: db, path: [s9]}]").await;
+    let kinds = async |days: u32| {
+        let (status, value) = world.post("/v1/policy/lint", json!({"unusedDays": days})).await;
+        assert_eq!(status, StatusCode::OK, "{value}");
+        let all = value["findings"].as_array().unwrap().clone();
+        all.iter().map(|one| one["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(0).await, ["no-live-sap"]);
+
+    for node in world.server.live().nodes.values_mut() {
+        node.polls = 1;
+    }
+    assert!(kinds(0).await.is_empty());
+    assert!(kinds(1).await.is_empty(), "it is new");
+    let mut conn = world.server.store.write().await.unwrap();
+    sqlx::query("UPDATE rules SET created = created - 86400").execute(&mut *conn).await.unwrap();
+    conn.commit().await.unwrap();
+    assert_eq!(kinds(1).await, ["unused"]);
+    assert!(kinds(2).await.is_empty());
+}
