@@ -47,16 +47,16 @@ pub(super) fn run(
     mut common: Common,
     mut devices: Reader<Devices>,
     punter: Punter,
-    teller: &Teller,
+    teller: Teller,
 ) {
     let mut batch = DatagramBatch::new();
-    let mut ingress = Ingress::new(punter);
+    let mut ingress = Ingress::new(punter, teller);
     while !common.is_stopped() {
         let has_packets = receive(&common.udp, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
         let devices = devices.latest();
         if !has_packets {
-            teller.too_long(&common.udp, None);
+            ingress.teller.too_long(&common.udp, None);
             continue;
         }
         let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
@@ -71,14 +71,15 @@ pub struct Ingress {
     /// The devices' overlays, by their index in the snapshot.
     overlays: Vec<(usize, OverlayId)>,
     punter: Punter,
+    teller: Teller,
 }
 
 impl Ingress {
-    /// For one lane; control messages go to `punter`.
+    /// For one lane; control messages go to `punter`, and `teller` hears of refusals.
     #[must_use]
-    pub fn new(punter: Punter) -> Self {
+    pub fn new(punter: Punter, teller: Teller) -> Self {
         let delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
-        Self { delivery, overlays: Vec::new(), punter }
+        Self { delivery, overlays: Vec::new(), punter, teller }
     }
 
     /// Judges every datagram of `batch` for itself and writes what passes to its overlay's device.
@@ -90,7 +91,7 @@ impl Ingress {
         counters: &HallwayCounters,
     ) {
         let Basis { snapshot, flows, now } = basis;
-        let Self { delivery, overlays, punter } = self;
+        let Self { delivery, overlays, punter, teller } = self;
         overlays.clear();
         overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
         let device = |overlay: usize| {
@@ -134,7 +135,11 @@ impl Ingress {
                     Judged::Punt { is_known } => {
                         punter.punt(meta.from, is_known, datagram, now.monotonic_millis)
                     }
-                    Judged::Drop(reason) => Err(reason),
+                    Judged::Drop(reason) => {
+                        let millis = now.monotonic_millis;
+                        teller.refused_datagram(reason, meta.from, datagram, millis);
+                        Err(reason)
+                    }
                 };
                 if let Err(reason) = result {
                     delivery.tally.dropped(reason);

@@ -124,7 +124,7 @@ impl EntityPlane {
             let common = shared.common(&udp, counters, &is_stopped);
             let (reader, punter, teller) = (devices.reader(), punter.clone(), teller.clone());
             let name = format!("ov-ingress-{}", lanes.len());
-            let body = move || ingress::run(common, reader, punter, &teller);
+            let body = move || ingress::run(common, reader, punter, teller);
             let ingress = Hallway::spawn(name, is_stopped, body)?;
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });

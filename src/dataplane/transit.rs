@@ -56,7 +56,8 @@ pub struct Transit {
 }
 
 impl Transit {
-    /// For one lane; control messages go to `punter`, and `teller` hears of what was too long.
+    /// For one lane; control messages go to `punter`, and `teller` hears of refusals and of what was
+    /// too long.
     #[must_use]
     pub fn new(punter: Punter, teller: Teller) -> Self {
         let (refused, passed) = (Tally::new(), Tally::new());
@@ -91,7 +92,11 @@ impl Transit {
                 Judged::Punt { is_known } => punter
                     .punt(meta.from, is_known, datagram, now.monotonic_millis)
                     .map(|()| Leaving::Single(None)),
-                Judged::Drop(reason) => Err(reason),
+                Judged::Drop(reason) => {
+                    let millis = now.monotonic_millis;
+                    teller.refused_datagram(reason, meta.from, datagram, millis);
+                    Err(reason)
+                }
             };
             leaving.unwrap_or_else(|reason| {
                 refused.dropped(reason);
