@@ -110,6 +110,12 @@ impl Tun {
         }
     }
 
+    /// As an old kernel has it, that said it takes large packets.
+    #[cfg(test)]
+    pub(crate) fn without_header(self) -> Self {
+        Self { has_header: false, ..self }
+    }
+
     /// The device's name.
     #[must_use]
     pub fn name(&self) -> &str {
