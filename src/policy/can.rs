@@ -1,7 +1,7 @@
 //! `can`: the evaluator's verdict, with the reason and the rules that almost matched.
 
 use super::check::path_text;
-use super::evaluate::{Pair, asked_path, decide, ends_text};
+use super::evaluate::{Pair, Paths, decide, ends_text};
 use super::select::{is_in_force, member};
 use super::span::{Span, overlap, resolve, spans};
 use super::{Decision, RuleFacts, World, did_you_mean, path_between, rule_text};
@@ -133,7 +133,7 @@ pub(super) fn no_path_text(
     pair: &Pair<'_>,
     now: Timestamp,
 ) -> String {
-    let Some((rule, hops)) = asked_path(world, overlay, pair, now) else {
+    let Some((rule, hops)) = Paths::new(world, overlay, now).asked(pair) else {
         return format!("no SaP serves the overlay {}", overlay_name(world, overlay));
     };
     match &hops {

@@ -115,7 +115,7 @@ fn play_seeds(seeds: &[u64]) {
 }
 
 fn full((namespace, name, _): &(&str, &str, &str)) -> String {
-    if *namespace == "default" { (*name).to_owned() } else { format!("{namespace}/{name}") }
+    format!("{namespace}/{name}")
 }
 
 /// What `ovctl policy matrix` says: per ordered pair what may be opened, in its words.
@@ -130,8 +130,9 @@ impl Matrix {
             let services = pair["services"].as_array().into_iter().flatten();
             ((text(&pair["from"]), text(&pair["to"])), services.map(text).collect())
         };
-        let known = answer["members"].as_array().map_or(0, Vec::len);
-        ensure!(known == ENTITIES.len(), "{answer}");
+        let known: Vec<String> =
+            answer["members"].as_array().into_iter().flatten().map(text).collect();
+        ensure!(known == ENTITIES.iter().map(full).collect::<Vec<_>>(), "{answer}");
         Ok(Self(pairs.iter().map(pair).collect()))
     }
 

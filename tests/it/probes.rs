@@ -33,7 +33,7 @@ pub(crate) fn serve(rig: &Rig, flows: &[Flow]) -> Result<Vec<Running>> {
     for flow in flows.iter().filter(|flow| flow.service != "icmp") {
         services.entry(&flow.to).or_default().push(&flow.service);
     }
-    let started = thread::scope(|scope| {
+    thread::scope(|scope| {
         let one = |(machine, mut services): (&str, Vec<&str>)| {
             services.sort_unstable();
             services.dedup();
@@ -42,8 +42,7 @@ pub(crate) fn serve(rig: &Rig, flows: &[Flow]) -> Result<Vec<Running>> {
         let threads: Vec<_> =
             services.into_iter().map(|machine| scope.spawn(move || one(machine))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    started
+    })
 }
 
 /// Tries all flows until those that pass have passed, all in one go, and the others have not. One that

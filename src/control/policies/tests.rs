@@ -38,6 +38,8 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
     let rules: BTreeMap<RuleId, StoredRule> = rules
         .map(|(&id, facts)| {
             let mut facts = facts.clone();
+            // Nor a denial with a path.
+            facts.path = facts.path.filter(|_| facts.action == Action::Allow);
             facts.services.sort();
             facts.services.dedup();
             facts.name = (id.0 % 3 == 0).then(|| format!("rule: \"{}\"", id.0));

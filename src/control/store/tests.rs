@@ -21,7 +21,7 @@ fn entity_token(uses: u32, given: Option<&str>) -> TokenCreate {
         name: given.map(name),
         namespaces: Vec::new(),
         labels: ["app=web".parse().unwrap()].into(),
-        ports: std::collections::BTreeMap::new(),
+        ports: BTreeMap::new(),
         uses,
         expires: HumanDuration(Duration::from_secs(3600)),
         ephemeral: false,
