@@ -1,7 +1,6 @@
-//! What this host wanted and was refused: the memory behind `ovd denied`, and the pace of answers.
+//! What this host wanted and was refused: the memory behind `ovd denied`.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::collections::VecDeque;
 
 use crate::api::local::Denial;
 use crate::types::{DropReason, Name, Timestamp};
@@ -9,12 +8,6 @@ use crate::wire::inner::Quoted;
 
 /// How many different refusals are remembered; the one that was not seen for longest goes first.
 const REMEMBERED_MAX: usize = 256;
-
-/// Answers a second about one source and destination.
-const ANSWERS_PER_SECOND: u32 = 10;
-
-/// Sources and destinations that are answered in a second.
-const PAIRS_MAX: usize = 1024;
 
 /// What was refused, the one that was seen last at the end. Flows that differ in their source port
 /// alone are one.
@@ -69,32 +62,6 @@ fn service(flow: &Quoted) -> String {
     }
 }
 
-/// How often a host is answered: so many times a second for each source and destination, and for so
-/// many of those.
-#[derive(Debug, Default)]
-pub struct Pace {
-    second: u64,
-    given: HashMap<(IpAddr, IpAddr), u32>,
-}
-
-impl Pace {
-    /// Whether one more answer about `flow` may be given in this second.
-    pub fn take(&mut self, flow: &Quoted, second: u64) -> bool {
-        if second != self.second {
-            self.given.clear();
-            self.second = second;
-        }
-        let pair = (flow.source, flow.destination);
-        if self.given.len() >= PAIRS_MAX && !self.given.contains_key(&pair) {
-            return false;
-        }
-        let given = self.given.entry(pair).or_default();
-        let may = *given < ANSWERS_PER_SECOND;
-        *given += u32::from(may);
-        may
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,21 +105,5 @@ mod tests {
         let kept = all(&denials);
         assert_eq!(kept.len(), REMEMBERED_MAX);
         assert_eq!(kept[0].0, "tcp/999");
-    }
-
-    #[test]
-    fn answers_have_a_pace_and_each_second_is_new() {
-        let mut pace = Pace::default();
-        let given = |pace: &mut Pace, second| {
-            (0..100).filter(|port| pace.take(&flow(*port, 22), second)).count()
-        };
-        assert_eq!(given(&mut pace, 7), 10);
-        let other = Quoted { destination: "10.0.0.3".parse().unwrap(), ..flow(1, 22) };
-        assert!(pace.take(&other, 7));
-        assert_eq!(given(&mut pace, 8), 10);
-
-        let to = |number: u32| Quoted { destination: IpAddr::V4(number.into()), ..flow(1, 22) };
-        let answered = (0..5000).filter(|number| pace.take(&to(*number), 9)).count();
-        assert_eq!(answered, PAIRS_MAX);
     }
 }

@@ -11,6 +11,8 @@ pub mod denials;
 pub mod flows;
 pub mod health;
 pub mod join;
+pub mod notices;
+pub mod pace;
 pub mod probes;
 pub mod report;
 pub mod snapshot;

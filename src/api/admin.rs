@@ -27,6 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use super::can::{CanAnswer, CanQuestion, NearRule, PairVerdict, PathNames};
 pub use super::key::{KeyRotate, KeyStatus};
 use super::table::Action;
 use crate::types::{
@@ -444,6 +445,9 @@ pub struct Rule {
     pub created: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// Where it stood in the policy file that it came by: `FILE:LINE`.
+    #[serde(default)]
+    pub place: Option<String>,
     /// Named entities that are gone: the rule does nothing for them.
     pub dangling: Vec<EntityName>,
     /// How many ordered pairs of members it covers at the moment.
@@ -468,66 +472,6 @@ pub struct RuleRevoke {
     /// The overlay; none for any.
     #[serde(default)]
     pub overlay: Option<Name>,
-}
-
-/// Asks whether a flow may start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CanQuestion {
-    /// The overlay; none for the only one that both share.
-    #[serde(default)]
-    pub overlay: Option<Name>,
-    /// Who would start it.
-    pub from: EntityName,
-    /// Who would be talked to.
-    pub to: EntityName,
-    /// Protocol and one port; none asks whether anything at all may pass.
-    #[serde(default)]
-    pub service: Option<Service>,
-}
-
-/// Whether a flow may start, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CanAnswer {
-    /// Always `ovmesh/v1`.
-    pub api_version: ApiVersion,
-    /// The verdict.
-    pub allowed: bool,
-    /// The overlay that was asked about.
-    pub overlay: Name,
-    /// The revision that was asked.
-    pub revision: Revision,
-    /// The rule that decided; none for default deny.
-    pub rule: Option<RuleId>,
-    /// Why, in one sentence.
-    pub why: String,
-    /// Rules that almost matched, nearest first, at most three.
-    pub nearest: Vec<NearRule>,
-    /// The hops from one to the other; none when the two have no path.
-    pub path: Option<PathNames>,
-}
-
-/// A path in names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PathNames {
-    /// The two talk directly.
-    Direct,
-    /// Through these SaPs in order.
-    Via(Vec<Name>),
-}
-
-/// A rule that almost matched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NearRule {
-    /// The rule.
-    pub rule: RuleId,
-    /// The rule in words.
-    pub text: String,
-    /// What differs, such as `port differs`.
-    pub differs: String,
 }
 
 /// One change that an operator made.

@@ -5,6 +5,7 @@
 //! newer server. Every top-level document carries `"apiVersion": "ovmesh/v1"`.
 
 pub mod admin;
+pub mod can;
 pub mod flows;
 pub mod key;
 pub mod local;

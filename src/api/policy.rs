@@ -191,7 +191,14 @@ pub struct PolicyQuestion {
     /// For tests: files with further ones.
     #[serde(default)]
     pub tests: Vec<PolicyFile>,
+    /// For lint: how many days a rule may decide nothing; 0 asks of no rule, none is
+    /// [`UNUSED_DAYS`].
+    #[serde(default)]
+    pub unused_days: Option<u32>,
 }
+
+/// How many days a rule may decide nothing before lint says so.
+pub const UNUSED_DAYS: u32 = 30;
 
 /// All pairs that may open something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,11 +26,15 @@ pub struct WhyAnswer {
     pub api_version: ApiVersion,
     /// What policy says, the same as `can`. Whether packets arrive is up to the other stages, too.
     pub allowed: bool,
-    /// The overlay that was asked about.
-    pub overlay: Name,
+    /// The overlay that was asked about; none where the two share none.
+    pub overlay: Option<Name>,
     /// The revision that was asked.
     pub revision: Revision,
-    /// Who would start the flow.
+    /// How many ordered pairs of ends were asked about.
+    pub pairs: u64,
+    /// How many of them are allowed.
+    pub allowed_pairs: u64,
+    /// Who would start the flow: of several pairs, that of the first that is denied.
     pub from: WhyEnd,
     /// Who would be talked to.
     pub to: WhyEnd,
@@ -46,8 +50,7 @@ pub struct WhyAnswer {
     pub since: Timestamp,
     /// What nodes reported of such flows, those with the most packets first, at most [`SEEN_MAX`].
     pub seen: Vec<FlowRecord>,
-    /// The commands that would allow it, in this order; none when it is allowed, or when too much is
-    /// in the way.
+    /// What would allow it, in this order, as `can` tells it.
     pub allow_with: Vec<String>,
 }
 
@@ -55,10 +58,10 @@ pub struct WhyAnswer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WhyEnd {
-    /// Its name.
-    pub name: EntityName,
-    /// Its address in the overlay.
-    pub address: IpAddr,
+    /// Its name; none of an address outside.
+    pub name: Option<EntityName>,
+    /// Its address in the overlay; none where there is no shared overlay.
+    pub address: Option<IpAddr>,
 }
 
 /// What a flow needs.

@@ -2,14 +2,19 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::daemon::Shared;
+use crate::agent::probes::Heard;
 use crate::dataplane::{ControlPort, Way};
 
 /// How often the egress counter is looked at: the first packet after idle time probes soon after.
 const ACTIVITY_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs until the plane stops.
-pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
+///
+/// What probes have no business with goes to `heard`; what finds no room there is said again.
+pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sender<Heard>) {
     let mut sent_before = shared.counters.passed(Way::Egress).packets;
     loop {
         let now = shared.now();
@@ -21,16 +26,16 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort) {
                 None => return,
             },
             () = tokio::time::sleep(wait) => None,
-            () = shared.links_changed.notified() => None,
+            () = shared.control_due.notified() => None,
         };
 
         let now = shared.now();
         let sent = shared.counters.passed(Way::Egress).packets;
         let mut probes = shared.probes();
-        if let Some(punted) = punted
-            && let Err(reason) = probes.handle_datagram(punted.from, punted.bytes(), now)
-        {
-            shared.counters.control.count_drop(reason);
+        match punted.map(|punted| probes.handle_datagram(punted.from, punted.bytes(), now)) {
+            Some(Ok(Some(said))) => drop(heard.try_send(said)),
+            Some(Err(reason)) => shared.counters.control.count_drop(reason),
+            Some(Ok(None)) | None => {}
         }
         if sent != sent_before {
             sent_before = sent;

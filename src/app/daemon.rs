@@ -29,13 +29,17 @@ use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
-use crate::types::{ApiVersion, EntityName, HumanDuration, NodeKind, Timestamp};
+use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Timestamp};
+use crate::wire::control::Message;
 
 /// How often endpoints are looked at again and failed devices are tried again.
 const TICK: Duration = Duration::from_secs(5);
 
 /// What counts as denied lately, in status.
 const LATELY: Duration = Duration::from_secs(600);
+
+/// How many notices of peers may wait.
+const HEARD_CAPACITY: usize = 64;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -68,8 +72,8 @@ impl Plane {
 pub(crate) struct Shared {
     pub(crate) publisher: Arc<Publisher<Snapshot>>,
     pub(crate) counters: Arc<Counters>,
-    /// The links of the table in force changed.
-    pub(crate) links_changed: Notify,
+    /// The links of the table in force changed, or a message waits.
+    pub(crate) control_due: Notify,
     flows: Arc<FlowTable>,
     /// What the hallways counted, on its way to the server.
     pub(crate) counted: flows::Reporter,
@@ -104,7 +108,7 @@ impl Shared {
         Self {
             publisher,
             counters,
-            links_changed: Notify::new(),
+            control_due: Notify::new(),
             flows,
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
@@ -124,6 +128,13 @@ impl Shared {
 
     pub(crate) fn probes(&self) -> MutexGuard<'_, Probes> {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends `peer` a notice, where there is a link to it.
+    pub(crate) fn notify(&self, peer: NodeId, notice: &Message) {
+        if self.probes().notify(peer, notice) {
+            self.control_due.notify_one();
+        }
     }
 
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
@@ -250,10 +261,11 @@ pub(crate) async fn run(
         let shared = Arc::clone(&shared);
         move |since| shared.denied(since)
     };
-    let answering = match &mut plane {
-        Plane::Entity(plane, _) => plane.answering(),
-        Plane::Sap(_) => None,
+    let (listener, door) = match &mut plane {
+        Plane::Entity(plane, _) => plane.answering().unzip(),
+        Plane::Sap(plane) => (plane.listener(), None),
     };
+    let (said, heard) = mpsc::channel(HEARD_CAPACITY);
     let broken = |what: &str, why: String| Problem::new(ProblemCode::Failed, what).why(why);
     let mut applier = Applier {
         shared: &shared,
@@ -286,10 +298,10 @@ pub(crate) async fn run(
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
         },
-        () = control_loop::run(&shared, port) => {
+        () = control_loop::run(&shared, port, said) => {
             Err(broken("the packet threads ended", "see the log above".to_owned()))
         }
-        () = answers::run(&shared, answering) => {
+        () = answers::run(&shared, listener, door, heard) => {
             Err(broken("the answer loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
@@ -384,7 +396,7 @@ impl Applier<'_> {
             }
         }
         shared.publisher.publish(next);
-        shared.links_changed.notify_one();
+        shared.control_due.notify_one();
         shared.facts().table = Some(TableStatus {
             serial: table.serial,
             revision: table.revision,

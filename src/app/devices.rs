@@ -15,10 +15,7 @@ use crate::sys::batch::OVERLAY_MTU_MAX;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::types::{DataPath, Lanes, OverlayId, Prefix};
-
-/// What GUE over UDP adds: outer IPv4 or IPv6 header, UDP, GUE with the key.
-const OVERHEAD_V4: u32 = 36;
-const OVERHEAD_V6: u32 = 56;
+use crate::wire::gue;
 
 /// What IPv6 asks of every link.
 const IPV6_MTU_MIN: u32 = 1280;
@@ -170,14 +167,13 @@ impl Devices {
         let mut smallest: Option<u32> = None;
         for endpoint in saps.chain(peers).take(MTU_ASKED_MAX) {
             let to = endpoint.ip().to_canonical();
-            let overhead = if to.is_ipv4() { OVERHEAD_V4 } else { OVERHEAD_V6 };
             if let Ok(mtu) = self.network.mtu_towards(to).await {
-                let inner = mtu.saturating_sub(overhead);
+                let inner = mtu.saturating_sub(gue::overhead(to.is_ipv4()).into());
                 smallest = Some(smallest.map_or(inner, |smallest| smallest.min(inner)));
             }
         }
         let max = u32::try_from(OVERLAY_MTU_MAX).unwrap_or(u32::MAX);
-        smallest.unwrap_or(UNDERLAY_MTU_USUAL - OVERHEAD_V4).clamp(576, max)
+        smallest.unwrap_or(UNDERLAY_MTU_USUAL - u32::from(gue::overhead(true))).clamp(576, max)
     }
 }
 

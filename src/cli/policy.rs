@@ -111,8 +111,8 @@ async fn pair_facts(client: &Client, change: &Change<Rule>) -> PairFacts {
     let ask = async |from: &EntityName, to: &EntityName, service: Option<Service>| {
         let question = CanQuestion {
             overlay: Some(rule.overlay.clone()),
-            from: from.clone(),
-            to: to.clone(),
+            from: Selector::Name(from.clone()),
+            to: Selector::Name(to.clone()),
             service,
         };
         let answer: Result<Answer<CanAnswer>, _> = client.ask("/v1/policy/can", &question).await;
@@ -342,6 +342,9 @@ fn show_rule(output: &mut Output, answer: &Answer<Rule>) {
             for name in &rule.dangling {
                 output.line(format!("  ! {name} is gone: the rule does nothing for it"));
             }
+            if let Some(place) = &rule.place {
+                output.line(format!("  from the file {place}, as it was applied"));
+            }
             output.line(format!(
                 "  made {} by {} (revision {})",
                 relative(rule.created, now),
@@ -376,7 +379,11 @@ async fn can(client: &Client, output: &mut Output, args: CanArgs) -> Result<Outc
 /// The answer to `can`, with the command that would change it.
 fn verdict_lines(question: &CanQuestion, answer: &CanAnswer) -> Vec<String> {
     let CanQuestion { from, to, service, .. } = question;
-    let verdict = if answer.allowed { "ALLOWED" } else { "DENIED" };
+    let verdict = match (answer.allowed, answer.allowed_pairs) {
+        (true, _) => "ALLOWED",
+        (false, 0) => "DENIED",
+        (false, _) => "PARTLY",
+    };
     let what = service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
     let mut lines = vec![format!(
         "{verdict}  {from} → {to}{what}   overlay {}, revision {}",
@@ -387,34 +394,34 @@ fn verdict_lines(question: &CanQuestion, answer: &CanAnswer) -> Vec<String> {
         let lead = if index == 0 { "nearest" } else { "" };
         lines.push(format!("  {lead:<7}  {} {} ({})", near.rule, near.text, near.differs));
     }
-    let path = match &answer.path {
-        Some(PathNames::Direct) => format!("{from} → {to}, direct: no SaP between them"),
-        Some(PathNames::Via(saps)) => rule_words::hop_line(from, to, saps, "→"),
-        None => "none: no SaP serves the two".to_owned(),
-    };
-    lines.push(format!("  path     {path}"));
-    if answer.allowed {
-        return lines;
+    for pair in &answer.examples {
+        let word = if pair.allowed { "allowed" } else { "denied" };
+        lines.push(format!("  {word:<7}  {} → {}: {}", pair.from, pair.to, pair.why));
     }
-    lines.push(match answer.rule {
-        Some(rule) => format!("allow it:  ovctl policy revoke {rule}"),
-        None => {
-            let port =
-                service.as_ref().map(|service| format!(" --port {service}")).unwrap_or_default();
-            let overlay = match &question.overlay {
-                Some(overlay) => format!(" --overlay {overlay}"),
-                None => String::new(),
-            };
-            format!("allow it:  ovctl policy allow {from} {to}{port}{overlay}")
-        }
-    });
+    if answer.pairs == 1 && answer.enforced {
+        let path = match &answer.path {
+            Some(PathNames::Direct) => format!("{from} → {to}, direct: no SaP between them"),
+            Some(PathNames::Via(saps)) => rule_words::hop_line(from, to, saps, "→"),
+            None => "none: no SaP serves the two".to_owned(),
+        };
+        lines.push(format!("  path     {path}"));
+    }
+    lines.extend(allow_lines(&answer.allow_with));
     lines
+}
+
+/// What would allow it, one a line.
+pub(super) fn allow_lines(steps: &[String]) -> impl Iterator<Item = String> {
+    steps.iter().enumerate().map(|(at, step)| {
+        let lead = if at == 0 { "allow it:" } else { "then:" };
+        format!("{lead:<9}  {step}")
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::admin::{Enforcement, NearRule};
+    use crate::api::admin::{Enforcement, NearRule, PairVerdict};
     use crate::cli::args::ChangeArgs;
     use crate::cli::output::tests::pages;
     use crate::cli::rule_words::tests::rule;
@@ -492,6 +499,11 @@ mod tests {
                 differs: "source differs".to_owned(),
             }],
             path: Some(PathNames::Via(vec![Name::new("sap-1").unwrap()])),
+            enforced: true,
+            pairs: 1,
+            allowed_pairs: 0,
+            examples: Vec::new(),
+            allow_with: vec!["ovctl policy allow alice db --port tcp/5432".to_owned()],
         };
         (question, answer)
     }
@@ -513,15 +525,25 @@ mod tests {
     }
 
     #[test]
-    fn a_deny_rule_is_what_there_is_to_revoke() {
+    fn several_pairs_are_counted_and_shown() {
         let (question, mut answer) = denied();
-        answer.rule = Some(RuleId(5));
+        (answer.pairs, answer.allowed_pairs, answer.path) = (2, 1, None);
+        answer.nearest.clear();
+        answer.allow_with.clear();
+        let pair = |from: &str, allowed| PairVerdict {
+            from: from.to_owned(),
+            to: "db".to_owned(),
+            allowed,
+            rule: None,
+            why: "so".to_owned(),
+        };
+        answer.examples = vec![pair("web", false), pair("ci", true)];
 
         let lines = verdict_lines(&question, &answer);
-        assert_eq!(lines.last().unwrap(), "allow it:  ovctl policy revoke r-5");
+        assert!(lines[0].starts_with("PARTLY  alice → db"), "{lines:?}");
+        assert_eq!(lines[2..], ["  denied   web → db: so", "  allowed  ci → db: so"]);
         answer.allowed = true;
-        let lines = verdict_lines(&question, &answer);
-        assert!(lines[0].starts_with("ALLOWED") && lines.last().unwrap().contains("path"));
+        assert!(verdict_lines(&question, &answer)[0].starts_with("ALLOWED"));
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(crate) async fn ask(
             Ok(policy_answers::matrix(output, &answer.value, args.form))
         }
         OfflineCommand::Lint(args) => {
-            let question = question(&args.scene)?;
+            let mut question = question(&args.scene)?;
+            question.unused_days = args.unused;
             let answer: Answer<LintAnswer> = client.ask("/v1/policy/lint", &question).await?;
             Ok(policy_answers::findings(output, &answer.value.findings))
         }
@@ -65,7 +66,7 @@ fn question(scene: &SceneArgs) -> Result<PolicyQuestion, Problem> {
     Ok(PolicyQuestion {
         overlay: scene.overlay.clone(),
         files: policy_files(&scene.files)?,
-        tests: Vec::new(),
+        ..PolicyQuestion::default()
     })
 }
 

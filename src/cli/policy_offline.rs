@@ -13,8 +13,8 @@ use crate::api::policy::{
 };
 use crate::api::{Problem, ProblemCode};
 use crate::policy::{
-    DOCUMENT_BYTES_MAX, Document, Finding, Inventory, Matrix, MatrixPair, PairChange, Scene,
-    difference, examine, lint, read_inventory, read_policies, read_test_file,
+    DOCUMENT_BYTES_MAX, Document, Finding, Inventory, Matrix, MatrixPair, Observed, PairChange,
+    Scene, difference, examine, lint, read_inventory, read_policies, read_test_file,
 };
 use crate::types::ApiVersion;
 
@@ -33,7 +33,8 @@ pub fn run(output: &mut Output, command: &OfflineCommand) -> Result<Outcome, Pro
         }
         OfflineCommand::Lint(args) => {
             let (scene, _) = Files::read(output, &args.scene)?.scene()?;
-            let findings: Vec<LintFinding> = lint(&scene).into_iter().map(finding).collect();
+            let findings: Vec<LintFinding> =
+                lint(&scene, &Observed::default()).into_iter().map(finding).collect();
             Ok(policy_answers::findings(output, &findings))
         }
         OfflineCommand::Diff(args) => {

@@ -139,6 +139,7 @@ pub(crate) mod tests {
             revision: Revision(43),
             created: Timestamp(0),
             created_by: "uid 0 (unix socket)".to_owned(),
+            place: None,
             dangling: Vec::new(),
             hits: None,
             pairs: 1,

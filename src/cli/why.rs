@@ -7,7 +7,7 @@ use super::flow::verdict;
 use super::output::{Output, relative};
 use crate::api::Problem;
 use crate::api::admin::CanQuestion;
-use crate::api::why::{StageName, StageState, WhyAnswer};
+use crate::api::why::{StageName, StageState, WhyAnswer, WhyEnd};
 use crate::types::Timestamp;
 
 /// Does what `ovctl why` asks.
@@ -34,10 +34,16 @@ pub async fn run(client: &Client, output: &mut Output, args: CanArgs) -> Result<
 fn lines(why: &WhyAnswer, now: Timestamp) -> Vec<String> {
     let verdict = if why.allowed { "ALLOWED" } else { "DENIED" };
     let service = why.service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
-    let mut lines = vec![format!(
-        "{verdict:<7}  {} ({}) → {} ({}){service}   overlay {}, revision {}",
-        why.from.name, why.from.address, why.to.name, why.to.address, why.overlay, why.revision
-    )];
+    let place = match &why.overlay {
+        Some(overlay) => format!("overlay {overlay}, revision {}", why.revision),
+        None => format!("revision {}", why.revision),
+    };
+    let (from, to) = (end(&why.from), end(&why.to));
+    let mut lines = vec![format!("{verdict:<7}  {from} → {to}{service}   {place}")];
+    if why.pairs > 1 {
+        let (allowed, all) = (why.allowed_pairs, why.pairs);
+        lines.push(format!("  {allowed} of {all} pairs are allowed; this is about the one above"));
+    }
     for (at, stage) in why.stages.iter().enumerate() {
         let state = state_word(stage.state);
         lines.push(format!("  {} {:<10}  {state:<7}  {}", at + 1, stage.stage.name(), stage.text));
@@ -49,12 +55,21 @@ fn lines(why: &WhyAnswer, now: Timestamp) -> Vec<String> {
             }
         }
     }
-    lines.extend(seen_lines(why, now));
-    for (at, command) in why.allow_with.iter().enumerate() {
-        let lead = if at == 0 { "allow it:" } else { "then:" };
-        lines.push(format!("{lead:<9}  {command}"));
+    if why.from.name.is_some() && why.to.name.is_some() && why.overlay.is_some() {
+        lines.extend(seen_lines(why, now));
     }
+    lines.extend(super::policy::allow_lines(&why.allow_with));
     lines
+}
+
+/// `web (10.70.0.1)`, or what there is of it.
+fn end(end: &WhyEnd) -> String {
+    match (&end.name, &end.address) {
+        (Some(name), Some(address)) => format!("{name} ({address})"),
+        (Some(name), None) => name.to_string(),
+        (None, Some(address)) => address.to_string(),
+        (None, None) => "somebody who is gone".to_owned(),
+    }
 }
 
 fn state_word(state: StageState) -> &'static str {
@@ -96,7 +111,7 @@ mod tests {
             "apiVersion": "ovmesh/v1", "allowed": allowed, "overlay": "prod", "revision": 43,
             "from": {"name": "alice", "address": "100.71.0.90"},
             "to": {"name": "db", "address": "100.71.0.21"},
-            "service": "tcp/5432", "rule": null,
+            "pairs": 1, "allowedPairs": u64::from(allowed), "service": "tcp/5432", "rule": null,
             "stages": [
                 {"stage": "path", "state": "ok", "text": "alice → sap-1 → db"},
                 {"stage": "rules", "state": state, "text": "the reason"},

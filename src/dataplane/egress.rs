@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::counters::Tally;
 use super::hallway::{Common, now};
-use super::notice::Teller;
+use super::notice::{Teller, exceeded};
+use super::publish::Reader;
 use super::train::{Leaving, Memo};
-use crate::forward::Verdict;
+use crate::forward::{PathMtus, Verdict};
 use crate::sys::batch::{BATCH, PacketBatch};
 use crate::sys::offload::split::Split;
 use crate::sys::offload::vnet::VnetHeader;
@@ -31,6 +32,7 @@ pub(super) fn run(
     tun: &Arc<Tun>,
     overlay: OverlayId,
     mut common: Common,
+    mut mtus: Reader<PathMtus>,
     teller: &Teller,
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
@@ -42,7 +44,7 @@ pub(super) fn run(
         if batch.is_empty() {
             continue;
         }
-        let snapshot = common.snapshot.latest();
+        let (snapshot, mtus) = (common.snapshot.latest(), mtus.latest());
         let now = now();
         // A publish may have moved the overlay, or it may be gone.
         let index = snapshot.overlay_index(overlay);
@@ -57,9 +59,14 @@ pub(super) fn run(
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
-            let one = judge_read(header, packet, verdict);
+            let mut one = judge_read(header, packet, verdict);
             if let Verdict::Drop(reason) = one.verdict {
                 teller.refused(reason, overlay, one.family, packet, now.monotonic_millis);
+            } else if !mtus.is_empty()
+                && let Some(mtu) = exceeded(mtus, header, one.family, packet, now.monotonic_millis)
+            {
+                one.verdict = Verdict::Drop(DropReason::TooBig);
+                teller.exceeds(mtu, overlay, packet, now.monotonic_millis);
             }
             judged.push(one);
         }
@@ -71,6 +78,7 @@ pub(super) fn run(
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(&common.udp, Some(&mut queue));
         common.counters.egress.add(&mut refused);
         common.counters.egress.add(&mut passed);
     }

@@ -10,6 +10,7 @@ use super::counters::Tally;
 use super::deliver::Delivery;
 use super::ecn;
 use super::hallway::{Common, Opened, now, open, receive};
+use super::notice::Teller;
 use super::publish::Reader;
 use super::train::{Memo, Pieces};
 use crate::forward::Verdict;
@@ -42,7 +43,12 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punter) {
+pub(super) fn run(
+    mut common: Common,
+    mut devices: Reader<Devices>,
+    punter: Punter,
+    teller: &Teller,
+) {
     let mut batch = DatagramBatch::new();
     let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
     let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
@@ -51,6 +57,7 @@ pub(super) fn run(mut common: Common, mut devices: Reader<Devices>, punter: Punt
         // Also without packets: a device that was removed goes away only when nobody holds it.
         let devices = devices.latest();
         if !has_packets {
+            teller.too_long(&common.udp, None);
             continue;
         }
         let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());

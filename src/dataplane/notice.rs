@@ -1,8 +1,10 @@
-//! Facts about refused packets, for whoever answers the host: a hallway hands them over and goes on.
+//! Facts about packets that were refused or too long, for whoever answers the host and tells others: a
+//! hallway hands them over and goes on.
 //!
 //! A bounded channel that was made whole at the start, and a budget that all lanes share: under a
-//! flood of refusals most of them are only counted.
+//! flood of such packets most of them are only counted.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -11,7 +13,11 @@ use tokio::sync::Notify;
 use super::control::Budget;
 use super::ingress::Devices;
 use super::publish::Publisher;
+use crate::forward::PathMtus;
+use crate::sys::clock;
+use crate::sys::offload::layout::Layout;
 use crate::sys::offload::vnet::VnetHeader;
+use crate::sys::udp::{SendQueue, TooLong, UdpSocket};
 use crate::types::{DropReason, OverlayId};
 use crate::wire::inner::{self, Quoted};
 use crate::wire::start::Start;
@@ -24,6 +30,24 @@ const TOLD_CAPACITY: usize = 256;
 const PER_SECOND: u32 = 500;
 
 const TCP: u8 = 6;
+
+/// What became of a packet that went no further.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    /// It would have opened a flow, and was refused.
+    Refused(Refusal),
+    /// It came from this host and is longer than its destination takes.
+    Exceeds {
+        /// The overlay whose device it came from.
+        overlay: OverlayId,
+        /// What its destination takes, in bytes.
+        mtu: u16,
+        /// The packet's first bytes.
+        start: Start,
+    },
+    /// Its datagram was too long for the way.
+    TooLong(TooLong),
+}
 
 /// An opening packet of this host was refused.
 #[derive(Clone, Copy, Debug)]
@@ -38,36 +62,37 @@ pub struct Refusal {
     pub start: Start,
 }
 
-/// A hallway's end of the channel; each egress thread has one.
+/// A hallway's end of the channel; each thread has one.
 #[derive(Clone, Debug)]
 pub(super) struct Teller {
-    to_task: SyncSender<Refusal>,
+    to_task: SyncSender<Told>,
     bell: Arc<Notify>,
     budget: Arc<Budget>,
 }
 
-/// What the hallways refused of this host, for a task.
+/// What the hallways tell, for a task.
 #[derive(Debug)]
-pub struct Refusals {
-    from_hallways: Receiver<Refusal>,
+pub struct Listener {
+    from_hallways: Receiver<Told>,
     bell: Arc<Notify>,
 }
 
-/// Gives packets to the host in the name of the network.
+/// The way to this host: packets in the name of the network, and what its own packets must fit.
 #[derive(Debug)]
 pub struct HostDoor {
     devices: Arc<Publisher<Devices>>,
+    mtus: Arc<Publisher<PathMtus>>,
 }
 
 /// Both ends of a new channel.
-pub(super) fn channel() -> (Teller, Refusals) {
+pub(super) fn channel() -> (Teller, Listener) {
     let (to_task, from_hallways) = sync_channel(TOLD_CAPACITY);
     let bell = Arc::new(Notify::new());
     let budget = Arc::new(Budget::of(PER_SECOND));
-    (Teller { to_task, bell: Arc::clone(&bell), budget }, Refusals { from_hallways, bell })
+    (Teller { to_task, bell: Arc::clone(&bell), budget }, Listener { from_hallways, bell })
 }
 
-impl Refusals {
+impl Listener {
     /// Waits until there may be something.
     pub async fn rung(&self) {
         self.bell.notified().await;
@@ -75,15 +100,15 @@ impl Refusals {
 
     /// The next one, if there is one.
     #[must_use]
-    pub fn poll(&self) -> Option<Refusal> {
+    pub fn poll(&self) -> Option<Told> {
         self.from_hallways.try_recv().ok()
     }
 }
 
 impl HostDoor {
     /// `devices` are those of any lane: each has a queue of every device.
-    pub(super) fn new(devices: Arc<Publisher<Devices>>) -> Self {
-        Self { devices }
+    pub(super) fn new(devices: Arc<Publisher<Devices>>, mtus: Arc<Publisher<PathMtus>>) -> Self {
+        Self { devices, mtus }
     }
 
     /// Gives the host a packet on the device of `overlay`; whether it took it. Holds on to no device.
@@ -92,6 +117,13 @@ impl HostDoor {
         let devices = self.devices.current();
         let device = devices.get(&overlay);
         device.is_some_and(|tun| tun.write(&VnetHeader::PLAIN, 0, [packet]).is_ok())
+    }
+
+    /// From now on the host's packets to `destination` must fit `mtu` bytes; whether that is news.
+    #[must_use]
+    pub fn narrow(&self, destination: IpAddr, mtu: u16, now_millis: u64) -> bool {
+        let next = self.mtus.current().learn(destination, mtu, now_millis);
+        next.map(|next| self.mtus.publish(next)).is_some()
     }
 }
 
@@ -114,10 +146,48 @@ impl Teller {
             return;
         }
         let refusal = Refusal { reason, overlay, flow, start: Start::of(packet) };
-        if self.to_task.try_send(refusal).is_ok() {
+        self.tell(Told::Refused(refusal));
+    }
+
+    /// A packet of this host is longer than `mtu`, which its destination takes.
+    pub(super) fn exceeds(&self, mtu: u16, overlay: OverlayId, packet: &[u8], now_millis: u64) {
+        if self.budget.take(now_millis) {
+            self.tell(Told::Exceeds { overlay, mtu, start: Start::of(packet) });
+        }
+    }
+
+    /// Passes on what the kernel heard of datagrams that were too long, those that `queue` could not
+    /// send among them. Costs a load when nothing failed.
+    pub(super) fn too_long(&self, udp: &UdpSocket, queue: Option<&mut SendQueue>) {
+        udp.take_too_long(queue, |too_long| {
+            if self.budget.take(clock::monotonic_millis()) {
+                self.tell(Told::TooLong(too_long));
+            }
+        });
+    }
+
+    fn tell(&self, told: Told) {
+        if self.to_task.try_send(told).is_ok() {
             self.bell.notify_one();
         }
     }
+}
+
+/// What the destination of a packet takes, where the packet, or the longest that it is cut into, is
+/// longer.
+pub(super) fn exceeded(
+    mtus: &PathMtus,
+    header: Option<VnetHeader>,
+    family: Family,
+    packet: &[u8],
+    now_millis: u64,
+) -> Option<u16> {
+    let longest = match header.and_then(|header| header.gso) {
+        None => packet.len(),
+        Some(gso) => Layout::read(packet)?.payload_start + usize::from(gso.size),
+    };
+    let destination = inner::quoted(family, packet).ok()?.destination;
+    mtus.exceeded(destination, longest.min(packet.len()), now_millis)
 }
 
 /// The refusals that a host hears of: what policy, and where nobody can carry it, says.
@@ -143,12 +213,13 @@ fn opened(facts: &Facts, reason: DropReason) -> Option<Quoted> {
 mod tests {
     use super::super::hallway::tests::{V4_DATA, datagram};
     use super::*;
+    use crate::sys::offload::vnet::{Gso, GsoKind};
     use crate::wire::gue;
 
     const OVERLAY: OverlayId = OverlayId(1);
 
-    fn count(refusals: &Refusals) -> usize {
-        std::iter::from_fn(|| refusals.poll()).count()
+    fn count(told: &Listener) -> usize {
+        std::iter::from_fn(|| told.poll()).count()
     }
 
     fn echo_request() -> Vec<u8> {
@@ -157,14 +228,18 @@ mod tests {
 
     #[test]
     fn refusals_by_policy_are_told_and_others_are_not() {
-        let (teller, refusals) = channel();
+        let (teller, listener) = channel();
         let echo = echo_request();
 
         for reason in DropReason::ALL {
             teller.refused(*reason, OVERLAY, Family::V4, &echo, 1);
         }
 
-        let told: Vec<_> = std::iter::from_fn(|| refusals.poll()).map(|told| told.reason).collect();
+        let reason = |told| match told {
+            Told::Refused(refusal) => refusal.reason,
+            Told::Exceeds { .. } | Told::TooLong(_) => panic!("{told:?}"),
+        };
+        let told: Vec<_> = std::iter::from_fn(|| listener.poll()).map(reason).collect();
         let expected =
             [DropReason::NoRow, DropReason::NoRule, DropReason::DenyRule, DropReason::NoPath];
         assert_eq!(told, expected);
@@ -172,29 +247,50 @@ mod tests {
 
     #[test]
     fn a_flood_uses_the_budget_up_or_fills_the_channel_and_no_more() {
-        let (teller, refusals) = channel();
+        let (teller, listener) = channel();
         let lanes = [teller.clone(), teller];
         let echo = echo_request();
 
         let mut told = 0;
         for round in 0..2 * PER_SECOND as usize {
             lanes[round % 2].refused(DropReason::NoRule, OVERLAY, Family::V4, &echo, 2000);
-            told += count(&refusals);
+            told += count(&listener);
         }
         assert_eq!(told, PER_SECOND as usize);
 
         for _ in 0..2 * TOLD_CAPACITY {
             lanes[0].refused(DropReason::NoRule, OVERLAY, Family::V4, &echo, 3000);
         }
-        assert_eq!(count(&refusals), TOLD_CAPACITY);
+        assert_eq!(count(&listener), TOLD_CAPACITY);
+    }
+
+    #[test]
+    fn a_packet_is_too_long_when_a_piece_of_it_is() {
+        let mut packet = echo_request();
+        let destination = "10.0.0.1".parse().unwrap();
+        let mtus = PathMtus::default().learn(destination, 600, 0).unwrap();
+        packet[9] = 17;
+        packet.resize(2000, 0);
+        packet[2..4].copy_from_slice(&2000_u16.to_be_bytes());
+        packet[24..26].copy_from_slice(&1980_u16.to_be_bytes());
+        let of_size = |size| {
+            let gso = Some(Gso { kind: GsoKind::Udp, size });
+            exceeded(&mtus, Some(VnetHeader { gso, partial: None }), Family::V4, &packet, 0)
+        };
+        let whole = |len| exceeded(&mtus, Some(VnetHeader::PLAIN), Family::V4, &packet[..len], 0);
+
+        // The headers are 28 bytes.
+        assert_eq!((of_size(572), of_size(573)), (None, Some(600)));
+        assert_eq!((whole(600), whole(601)), (None, Some(600)));
+        assert_eq!(exceeded(&PathMtus::default(), None, Family::V4, &packet, 0), None);
     }
 
     #[test]
     fn only_what_opens_a_flow_with_one_host_is_told() {
-        let (teller, refusals) = channel();
+        let (teller, listener) = channel();
         let tell = |reason, packet: &[u8]| {
             teller.refused(reason, OVERLAY, Family::V4, packet, 1);
-            count(&refusals)
+            count(&listener)
         };
         let mut packet = echo_request();
         assert_eq!(tell(DropReason::NoRule, &packet), 1);

@@ -11,10 +11,10 @@ use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
 use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
-use super::notice::{self, HostDoor, Refusals, Teller};
+use super::notice::{self, HostDoor, Listener, Teller};
 use super::publish::Publisher;
 use super::{egress, ingress, transit};
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::{FlowTable, PathMtus, Snapshot};
 use crate::sys::SysError;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
@@ -94,7 +94,8 @@ pub struct EntityPlane {
     shared: Shared,
     lanes: Vec<EntityLane>,
     teller: Teller,
-    refusals: Option<Refusals>,
+    listener: Option<Listener>,
+    mtus: Arc<Publisher<PathMtus>>,
     problems: Arc<Mutex<BTreeMap<OverlayId, String>>>,
     /// Numbers the egress threads.
     started: u32,
@@ -115,21 +116,22 @@ impl EntityPlane {
         let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let (punter, port) = control_port(&sockets)?;
         let shared = Shared::new(sockets.len(), snapshots, flows);
+        let (teller, listener) = notice::channel();
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
             let devices = Arc::new(Publisher::new(Devices::new()));
             let is_stopped = Arc::default();
             let common = shared.common(&udp, counters, &is_stopped);
-            let (reader, punter) = (devices.reader(), punter.clone());
+            let (reader, punter, teller) = (devices.reader(), punter.clone(), teller.clone());
             let name = format!("ov-ingress-{}", lanes.len());
-            let body = move || ingress::run(common, reader, punter);
+            let body = move || ingress::run(common, reader, punter, &teller);
             let ingress = Hallway::spawn(name, is_stopped, body)?;
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
         }
-        let (teller, refusals) = notice::channel();
-        let (refusals, problems) = (Some(refusals), Arc::default());
-        Ok((Self { shared, lanes, teller, refusals, problems, started: 0 }, port))
+        let mtus = Arc::new(Publisher::new(PathMtus::default()));
+        let (listener, problems) = (Some(listener), Arc::default());
+        Ok((Self { shared, lanes, teller, listener, mtus, problems, started: 0 }, port))
     }
 
     /// Starts the egress threads of an overlay, one for each queue of its device, and lets ingress
@@ -162,9 +164,9 @@ impl EntityPlane {
         let common = self.shared.common(&lane.udp, &lane.counters, &is_stopped);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
-        let (device, teller) = (Arc::clone(&queue), self.teller.clone());
+        let (device, teller, mtus) = (Arc::clone(&queue), self.teller.clone(), self.mtus.reader());
         let hallway = Hallway::spawn(name, is_stopped, move || {
-            if let Err(error) = caught(|| egress::run(&device, overlay, common, &teller)) {
+            if let Err(error) = caught(|| egress::run(&device, overlay, common, mtus, &teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",
@@ -200,12 +202,11 @@ impl EntityPlane {
         self.lanes.first().into_iter().flat_map(|lane| lane.egress.keys().copied())
     }
 
-    /// What the hallways refuse of this host, and the door for answers to it. Whoever asks first gets
-    /// them.
+    /// What the hallways tell, and the door to this host. Whoever asks first gets them.
     #[must_use]
-    pub fn answering(&mut self) -> Option<(Refusals, HostDoor)> {
+    pub fn answering(&mut self) -> Option<(Listener, HostDoor)> {
         let devices = Arc::clone(&self.lanes.first()?.devices);
-        Some((self.refusals.take()?, HostDoor::new(devices)))
+        Some((self.listener.take()?, HostDoor::new(devices, Arc::clone(&self.mtus))))
     }
 
     /// The counters of all hallways.
@@ -231,6 +232,7 @@ impl EntityPlane {
 #[derive(Debug)]
 pub struct SapPlane {
     shared: Shared,
+    listener: Option<Listener>,
     _lanes: Vec<Hallway>,
 }
 
@@ -248,14 +250,22 @@ impl SapPlane {
         let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let (punter, port) = control_port(&sockets)?;
         let shared = Shared::new(sockets.len(), snapshots, flows);
+        let (teller, listener) = notice::channel();
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.iter().zip(shared.counters.lanes()) {
-            let (is_stopped, punter) = (Arc::default(), punter.clone());
+            let (is_stopped, punter, teller) = (Arc::default(), punter.clone(), teller.clone());
             let common = shared.common(udp, counters, &is_stopped);
             let name = format!("ov-transit-{}", lanes.len());
-            lanes.push(Hallway::spawn(name, is_stopped, move || transit::run(common, punter))?);
+            let body = move || transit::run(common, punter, &teller);
+            lanes.push(Hallway::spawn(name, is_stopped, body)?);
         }
-        Ok((Self { shared, _lanes: lanes }, port))
+        Ok((Self { shared, listener: Some(listener), _lanes: lanes }, port))
+    }
+
+    /// What the hallways tell. Whoever asks first gets it.
+    #[must_use]
+    pub fn listener(&mut self) -> Option<Listener> {
+        self.listener.take()
     }
 
     /// The counters of all hallways.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::control::Punter;
 use super::counters::Tally;
 use super::hallway::{Common, Opened, now, open, receive};
+use super::notice::Teller;
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
 use crate::sys::batch::{DatagramBatch, Meta};
@@ -31,12 +32,13 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, punter: Punter) {
+pub(super) fn run(mut common: Common, punter: Punter, teller: &Teller) {
     let mut batch = DatagramBatch::new();
     let mut queue = SendQueue::new();
     let (mut refused, mut passed) = (Tally::new(), Tally::new());
     while !common.is_stopped() {
         if !receive(&common.udp, &mut batch) {
+            teller.too_long(&common.udp, None);
             continue;
         }
         let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
@@ -66,6 +68,7 @@ pub(super) fn run(mut common: Common, punter: Punter) {
             })
         });
         common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(&common.udp, Some(&mut queue));
         common.counters.transit.add(&mut refused);
         common.counters.transit.add(&mut passed);
     }

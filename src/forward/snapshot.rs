@@ -94,12 +94,12 @@ pub(super) struct Sap {
 }
 
 impl Overlay {
-    fn member(&self, number: u32) -> Option<&Member> {
+    pub(super) fn member(&self, number: u32) -> Option<&Member> {
         self.members.get(number as usize)
     }
 
     /// A member's id, which stays when a new table numbers members anew.
-    fn id_of(&self, number: u32) -> NodeId {
+    pub(super) fn id_of(&self, number: u32) -> NodeId {
         self.member(number).map_or(NodeId(0), |member| member.id)
     }
 
@@ -129,7 +129,7 @@ impl Overlay {
         is_inside.then(|| flows.records().find(&key, now.wall))
     }
 
-    fn route(&self, from: u32, to: u32) -> Route<'_> {
+    pub(super) fn route(&self, from: u32, to: u32) -> Route<'_> {
         match (self.member(from), self.member(to)) {
             (Some(a), Some(b)) => self.paths.route((from, a.id), (to, b.id)),
             _ => Route::Elsewhere,
@@ -459,7 +459,7 @@ impl Snapshot {
         Judge { matcher: &overlay.matcher, overlay: overlay.info.id.0, flows, token, now, place }
     }
 
-    fn accepts(&self, overlay: &Overlay, from: u32, to: u32, key: u32) -> bool {
+    pub(super) fn accepts(&self, overlay: &Overlay, from: u32, to: u32, key: u32) -> bool {
         overlay.member(from).is_some_and(|source| {
             overlay.keyring.accepts(&self.keys, overlay.first_member, (from, source.id), to, key)
         })
@@ -525,7 +525,7 @@ impl Snapshot {
         self.saps.get(*self.sap_index.get(&id.0)?)
     }
 
-    fn endpoint_of(&self, sap: NodeId, outer: SocketAddr) -> Option<u8> {
+    pub(super) fn endpoint_of(&self, sap: NodeId, outer: SocketAddr) -> Option<u8> {
         position(&self.sap(sap)?.info.endpoints, outer)
     }
 }

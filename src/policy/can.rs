@@ -1,16 +1,20 @@
 //! `can`: the evaluator's verdict, with the reason and the rules that almost matched.
 
+use std::collections::BTreeMap;
+
 use super::check::path_text;
-use super::evaluate::{Pair, Paths, decide, ends_text};
+use super::evaluate::{Pair, Paths, ends_text};
+use super::judge::{End, Overview};
+use super::question::{decision, end_text, overlay_name};
 use super::select::{is_in_force, member};
-use super::span::{Span, overlap, resolve, spans};
-use super::{Decision, RuleFacts, World, did_you_mean, path_between, rule_text};
-use crate::api::admin::{CanAnswer, CanQuestion, NearRule, PathNames};
+use super::span::{Span, overlap, spans_at};
+use super::why::allow_with;
+use super::{Asked, Decision, RuleFacts, World, asked, path_between, rule_text};
+use crate::api::admin::{CanAnswer, CanQuestion, NearRule, PairVerdict, PathNames};
+use crate::api::can::EXAMPLES_MAX;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
-use crate::types::{
-    ApiVersion, EntityName, Name, NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp,
-};
+use crate::types::{ApiVersion, OverlayId, RuleId, Service, Timestamp};
 
 /// How many rules that almost matched are told.
 const NEAREST_MAX: usize = 3;
@@ -18,51 +22,115 @@ const NEAREST_MAX: usize = 3;
 /// A rule that differs in more ways was not meant for this pair.
 const DIFFERENCES_MAX: usize = 2;
 
-/// Whom a question is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AskedPair {
-    /// The overlay; both are members of it.
-    pub overlay: OverlayId,
-    /// Who would start the flow.
-    pub from: NodeId,
-    /// Who would be talked to: another one.
-    pub to: NodeId,
-}
+/// What is said of ends outside, about which nothing is enforced.
+const NOT_ENFORCED: &str = "; not enforced: packets of addresses outside do not cross the overlay";
 
-/// Whom `question` is about.
+/// Answers `question`. `places` are those of rules that came by files, as `FILE:LINE`.
 ///
 /// # Errors
 ///
-/// Those of [`can`].
-pub fn asked_pair(world: &World, question: &CanQuestion) -> Result<AskedPair, Problem> {
-    let from = entity(world, &question.from)?;
-    let to = entity(world, &question.to)?;
-    if from == to {
-        return Err(Problem::new(
-            ProblemCode::Usage,
-            format!("{} is both ends of the question", question.from),
-        )
-        .why("packets of a host to itself never enter the overlay, and no rule judges them")
-        .fix("name two different entities"));
+/// Those of [`asked`]; `NotFound` when no destination has a port of the name that is asked about.
+pub fn can(
+    world: &World,
+    question: &CanQuestion,
+    places: &BTreeMap<RuleId, String>,
+    now: Timestamp,
+) -> Result<CanAnswer, Problem> {
+    let asked = asked(world, question)?;
+    let overview = Overview::new(world, asked.overlay, now);
+    check_named_port(question, &asked, &overview)?;
+    let service = question.service.as_ref();
+    let decided: Vec<(&(End, End), Decision)> =
+        asked.pairs.iter().map(|pair| (pair, decision(&overview, pair, service))).collect();
+    let allowed_pairs = decided.iter().filter(|(_, decision)| decision.is_allow()).count();
+    let allowed = allowed_pairs == decided.len();
+    let denied = decided.iter().find(|(_, decision)| !decision.is_allow());
+    let Some((pair, first)) = denied.or(decided.first()) else {
+        return Err(Problem::new(ProblemCode::Usage, "the question is about nobody"));
+    };
+    let is_outside =
+        |(from, to): &(End, End)| matches!(from, End::Outside(_)) || matches!(to, End::Outside(_));
+    let enforced = !asked.pairs.iter().any(is_outside);
+    let mut why = match decided.len() {
+        1 => reason(world, question, pair, *first),
+        all => several_text(allowed_pairs, all),
+    };
+    let mut path = None;
+    if let ([(End::Member(from), End::Member(to))], true) = (&asked.pairs[..], enforced) {
+        let paths = path_between(world, asked.overlay, *from, *to, now);
+        path = paths.first().and_then(|hops| path_names(world, hops));
+        if let (true, None, Some(pair)) =
+            (allowed, &path, Pair::new(world, asked.overlay, *from, *to))
+        {
+            why.push_str("; but nothing passes: ");
+            why.push_str(&no_path_text(world, asked.overlay, &pair, now));
+        }
     }
-    Ok(AskedPair { overlay: shared_overlay(world, question, from, to)?, from, to })
+    if !enforced {
+        why.push_str(NOT_ENFORCED);
+    }
+    Ok(CanAnswer {
+        api_version: ApiVersion::V1,
+        allowed,
+        overlay: overlay_name(world, asked.overlay),
+        revision: world.revision,
+        rule: first.rule().filter(|_| decided.iter().all(|(_, decision)| decision == first)),
+        why,
+        enforced,
+        pairs: count(decided.len()),
+        allowed_pairs: count(allowed_pairs),
+        examples: examples(world, question, &decided),
+        nearest: match allowed {
+            true => Vec::new(),
+            false => nearest(world, asked.overlay, &overview, question, pair, *first, now),
+        },
+        path,
+        allow_with: allow_with(world, question, &asked, places, now),
+    })
 }
 
-/// Answers `question`.
-///
-/// # Errors
-///
-/// `NotFound` with "did you mean" for unknown names and overlays; `Conflict` when the two share
-/// several overlays and none was named; `Usage` when both ends are the same entity.
-pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanAnswer, Problem> {
-    let AskedPair { overlay, from, to } = asked_pair(world, question)?;
-    let pair = Pair::new(world, overlay, from, to)
-        .expect("invariant: the overlay was chosen so that both are members");
-    let asked = asked_services(question, &pair)?;
-    let decision = decide(world, overlay, from, to, question.service.as_ref(), now);
-    let paths = path_between(world, overlay, from, to, now);
-    let allowed = decision.is_allow();
-    let mut why = match decision {
+fn count(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+fn several_text(allowed: usize, all: usize) -> String {
+    match allowed {
+        0 => format!("none of the {all} pairs is allowed"),
+        _ if allowed == all => format!("all {all} pairs are allowed"),
+        _ => format!("{allowed} of the {all} pairs are allowed"),
+    }
+}
+
+/// A few of the pairs, where there are several.
+fn examples(
+    world: &World,
+    question: &CanQuestion,
+    decided: &[(&(End, End), Decision)],
+) -> Vec<PairVerdict> {
+    if decided.len() == 1 {
+        return Vec::new();
+    }
+    let some = |allowed: bool| {
+        let matching = decided.iter().filter(move |(_, one)| one.is_allow() == allowed);
+        matching.take(EXAMPLES_MAX).map(move |(pair, decision)| PairVerdict {
+            from: end_text(world, &pair.0),
+            to: end_text(world, &pair.1),
+            allowed,
+            rule: decision.rule(),
+            why: reason(world, question, pair, *decision),
+        })
+    };
+    some(false).chain(some(true)).collect()
+}
+
+/// Why a pair's verdict is what it is.
+fn reason(
+    world: &World,
+    question: &CanQuestion,
+    (from, to): &(End, End),
+    decision: Decision,
+) -> String {
+    match decision {
         Decision::Allow(id) => format!("{id} allows {}", said_by(world, id)),
         Decision::Open => {
             "no NetworkPolicy isolates either end, and unspoken traffic is open".to_owned()
@@ -76,30 +144,15 @@ pub fn can(world: &World, question: &CanQuestion, now: Timestamp) -> Result<CanA
             said_by(world, id)
         ),
         Decision::Quarantined(id) => {
-            let name = world.nodes.get(&id).map(|facts| facts.name.to_string());
-            format!("{} is in quarantine", name.unwrap_or_default())
+            format!("{} is in quarantine", end_text(world, &End::Member(id)))
         }
-        Decision::NoRule => no_rule_text(question),
-    };
-    if allowed && paths.is_empty() {
-        why.push_str("; but nothing passes: ");
-        why.push_str(&no_path_text(world, overlay, &pair, now));
+        Decision::NoRule => {
+            let (from, to) = (end_text(world, from), end_text(world, to));
+            let what =
+                question.service.as_ref().map(|service| format!("{service} ")).unwrap_or_default();
+            format!("no rule lets {from} start {what}flows to {to}; default deny")
+        }
     }
-    let nearest = if allowed {
-        Vec::new()
-    } else {
-        nearest(world, overlay, &pair, asked.as_deref(), decision, now)
-    };
-    Ok(CanAnswer {
-        api_version: ApiVersion::V1,
-        allowed,
-        overlay: overlay_name(world, overlay),
-        revision: world.revision,
-        rule: decision.rule(),
-        why,
-        nearest,
-        path: paths.first().and_then(|hops| path_names(world, hops)),
-    })
 }
 
 /// What a rule or NetworkPolicy is about.
@@ -112,16 +165,6 @@ fn said_by(world: &World, id: RuleId) -> String {
         .map(|facts| format!("NetworkPolicy {}", facts.policy.full_name()))
         .or_else(|| world.rules.get(&id).map(ends_text))
         .unwrap_or_default()
-}
-
-fn no_rule_text(question: &CanQuestion) -> String {
-    let (from, to) = (&question.from, &question.to);
-    match &question.service {
-        Some(service) => {
-            format!("no rule lets {from} start {service} flows to {to}; default deny")
-        }
-        None => format!("no rule lets {from} start flows to {to}; default deny"),
-    }
 }
 
 /// Why nothing passes between two whom [`path_between`] finds no path for.
@@ -151,120 +194,30 @@ pub(super) fn no_path_text(
     }
 }
 
-/// The entity of that name.
-fn entity(world: &World, name: &EntityName) -> Result<NodeId, Problem> {
-    let named = |kind: NodeKind| {
-        world.nodes.iter().find(|(_, f)| f.kind == kind && f.name == *name).map(|(id, _)| *id)
-    };
-    if let Some(id) = named(NodeKind::Entity) {
-        return Ok(id);
-    }
-    let problem = Problem::new(ProblemCode::NotFound, format!("there is no entity {name}"));
-    if named(NodeKind::Sap).is_some() {
-        return Err(problem.why(format!("{name} is a SaP, and rules speak of entities")));
-    }
-    let known = world.nodes.values().filter(|f| f.kind == NodeKind::Entity);
-    Err(hint(problem, &name.to_string(), known.map(|f| f.name.to_string()), "entity"))
-}
-
-/// Adds "did you mean", or where to look.
-fn hint(problem: Problem, typed: &str, known: impl Iterator<Item = String>, noun: &str) -> Problem {
-    match did_you_mean(typed, known) {
-        Some(meant) => problem.fix(format!("did you mean {meant}?")),
-        None => problem.fix(format!("see `ovctl {noun} list`")),
-    }
-}
-
-/// The overlay that the question is about.
-fn shared_overlay(
-    world: &World,
+/// Refuses a question about a named port that no destination has.
+fn check_named_port(
     question: &CanQuestion,
-    from: NodeId,
-    to: NodeId,
-) -> Result<OverlayId, Problem> {
-    let is_shared =
-        |id: OverlayId| member(world, id, from).is_some() && member(world, id, to).is_some();
-    if let Some(name) = &question.overlay {
-        let found = world.overlays.iter().find(|(_, facts)| facts.name == *name);
-        let Some((&id, _)) = found else {
-            let problem =
-                Problem::new(ProblemCode::NotFound, format!("there is no overlay {name}"));
-            let known = world.overlays.values().map(|facts| facts.name.to_string());
-            return Err(hint(problem, name.as_str(), known, "overlay"));
-        };
-        if is_shared(id) {
-            return Ok(id);
-        }
-        let outsider =
-            if member(world, id, from).is_none() { &question.from } else { &question.to };
-        return Err(Problem::new(
-            ProblemCode::NotFound,
-            format!("{outsider} is not a member of the overlay {name}"),
-        )
-        .fix(format!("see `ovctl entity show {outsider}`")));
+    asked: &Asked,
+    overview: &Overview<'_>,
+) -> Result<(), Problem> {
+    let Some(service @ Service::Named(..)) = &question.service else { return Ok(()) };
+    if asked.pairs.iter().any(|(_, to)| !overview.asked(Some(service), to).is_empty()) {
+        return Ok(());
     }
-    let shared: Vec<OverlayId> = world.overlays.keys().copied().filter(|&o| is_shared(o)).collect();
-    match shared[..] {
-        [only] => Ok(only),
-        [] => Err(Problem::new(
-            ProblemCode::NotFound,
-            format!("{} and {} share no overlay", question.from, question.to),
-        )
-        .why(format!(
-            "{} is in {}; {} is in {}",
-            question.from,
-            overlays_of(world, from),
-            question.to,
-            overlays_of(world, to)
-        ))),
-        [first, ..] => {
-            let names: Vec<String> =
-                shared.iter().map(|&id| overlay_name(world, id).to_string()).collect();
-            Err(Problem::new(
-                ProblemCode::Conflict,
-                format!("{} and {} share several overlays", question.from, question.to),
-            )
-            .why(format!("they are {}", names.join(", ")))
-            .fix(format!("say which one: --overlay {}", overlay_name(world, first))))
-        }
-    }
-}
-
-fn overlays_of(world: &World, id: NodeId) -> String {
-    let overlays = world.nodes.get(&id).into_iter().flat_map(|facts| facts.addresses.keys());
-    let names: Vec<String> = overlays.map(|&id| overlay_name(world, id).to_string()).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-}
-
-fn overlay_name(world: &World, id: OverlayId) -> Name {
-    world.overlays.get(&id).map(|facts| facts.name.clone()).unwrap_or_default()
-}
-
-/// What is asked about, with a named port resolved; none for "anything at all".
-fn asked_services(
-    question: &CanQuestion,
-    pair: &Pair<'_>,
-) -> Result<Option<Vec<Service>>, Problem> {
-    let Some(service) = &question.service else { return Ok(None) };
-    if let Some(resolved) = resolve(std::slice::from_ref(service), &pair.to.1.ports) {
-        return Ok(Some(resolved));
-    }
-    let known: Vec<String> = pair
-        .to
-        .1
-        .ports
-        .iter()
+    let ports = asked.pairs.first().into_iter().flat_map(|(_, to)| overview.ports_of(to));
+    let known: Vec<String> = ports
         .flat_map(|(name, services)| {
             services.iter().map(move |service| format!("{name}={service}"))
         })
         .collect();
-    Err(Problem::new(ProblemCode::NotFound, format!("{} has no port {service}", question.to))
-        .why(if known.is_empty() {
-            "it names no ports".to_owned()
-        } else {
-            format!("it names {}", known.join(", "))
-        })
-        .fix("ask for a number, such as tcp/443"))
+    let problem =
+        Problem::new(ProblemCode::NotFound, format!("{} has no port {service}", question.to));
+    Err(match (asked.pairs.len(), known.is_empty()) {
+        (1, false) => problem.why(format!("it names {}", known.join(", "))),
+        (1, true) => problem.why("it names no ports"),
+        (_, _) => problem,
+    }
+    .fix("ask for a number, such as tcp/443"))
 }
 
 /// The hops by name.
@@ -286,18 +239,19 @@ pub(super) fn path_names(world: &World, hops: &PathHops) -> Option<PathNames> {
 fn nearest(
     world: &World,
     overlay: OverlayId,
-    pair: &Pair<'_>,
-    asked: Option<&[Service]>,
+    overview: &Overview<'_>,
+    question: &CanQuestion,
+    (from, to): &(End, End),
     decision: Decision,
     now: Timestamp,
 ) -> Vec<NearRule> {
-    let asked = asked.map_or_else(|| vec![Span::ALL], |services| spans(services, pair.is_ipv6));
+    let asked = overview.asked(question.service.as_ref(), to);
     let allows = world.rules.iter().filter(|(_, rule)| {
         rule.overlay == overlay && rule.action == Action::Allow && !rule.is_audit
     });
     let mut found: Vec<(usize, NearRule)> = allows
         .filter_map(|(&id, rule)| {
-            let mut differs = differences(rule, pair, &asked)?;
+            let mut differs = differences(overview, rule, from, to, &asked)?;
             if !is_in_force(rule, now) {
                 differs.push("expired".to_owned());
             }
@@ -316,23 +270,48 @@ fn nearest(
 }
 
 /// What about the rule's ends and services differs from the question; none when both ends do.
-fn differences(rule: &RuleFacts, pair: &Pair<'_>, asked: &[Span]) -> Option<Vec<String>> {
-    let reversed = pair.reversed();
-    let (judged, end) = if pair.is_spoken_of_by(rule) {
-        (pair, None)
-    } else if reversed.is_spoken_of_by(rule) {
-        (&reversed, Some("direction differs"))
-    } else if pair.meets_target_of(rule) {
-        (pair, Some("source differs"))
-    } else if pair.meets_source_of(rule) {
-        (pair, Some("destination differs"))
+fn differences(
+    overview: &Overview<'_>,
+    rule: &RuleFacts,
+    from: &End,
+    to: &End,
+    asked: &[Span],
+) -> Option<Vec<String>> {
+    let meets_source =
+        overview.is_meant(&rule.from, from) || (rule.both && overview.is_meant(&rule.to, from));
+    let meets_target =
+        overview.is_meant(&rule.to, to) || (rule.both && overview.is_meant(&rule.from, to));
+    let (target, end) = if overview.is_spoken_of(rule, from, to) {
+        (to, None)
+    } else if overview.is_spoken_of(rule, to, from) {
+        (from, Some("direction differs"))
+    } else if meets_target {
+        (to, Some("source differs"))
+    } else if meets_source {
+        (to, Some("destination differs"))
     } else {
         return None;
     };
     let mut differs: Vec<String> = end.map(str::to_owned).into_iter().collect();
     // At another destination a named port may be another one, so only its own destination tells.
-    if end != Some("destination differs") && overlap(&judged.services_of(rule), asked).is_empty() {
+    if end != Some("destination differs")
+        && overlap(&overview.services_at(rule, target), asked).is_empty()
+    {
         differs.push("port differs".to_owned());
     }
     Some(differs)
+}
+
+/// Whether a flow of `seen` to the destination of a pair is among what was asked about.
+#[must_use]
+pub fn is_about(
+    world: &World,
+    asked: &super::AskedPair,
+    service: &Service,
+    seen: &Service,
+) -> bool {
+    let Some(facts) = member(world, asked.overlay, asked.to) else { return false };
+    let is_ipv6 = facts.addresses.get(&asked.overlay).is_some_and(std::net::IpAddr::is_ipv6);
+    let spans = |service| spans_at(std::slice::from_ref(service), is_ipv6, &facts.ports);
+    !overlap(&spans(service), &spans(seen)).is_empty()
 }

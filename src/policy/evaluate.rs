@@ -1,8 +1,8 @@
 //! The evaluator: may a flow start, and which rule says so.
 
 use super::judge::{End, Overview};
+use super::question::decision;
 use super::select::{carries, is_in_force, member, selects};
-use super::span::{Span, spans_at};
 use super::{BoundSelector, NodeFacts, RuleFacts, World};
 use crate::api::table::{Action, PathHops};
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
@@ -61,34 +61,17 @@ pub fn evaluate(
     service: &Service,
     now: Timestamp,
 ) -> Decision {
-    decide(world, overlay, from, to, Some(service), now)
-}
-
-/// As [`evaluate`]; without a service, whether anything at all may pass.
-pub(super) fn decide(
-    world: &World,
-    overlay: OverlayId,
-    from: NodeId,
-    to: NodeId,
-    service: Option<&Service>,
-    now: Timestamp,
-) -> Decision {
     if Pair::new(world, overlay, from, to).is_none() {
         return Decision::NoRule;
     }
-    let (from, to) = (End::Member(from), End::Member(to));
-    let overview = Overview::new(world, overlay, now);
-    match overview.asked(service, &to).as_slice() {
-        [] => Decision::NoRule,
-        asked => overview.rule_on(&from, &to, asked).decision,
-    }
+    let pair = (End::Member(from), End::Member(to));
+    decision(&Overview::new(world, overlay, now), &pair, Some(service))
 }
 
 /// Two different members of one overlay, in the direction of a flow's first packet.
 pub(super) struct Pair<'a> {
     pub(super) from: (NodeId, &'a NodeFacts),
     pub(super) to: (NodeId, &'a NodeFacts),
-    pub(super) is_ipv6: bool,
     world: &'a World,
     overlay: OverlayId,
 }
@@ -106,8 +89,7 @@ impl<'a> Pair<'a> {
         }
         let source = member(world, overlay, from)?;
         let target = member(world, overlay, to)?;
-        let is_ipv6 = target.addresses.get(&overlay).is_some_and(std::net::IpAddr::is_ipv6);
-        Some(Self { from: (from, source), to: (to, target), is_ipv6, world, overlay })
+        Some(Self { from: (from, source), to: (to, target), world, overlay })
     }
 
     /// The other direction.
@@ -123,26 +105,6 @@ impl<'a> Pair<'a> {
     /// Whether the rule, as written, leads from one to the other.
     pub(super) fn is_along(&self, rule: &RuleFacts) -> bool {
         self.is_meant(&rule.from, self.from) && self.is_meant(&rule.to, self.to)
-    }
-
-    /// Whether the rule speaks of flows in this direction.
-    pub(super) fn is_spoken_of_by(&self, rule: &RuleFacts) -> bool {
-        self.is_along(rule) || (rule.both && self.reversed().is_along(rule))
-    }
-
-    /// Whether flows from this source are the rule's, wherever they lead.
-    pub(super) fn meets_source_of(&self, rule: &RuleFacts) -> bool {
-        self.is_meant(&rule.from, self.from) || (rule.both && self.is_meant(&rule.to, self.from))
-    }
-
-    /// Whether flows to this destination are the rule's, wherever they come from.
-    pub(super) fn meets_target_of(&self, rule: &RuleFacts) -> bool {
-        self.is_meant(&rule.to, self.to) || (rule.both && self.is_meant(&rule.from, self.to))
-    }
-
-    /// What the rule's services are at this destination.
-    pub(super) fn services_of(&self, rule: &RuleFacts) -> Vec<Span> {
-        spans_at(&rule.services, self.is_ipv6, &self.to.1.ports)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::api::table::Action;
 use crate::types::{NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
 
 /// One end of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
     /// A member.
     Member(NodeId),
@@ -194,24 +194,29 @@ impl<'a> Overview<'a> {
 
     /// What each rule in force says of flows in this direction, and in which tier.
     fn said(&self, from: &End, to: &End) -> Vec<(RuleId, Tier, Vec<Span>)> {
-        let is_along = |one: &BoundSelector, other: &BoundSelector| {
-            self.is_meant(one, from) && self.is_meant(other, to)
-        };
         let mut said: Vec<(RuleId, Tier, Vec<Span>)> = self
             .rules
             .iter()
-            .filter(|(_, rule)| {
-                is_along(&rule.from, &rule.to) || (rule.both && is_along(&rule.to, &rule.from))
-            })
-            .map(|(id, rule)| {
-                let spans = spans_at(&rule.services, self.is_ipv6(to), self.ports_of(to));
-                (*id, tier(rule, self.is_audit), spans)
-            })
+            .filter(|(_, rule)| self.is_spoken_of(rule, from, to))
+            .map(|(id, rule)| (*id, tier(rule, self.is_audit), self.services_at(rule, to)))
             .collect();
         if let (true, End::Member(_), End::Member(_)) = (self.is_audit, from, to) {
             said.insert(0, (RuleId::AUDIT_MODE, Tier::AuditAllow, vec![Span::ALL]));
         }
         said
+    }
+
+    /// Whether the rule, in force or not, speaks of flows in this direction.
+    pub(super) fn is_spoken_of(&self, rule: &RuleFacts, from: &End, to: &End) -> bool {
+        let is_along = |one: &BoundSelector, other: &BoundSelector| {
+            self.is_meant(one, from) && self.is_meant(other, to)
+        };
+        is_along(&rule.from, &rule.to) || (rule.both && is_along(&rule.to, &rule.from))
+    }
+
+    /// What the rule's services are at this destination.
+    pub(super) fn services_at(&self, rule: &RuleFacts, to: &End) -> Vec<Span> {
+        spans_at(&rule.services, self.is_ipv6(to), self.ports_of(to))
     }
 
     /// Whether a selector means this end.

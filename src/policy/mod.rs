@@ -22,6 +22,7 @@ mod matrix;
 mod model;
 mod nearest;
 mod plan;
+mod question;
 #[cfg(test)]
 pub(crate) mod random;
 mod reach;
@@ -41,7 +42,7 @@ mod verdict;
 mod why;
 mod write;
 
-pub use can::{AskedPair, asked_pair, can};
+pub use can::{can, is_about};
 pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
@@ -51,10 +52,11 @@ pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;
 pub use kubernetes::NetworkPolicy;
-pub use lint::{Finding, FindingKind, lint};
+pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
 pub use nearest::did_you_mean;
+pub use question::{Asked, asked, overlays_of, strangers};
 pub use reach::Reach;
 pub use scene::{RuleOrigin, Scene};
 pub use select::{
@@ -66,5 +68,5 @@ pub use suggest::{SeenFlow, SuggestedRule, Suggestion, suggest, suggestion_text}
 pub use touched::RingChange;
 pub use tree::DOCUMENT_BYTES_MAX;
 pub use verdict::{Verdict, judge};
-pub use why::{commands_to_allow, is_about, ways};
+pub use why::{AskedPair, pair_to_explain, selector_of, ways};
 pub use write::write_policy;

@@ -8,7 +8,7 @@ use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
 use super::judge::{End, Overview};
 use super::kubernetes::NetworkPolicy;
-use super::select::is_member;
+use super::select::{carries, is_member};
 use super::tree::{At, shown};
 use super::{
     BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World, check_rule,
@@ -427,6 +427,21 @@ impl Scene {
 
     pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
         self.world.nodes.get(&id)
+    }
+
+    pub(super) fn overlay_name(&self) -> Name {
+        self.world.overlays.get(&self.overlay).map(|facts| facts.name.clone()).unwrap_or_default()
+    }
+
+    /// The SaPs that serve the overlay.
+    pub(super) fn saps(&self) -> impl Iterator<Item = NodeId> {
+        let ids = self.world.nodes.keys().copied();
+        ids.filter(|id| carries(&self.world, *id, self.overlay))
+    }
+
+    /// The groups, with what they hold.
+    pub(super) fn groups(&self) -> impl Iterator<Item = (&Name, &BTreeSet<BoundSelector>)> {
+        self.world.groups.get(&self.overlay).into_iter().flatten()
     }
 
     /// What a group holds but groups.

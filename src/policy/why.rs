@@ -1,16 +1,30 @@
-//! What `why` needs beside the verdict: the path in names, which records are about the question, and
-//! the commands that would change the verdict.
+//! What `why` needs beside the verdict: the path in names, which pair to look at, and the commands that
+//! would change the verdict.
 
-use super::can::{AskedPair, no_path_text, path_names};
-use super::evaluate::{Pair, decide};
-use super::span::{overlap, spans, spans_at};
-use super::{BoundSelector, Decision, RuleFacts, World, path_between};
+use std::collections::BTreeMap;
+
+use super::can::{no_path_text, path_names};
+use super::evaluate::Pair;
+use super::judge::{End, Overview};
+use super::question::{decision, overlay_name};
+use super::{Asked, Decision, RuleFacts, World, path_between};
 use crate::api::admin::{CanQuestion, PathNames};
 use crate::api::table::{Action, PathHops};
-use crate::types::{NodeId, RuleId, Service, Timestamp};
+use crate::types::{NodeId, OverlayId, RuleId, Selector, Timestamp};
 
-/// Most commands that are proposed; with more in the way, somebody has to look at the policy.
-const COMMANDS_MAX: usize = 5;
+/// Most things that are proposed; with more in the way, somebody has to look at the policy.
+const STEPS_MAX: usize = 5;
+
+/// Two different members of one overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskedPair {
+    /// The overlay; both are members of it.
+    pub overlay: OverlayId,
+    /// Who would start the flow.
+    pub from: NodeId,
+    /// Who would be talked to: another one.
+    pub to: NodeId,
+}
 
 /// The candidates for the way from one to the other, the preferred one first, each with its SaPs.
 ///
@@ -39,58 +53,80 @@ pub fn ways(
     Ok(ways)
 }
 
-/// Whether a flow of `seen` to the destination is among what was asked about.
+/// The first pair that is denied, else the first.
 #[must_use]
-pub fn is_about(world: &World, asked: &AskedPair, service: &Service, seen: &Service) -> bool {
-    let Some(pair) = Pair::new(world, asked.overlay, asked.from, asked.to) else { return false };
-    let wanted = spans_at(std::slice::from_ref(service), pair.is_ipv6, &pair.to.1.ports);
-    !overlap(&wanted, &spans(std::slice::from_ref(seen), pair.is_ipv6)).is_empty()
-}
-
-/// The `ovctl` commands after which the evaluator allows what is asked: none when it does already,
-/// and none when more than a few things are in the way.
-#[must_use]
-pub fn commands_to_allow(
+pub fn pair_to_explain(
     world: &World,
     question: &CanQuestion,
-    asked: &AskedPair,
+    asked: &Asked,
     now: Timestamp,
-) -> Vec<String> {
-    let AskedPair { overlay, from, to } = *asked;
-    let decide = |world: &World| decide(world, overlay, from, to, question.service.as_ref(), now);
-    if decide(world).is_allow() {
-        return Vec::new();
-    }
-    let mut changed = world.clone();
-    let mut commands = Vec::new();
-    while commands.len() < COMMANDS_MAX {
-        match decide(&changed) {
-            Decision::Allow(_) | Decision::Open | Decision::Audit(_) => return commands,
-            Decision::Deny(id) => {
-                changed.rules.remove(&id);
-                commands.push(format!("ovctl policy revoke {id}"));
-            }
-            Decision::Quarantined(id) => {
-                let Some(facts) = changed.nodes.get_mut(&id) else { break };
-                facts.is_quarantined = false;
-                commands.push(format!("ovctl entity release {}", facts.name));
-            }
-            Decision::Isolated(_) | Decision::NoRule => {
-                let last = changed.rules.keys().next_back().map_or(0, |id| id.0);
-                changed.rules.insert(RuleId(last.saturating_add(1)), rule(question, asked));
-                commands.push(allow_command(world, question, asked));
-            }
-        }
-    }
-    if decide(&changed).is_allow() { commands } else { Vec::new() }
+) -> Option<(End, End)> {
+    let overview = Overview::new(world, asked.overlay, now);
+    let is_denied =
+        |pair: &&(End, End)| !decision(&overview, pair, question.service.as_ref()).is_allow();
+    asked.pairs.iter().find(is_denied).or(asked.pairs.first()).cloned()
 }
 
-fn rule(question: &CanQuestion, asked: &AskedPair) -> RuleFacts {
+/// What to do so that the evaluator allows all that is asked, in this order: `ovctl` commands, and
+/// changes of files for rules that came by files. None when all is allowed already, and none when more
+/// than a few things are in the way.
+pub(super) fn allow_with(
+    world: &World,
+    question: &CanQuestion,
+    asked: &Asked,
+    places: &BTreeMap<RuleId, String>,
+    now: Timestamp,
+) -> Vec<String> {
+    let refused = |world: &World| {
+        let overview = Overview::new(world, asked.overlay, now);
+        let decided =
+            asked.pairs.iter().map(|pair| decision(&overview, pair, question.service.as_ref()));
+        decided.into_iter().find(|decision| !decision.is_allow())
+    };
+    let mut changed = world.clone();
+    let mut steps = Vec::new();
+    let mut is_rule_there = false;
+    while let Some(decision) = refused(&changed) {
+        if steps.len() == STEPS_MAX {
+            return Vec::new();
+        }
+        match decision {
+            Decision::Deny(id) => {
+                changed.rules.remove(&id);
+                steps.push(removal(id, places.get(&id)));
+            }
+            Decision::Quarantined(id) => {
+                let Some(facts) = changed.nodes.get_mut(&id) else { return Vec::new() };
+                facts.is_quarantined = false;
+                steps.push(format!("ovctl entity release {}", facts.name));
+            }
+            Decision::Isolated(_) | Decision::NoRule if !is_rule_there => {
+                let last = changed.rules.keys().next_back().map_or(0, |id| id.0);
+                changed.rules.insert(RuleId(last.saturating_add(1)), rule(question, asked));
+                steps.push(allow_command(world, question, asked));
+                is_rule_there = true;
+            }
+            // The rule does not cover it: a port that only some destinations name, for one.
+            Decision::Isolated(_) | Decision::NoRule => return Vec::new(),
+            Decision::Allow(_) | Decision::Open | Decision::Audit(_) => break,
+        }
+    }
+    steps
+}
+
+/// How a rule is removed. What came by a file would come back with it.
+fn removal(id: RuleId, place: Option<&String>) -> String {
+    let Some(place) = place else { return format!("ovctl policy revoke {id}") };
+    let file = place.rsplit_once(':').map_or(place.as_str(), |(file, _)| file);
+    format!("take rule {id} out of the file ({place}), then: ovctl policy apply -f {file}")
+}
+
+fn rule(question: &CanQuestion, asked: &Asked) -> RuleFacts {
     RuleFacts {
         overlay: asked.overlay,
         action: Action::Allow,
-        from: BoundSelector::Node(asked.from, question.from.clone()),
-        to: BoundSelector::Node(asked.to, question.to.clone()),
+        from: asked.from.clone(),
+        to: asked.to.clone(),
         services: question.service.iter().cloned().collect(),
         both: false,
         path: None,
@@ -100,16 +136,23 @@ fn rule(question: &CanQuestion, asked: &AskedPair) -> RuleFacts {
     }
 }
 
-fn allow_command(world: &World, question: &CanQuestion, asked: &AskedPair) -> String {
-    let CanQuestion { from, to, service, .. } = question;
-    let port = service.as_ref().map(|service| format!(" --port {service}")).unwrap_or_default();
-    let overlays =
-        [asked.from, asked.to].map(|id| world.nodes.get(&id).map(|facts| &facts.addresses));
-    let shared = match overlays {
-        [Some(from), Some(to)] => from.keys().filter(|id| to.contains_key(id)).count(),
-        _ => 0,
+fn allow_command(world: &World, question: &CanQuestion, asked: &Asked) -> String {
+    let word = |end: String| if end.contains('!') { format!("'{end}'") } else { end };
+    let (from, to) = (word(asked.from.to_string()), word(asked.to.to_string()));
+    let port =
+        question.service.as_ref().map(|service| format!(" --port {service}")).unwrap_or_default();
+    let overlay = match asked.is_overlay_needed {
+        true => format!(" --overlay {}", overlay_name(world, asked.overlay)),
+        false => String::new(),
     };
-    let overlay = world.overlays.get(&asked.overlay).filter(|_| shared > 1);
-    let overlay = overlay.map(|facts| format!(" --overlay {}", facts.name)).unwrap_or_default();
     format!("ovctl policy allow {from} {to}{port}{overlay}")
+}
+
+/// An end as a question names it.
+#[must_use]
+pub fn selector_of(world: &World, end: &End) -> Option<Selector> {
+    match end {
+        End::Member(id) => world.nodes.get(id).map(|facts| Selector::Name(facts.name.clone())),
+        End::Outside(address) => address.to_string().parse().ok(),
+    }
 }

@@ -1,4 +1,4 @@
-//! Ancillary data of one datagram: TOS, TTL and the length of segments, built and read without
+//! Ancillary data of one datagram: TOS, TTL, the length of segments, and errors; built and read without
 //! pointers.
 //!
 //! ```text
@@ -21,6 +21,15 @@ pub(super) struct Ancillary {
     pub(super) ttl: u8,
     /// The length of each datagram but the last, where there are several.
     pub(super) segment: usize,
+}
+
+/// What the error queue says of a datagram that was too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Excess {
+    /// What would fit, outer headers included, in bytes.
+    pub(super) mtu: u16,
+    /// Whether the kernel says so itself, and no ICMP message.
+    pub(super) is_local: bool,
 }
 
 /// A buffer for ancillary data.
@@ -62,14 +71,23 @@ impl Control {
         message[HEADER..].copy_from_slice(&value);
     }
 
-    /// What the first `len` bytes say.
-    pub(super) fn decode(&self, len: usize) -> Ancillary {
+    /// The messages in the first `len` bytes: level, type and data of each.
+    fn messages(&self, len: usize) -> impl Iterator<Item = (i32, i32, &[u8])> {
         let mut rest = self.0.get(..len).unwrap_or(&self.0);
-        let mut said = Ancillary::default();
-        while let Some((header, _)) = rest.split_at_checked(HEADER) {
+        std::iter::from_fn(move || {
+            let (header, _) = rest.split_at_checked(HEADER)?;
             let word = |at: usize| i32::from_ne_bytes([0, 1, 2, 3].map(|i| header[at + i]));
             let message_len = header[..WORD].try_into().map_or(0, usize::from_ne_bytes);
-            let Some(data) = rest.get(HEADER..message_len) else { break };
+            let data = rest.get(HEADER..message_len)?;
+            rest = rest.get(message_len.next_multiple_of(WORD)..).unwrap_or_default();
+            Some((word(WORD), word(WORD + 4), data))
+        })
+    }
+
+    /// What the first `len` bytes say.
+    pub(super) fn decode(&self, len: usize) -> Ancillary {
+        let mut said = Ancillary::default();
+        for (level, kind, data) in self.messages(len) {
             // IPv4 reports the TOS in one byte; all the rest comes in four.
             let value = match *data {
                 [byte] => i32::from(byte),
@@ -77,7 +95,7 @@ impl Control {
                 _ => 0,
             };
             let byte = u8::try_from(value).unwrap_or(0);
-            match (word(WORD), word(WORD + 4)) {
+            match (level, kind) {
                 (libc::IPPROTO_IP, libc::IP_TOS) | (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     said.tos = byte;
                 }
@@ -87,10 +105,35 @@ impl Control {
                 (libc::SOL_UDP, libc::UDP_GRO) => said.segment = value.try_into().unwrap_or(0),
                 _ => {}
             }
-            let Some(next) = rest.get(message_len.next_multiple_of(WORD)..) else { break };
-            rest = next;
         }
         said
+    }
+
+    /// What the first `len` bytes say of a datagram that was too long (`struct sock_extended_err`);
+    /// nothing for errors of another kind.
+    pub(super) fn decode_excess(&self, len: usize) -> Option<Excess> {
+        let is_error = |level, kind| {
+            matches!(
+                (level, kind),
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+            )
+        };
+        let mut errors = self.messages(len).filter(|&(level, kind, _)| is_error(level, kind));
+        let (_, _, data) = errors.next()?;
+        let &[e0, e1, e2, e3, origin, kind, code, _, i0, i1, i2, i3, ..] =
+            data.first_chunk::<16>()?;
+        let is_local = origin == libc::SO_EE_ORIGIN_LOCAL;
+        let is_excess = match (origin, kind, code) {
+            (libc::SO_EE_ORIGIN_LOCAL, ..) => {
+                i32::from_ne_bytes([e0, e1, e2, e3]) == libc::EMSGSIZE
+            }
+            // Fragmentation needed, and packet too big.
+            (libc::SO_EE_ORIGIN_ICMP, 3, 4) | (libc::SO_EE_ORIGIN_ICMP6, 2, _) => true,
+            _ => false,
+        };
+        let mtu = u32::from_ne_bytes([i0, i1, i2, i3]);
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        is_excess.then_some(Excess { mtu, is_local })
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
@@ -110,6 +153,31 @@ mod tests {
             assert_eq!(control.decode(len), said, "is_v6: {is_v6}");
             assert_eq!(control.decode(0), Ancillary::default());
         }
+    }
+
+    #[test]
+    fn errors_about_length_are_told_from_others() {
+        const V4: (i32, i32) = (libc::IPPROTO_IP, libc::IP_RECVERR);
+        const V6: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_RECVERR);
+        let decode = |errno: i32, what: [u8; 3], (level, message)| {
+            let mut data = [0; 16];
+            data[..4].copy_from_slice(&errno.to_ne_bytes());
+            data[4..7].copy_from_slice(&what);
+            data[8..12].copy_from_slice(&1400_u32.to_ne_bytes());
+            let mut control = Control::EMPTY;
+            control.put(0, libc::IPPROTO_IP, libc::IP_TTL, 64_i32.to_ne_bytes());
+            control.put(HEADER + WORD, level, message, data);
+            control.decode_excess(2 * HEADER + WORD + 16)
+        };
+        let said = |is_local| Some(Excess { mtu: 1400, is_local });
+
+        assert_eq!(decode(libc::EMSGSIZE, [1, 0, 0], V4), said(true));
+        assert_eq!(decode(libc::EMSGSIZE, [2, 3, 4], V6), said(false));
+        assert_eq!(decode(libc::EMSGSIZE, [3, 2, 0], V6), said(false));
+        assert_eq!(decode(libc::ECONNREFUSED, [2, 3, 3], V4), None);
+        assert_eq!(decode(libc::ENETUNREACH, [1, 0, 0], V4), None);
+        assert_eq!(decode(libc::EMSGSIZE, [1, 0, 0], (libc::SOL_UDP, 1)), None);
+        assert_eq!(Control::EMPTY.decode_excess(CAPACITY), None);
     }
 
     #[test]

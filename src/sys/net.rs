@@ -12,7 +12,7 @@ use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
@@ -256,24 +256,22 @@ impl Network {
             .map_err(|error| explain("cannot list the addresses".to_owned(), &error))
     }
 
-    /// The MTU in bytes of the way towards `to`: the route's when it has one, else its device's.
+    /// The MTU in bytes of the way towards `to`: the route's when it has one, else its device's. Never
+    /// what ICMP messages told the kernel, which anybody can forge.
     ///
     /// # Errors
     ///
     /// When there is no route.
     pub async fn mtu_towards(&self, to: IpAddr) -> Result<u32, SysError> {
         let what = || format!("cannot find the MTU towards {to}");
-        let message = route(Prefix::from(to)).map_err(|why| SysError::new(what(), why))?;
-        let found: Option<RouteMessage> =
-            std::pin::pin!(self.handle.route().get(message).execute())
-                .try_next()
-                .await
-                .map_err(|error| explain(what(), &error))?;
-        let found = found.ok_or_else(|| SysError::new(what(), "no route"))?;
-        if let Some(mtu) = found.attributes.iter().find_map(route_mtu) {
+        // The table's entry has the operator's MTU alone. It may name several devices; what the kernel
+        // makes of it for `to` names one, and has the learned MTU.
+        let entry = self.route_towards(to, RouteFlags::FibMatch).await?;
+        if let Some(mtu) = entry.attributes.iter().find_map(route_mtu) {
             return Ok(mtu);
         }
-        let device = found.attributes.iter().find_map(|attribute| {
+        let made = self.route_towards(to, RouteFlags::empty()).await?;
+        let device = made.attributes.iter().find_map(|attribute| {
             if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }
         });
         let links = self.links().await?;
@@ -282,6 +280,15 @@ impl Network {
             .find(|link| Some(link.header.index) == device)
             .and_then(|link| link.attributes.iter().find_map(link_mtu))
             .ok_or_else(|| SysError::new(what(), "the route names no device with an MTU"))
+    }
+
+    async fn route_towards(&self, to: IpAddr, flags: RouteFlags) -> Result<RouteMessage, SysError> {
+        let what = || format!("cannot find the route to {to}");
+        let mut message = route(Prefix::from(to)).map_err(|why| SysError::new(what(), why))?;
+        message.header.flags = flags;
+        let found = std::pin::pin!(self.handle.route().get(message).execute()).try_next().await;
+        let found = found.map_err(|error| explain(what(), &error))?;
+        found.ok_or_else(|| SysError::new(what(), "no route"))
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>, SysError> {

@@ -2,7 +2,8 @@
 //!
 //! Every packet carries its own TOS and TTL in and out, because a SaP hands them on. The outer header
 //! has DF set. The kernel's memory of path MTUs is not believed ("probe"): its entries come from ICMP
-//! messages that anybody can forge for a UDP socket, and would let an outsider shrink a path.
+//! messages that anybody can forge for a UDP socket, and would let an outsider shrink a path. What such
+//! a message quotes comes out of the error queue, for whoever can tell whether it is of ours.
 //! Trains (many datagrams in one buffer) are probed at the start; sending them ends when an interface
 //! turns out not to take them.
 
@@ -18,9 +19,11 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::SysError;
 use crate::types::{DataPath, DropReason, Lanes};
 
+mod errors;
 mod receive;
 mod send;
 
+pub use errors::TooLong;
 pub use send::{Outgoing, SendQueue, Sent};
 
 /// TTL and hop limit of datagrams that start here.
@@ -43,6 +46,8 @@ pub struct UdpSocket {
     is_v6: bool,
     receive_buffer_bytes: usize,
     sends_trains: AtomicBool,
+    /// Whether the error queue may hold something.
+    has_errors: AtomicBool,
 }
 
 impl UdpSocket {
@@ -115,7 +120,8 @@ impl UdpSocket {
             DataPath::Batch | DataPath::Naive => false,
         };
         let sends_trains = AtomicBool::new(sends_trains);
-        Ok(Self { socket, path, local, is_v6, receive_buffer_bytes, sends_trains })
+        let has_errors = AtomicBool::new(false);
+        Ok(Self { socket, path, local, is_v6, receive_buffer_bytes, sends_trains, has_errors })
     }
 
     /// How many buffers one system call may move, `all` at most.
@@ -161,7 +167,10 @@ impl UdpSocket {
             to @ (SocketAddr::V4(_) | SocketAddr::V6(_)) => to,
         };
         let to = SockAddr::from(to);
-        self.socket.send_to_with_flags(datagram, &to, libc::MSG_DONTWAIT).map(|_| ())
+        let send = || self.socket.send_to_with_flags(datagram, &to, libc::MSG_DONTWAIT);
+        let sent =
+            send().or_else(|error| if self.is_of_another(&error) { send() } else { Err(error) });
+        sent.map(|_| ())
     }
 }
 
@@ -173,12 +182,14 @@ fn options(is_v6: bool) -> impl Iterator<Item = (i32, i32, i32)> {
     let v4 = [
         (libc::IPPROTO_IP, libc::IP_RECVTOS, 1),
         (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
+        (libc::IPPROTO_IP, libc::IP_RECVERR, 1),
         (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
         (libc::IPPROTO_IP, libc::IP_TTL, i32::from(TTL)),
     ];
     let v6 = [
         (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
         (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1),
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1),
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE),
         (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, i32::from(TTL)),
     ];

@@ -24,7 +24,8 @@ pub enum Selector {
     Group(Name),
     /// Members that a service means, which is a name for labels: `service:api`.
     Service(Name),
-    /// Addresses outside the overlay, with exceptions: `10.0.0.0/8!10.1.0.0/16`.
+    /// Addresses outside the overlay, with exceptions: `10.0.0.0/8!10.1.0.0/16`; a single one with or
+    /// without `ip:`.
     Cidr(CidrBlock),
 }
 
@@ -37,6 +38,9 @@ pub enum SelectorError {
     /// Nothing that is known: names have no such characters, and a prefix is wrong.
     #[error(transparent)]
     Cidr(#[from] CidrError),
+    /// What stands behind `ip:` is no address.
+    #[error("`{0}` is no address: write ip:192.0.2.7 or ip:fd00::7")]
+    Address(String),
 }
 
 impl FromStr for Selector {
@@ -54,6 +58,13 @@ impl FromStr for Selector {
         }
         if let Some(service) = text.strip_prefix("service:") {
             return Ok(Self::Service(Name::new(service)?));
+        }
+        if let Some(address) = text.strip_prefix("ip:") {
+            let is_one = address.parse::<std::net::IpAddr>().is_ok();
+            return match address.parse() {
+                Ok(block) if is_one => Ok(Self::Cidr(block)),
+                Ok(_) | Err(_) => Err(SelectorError::Address(address.chars().take(80).collect())),
+            };
         }
         if text.contains('=') {
             let labels = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
@@ -118,8 +129,22 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Selector>().unwrap().to_string(), text);
         }
-        for bad in ["", "a=b,", "group:", "10.0.0.0/99", "namespace:", "A", "x' OR 1=1", "web.shop"]
-        {
+        for text in ["192.0.2.7", "ip:192.0.2.7"] {
+            assert_eq!(text.parse::<Selector>().unwrap().to_string(), "192.0.2.7/32");
+        }
+        for bad in [
+            "ip:",
+            "ip:10.0.0.0/8",
+            "ip:web",
+            "",
+            "a=b,",
+            "group:",
+            "10.0.0.0/99",
+            "namespace:",
+            "A",
+            "x' OR 1=1",
+            "web.shop",
+        ] {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");
         }
     }

@@ -89,6 +89,12 @@ pub fn tcp_sequence(packet: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(*bytes))
 }
 
+/// Source and destination of a packet that an error may be about, whose first bytes are given.
+#[must_use]
+pub fn ends(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    About::read(packet).map(|about| (about.source, about.destination))
+}
+
 /// An ICMP error about `quoted`: type and code for each family, and the four bytes behind the
 /// checksum.
 fn error(quoted: &[u8], v4: [u8; 2], v6: [u8; 2], rest: [u8; 4]) -> Option<Vec<u8>> {

@@ -16,6 +16,13 @@ pub const PORT: u16 = 6080;
 /// Bytes before the inner packet.
 pub const HEADER_LEN: usize = 8;
 
+/// What a wrapped packet is longer by: outer header without options, UDP, and ours.
+#[must_use]
+pub const fn overhead(is_outer_v4: bool) -> u16 {
+    let ip = if is_outer_v4 { 20 } else { 40 };
+    ip + 8 + HEADER_LEN as u16
+}
+
 /// The experiment id of our control messages.
 pub const EXID: u32 = 0x5A4F_4C31;
 

@@ -1,9 +1,9 @@
-//! The first bytes of a packet, for whoever has to speak of it when it is gone.
+//! The first bytes of a packet or a datagram, for whoever has to speak of it when it is gone.
 
-/// How many: an IPv6 header with little before TCP, and what an ICMP error quotes of it.
-const MAX: usize = 96;
+/// How many: a GUE header, an IPv6 header with little before TCP, and what an ICMP error quotes of it.
+const MAX: usize = 104;
 
-/// The first bytes of a packet, copied.
+/// The first bytes of a packet or a datagram, copied.
 #[derive(Clone, Copy)]
 pub struct Start {
     len: usize,
@@ -11,14 +11,24 @@ pub struct Start {
 }
 
 impl Start {
+    /// Nothing yet.
+    pub const EMPTY: Self = Self { len: 0, bytes: [0; MAX] };
+
     /// The first bytes of `packet`.
     #[must_use]
     pub fn of(packet: &[u8]) -> Self {
-        let mut bytes = [0; MAX];
-        for (slot, byte) in bytes.iter_mut().zip(packet) {
+        let mut this = Self::EMPTY;
+        this.push(packet);
+        this
+    }
+
+    /// Adds what follows, as long as there is room.
+    pub fn push(&mut self, bytes: &[u8]) {
+        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
+        self.len += room.len().min(bytes.len());
+        for (slot, byte) in room.iter_mut().zip(bytes) {
             *slot = *byte;
         }
-        Self { len: packet.len().min(MAX), bytes }
     }
 
     /// The bytes.
@@ -44,6 +54,10 @@ mod tests {
         assert_eq!(Start::of(&[]).as_slice(), [0; 0]);
         assert_eq!(Start::of(&[7; 40]).as_slice(), [7; 40]);
         assert_eq!(Start::of(&[7; 1500]).as_slice(), [7; MAX]);
+        let mut start = Start::of(&[1; 8]);
+        start.push(&[2; 200]);
+        start.push(&[3; 10]);
+        assert_eq!((start.as_slice().len(), &start.as_slice()[7..9]), (MAX, &[1, 2][..]));
         assert_eq!(format!("{:?}", Start::of(b"secret")), "Start(6 bytes)");
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use ovmesh::wire::control::{self, Echo, Message};
@@ -112,12 +113,15 @@ fn forged_icmp_errors_change_no_mtu() {
         let _echo = rig.udp_echo("b", 9)?;
         let target = rig.at("b", 9)?.to_string();
         // 1464 less the inner headers: the largest that needs no fragments.
-        let whole = |rig: &Rig| -> Result<()> {
+        let packets = |rig: &Rig| -> Result<u64> {
             let words = ["udp-verify", &target, "1400-1436", "1", "3000"];
             let before = rig.fleet.node("a")?.packets("egress")?;
             let report = rig.fleet.netkit_json("a", &words)?;
             ensure!(number(&report, "received")? == 37, "{report}");
-            let sent = rig.fleet.node("a")?.packets("egress")? - before;
+            Ok(rig.fleet.node("a")?.packets("egress")? - before)
+        };
+        let whole = |rig: &Rig| -> Result<()> {
+            let sent = packets(rig)?;
             ensure!(sent == 37, "37 datagrams left in {sent} packets");
             Ok(())
         };
@@ -125,34 +129,58 @@ fn forged_icmp_errors_change_no_mtu() {
         let stranger = rig.world.machine("x")?;
         let (a, s1, b) = (rig.underlay("a")?, rig.underlay("s1")?, rig.underlay("b")?);
         let inner = udp(rig.at("a", 1)?, rig.at("b", 9)?, &[7; 1400]);
-        let right = bytes(&gue(rig.send_key("a", "b")?, &inner));
-        let wrong = bytes(&gue(rig.send_key("a", "b")? ^ 1, &inner));
-        let mut errors = Vec::new();
-        for (to, payload, mtu) in [
+        let key = rig.send_key("a", "b")?;
+        let right = bytes(&gue(key, &inner));
+        let wrong = bytes(&gue(key ^ 1, &inner));
+        let answer = udp(rig.at("b", 9)?, rig.at("a", 1)?, &[7; 1400]);
+        let answer = bytes(&gue(rig.send_key("b", "a")?, &answer));
+        let send = |errors: &[String]| {
+            let file = rig.file("errors");
+            fs::write(&file, errors.join("\n"))?;
+            let netkit = crate::binaries().netkit;
+            let file = format!("@{}", file.display());
+            stranger.run(&[&*netkit.to_string_lossy(), "ip-send", &file, "3"])?.success("ip-send")
+        };
+        let forged = |from: SocketAddr, to: SocketAddr, payload: &[u8], mtu: u16| {
+            hex(&fragmentation_needed(stranger.ip4.into(), &udp(from, to, payload), mtu))
+        };
+        send(&[
             // Below what any link must carry.
-            (s1, &right, 68_u16),
-            (s1, &right, 1279),
-            (s1, &right, 0),
-            // Of a packet that a never sent: the key, the hop.
-            (s1, &wrong, 1300),
-            (b, &right, 1300),
-        ] {
-            let quoted = udp(a, to, payload);
-            let mut message = vec![3, 4, 0, 0, 0, 0];
-            message.extend(mtu.to_be_bytes());
-            message.extend(&quoted[..256]);
-            let sum = crate::packet::internet_checksum(&message);
-            message[2..4].copy_from_slice(&sum.to_be_bytes());
-            errors.push(hex(&ip(stranger.ip4.into(), a.ip(), 1, &message)));
-        }
-        let file = rig.file("errors");
-        fs::write(&file, errors.join("\n"))?;
-        let netkit = crate::binaries().netkit;
-        let words = [&*netkit.to_string_lossy(), "ip-send", &*format!("@{}", file.display()), "3"];
-        stranger.run(&words)?.success("ip-send")?;
+            forged(a, s1, &right, 68),
+            forged(a, s1, &right, 1279),
+            forged(a, s1, &right, 0),
+            forged(s1, b, &right, 68),
+            // Of a packet that was never sent there: the key, the hop, the direction.
+            forged(a, s1, &wrong, 1300),
+            forged(a, b, &right, 1300),
+            forged(a, s1, &answer, 1300),
+            forged(s1, b, &wrong, 1300),
+            forged(s1, a, &right, 1300),
+            forged(s1, b, &answer, 1300),
+        ])?;
 
-        whole(rig)
+        whole(rig)?;
+        // What the kernel remembers of them makes no device narrow when the next table comes.
+        rig.allow(&["b", "a"])?;
+        whole(rig)?;
+
+        // The control: whoever has seen the packet, as a router has, is believed, by either node.
+        send(&[forged(a, s1, &right, 1480)])?;
+        poll(SOON, "a to believe it", || Ok((packets(rig).ok() == Some(37 + 20)).then_some(())))?;
+        send(&[forged(s1, b, &right, 1470)])?;
+        poll(SOON, "s1 to pass it on", || Ok((packets(rig).ok() == Some(37 + 30)).then_some(())))
     });
+}
+
+/// The ICMP error of a router at `from` about the whole packet `quoted`, whose beginning it quotes.
+fn fragmentation_needed(from: IpAddr, quoted: &[u8], mtu: u16) -> Vec<u8> {
+    let mut message = vec![3, 4, 0, 0, 0, 0];
+    message.extend(mtu.to_be_bytes());
+    message.extend(&quoted[..256]);
+    let sum = crate::packet::internet_checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let source = [quoted[12], quoted[13], quoted[14], quoted[15]];
+    ip(from, source.into(), 1, &message)
 }
 
 /// What leaves the tunnel by inner and outer ECN bits, each in the order Not-ECT, ECT(1), ECT(0), CE

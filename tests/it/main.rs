@@ -25,6 +25,7 @@ mod keys;
 mod lanes;
 mod loops;
 mod matrix;
+mod narrow;
 mod open;
 mod packet;
 mod paths;

@@ -27,6 +27,18 @@ Examples:
   ovctl policy matrix --inventory town.yaml -f policy.yaml --as dot | dot -Tsvg")]
     Matrix(MatrixArgs),
     /// Find rules that do nothing or too much (exit 0, or 8 when one is found)
+    #[command(after_help = "\
+expired        its time is over
+dangling       means nobody at one end
+shadowed       deny rules refuse all that it allows
+redundant      other rules say all that it says
+too-broad      opens every port between everybody
+unused         decided no packet for --unused days (a server knows)
+no-live-sap    its path goes by a SaP that is gone or not connected (a server knows)
+
+Examples:
+  ovctl policy lint --unused 90
+  ovctl policy lint --inventory town.yaml -f policy.yaml")]
     Lint(LintArgs),
     /// Show what a change of policy opens and shuts (exit 0, or 8 when it does)
     #[command(after_help = "\
@@ -109,6 +121,9 @@ pub struct LintArgs {
     /// What is judged.
     #[command(flatten)]
     pub scene: SceneArgs,
+    /// How many days a rule may decide nothing; 0 asks of no rule [default: 30]
+    #[arg(long, value_name = "DAYS", conflicts_with = "inventory")]
+    pub unused: Option<u32>,
 }
 
 /// What to compare.

@@ -6,7 +6,7 @@ use super::{
     ApplyArgs, ChangeArgs, ConfirmArgs, ExportArgs, HistoryArgs, ImportCommand, OfflineCommand,
     RollbackArgs,
 };
-use crate::types::{EntityName, HumanDuration, Name, RuleId, Selector, Service};
+use crate::types::{HumanDuration, Name, RuleId, Selector, Service};
 
 /// The verbs of `ovctl policy`.
 #[derive(Subcommand, Clone, Debug)]
@@ -54,6 +54,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   ovctl policy can web db -p tcp/5432
+  ovctl policy can role=web group:backends         allowed when each of the pairs is
+  ovctl policy can web ip:203.0.113.9 -p tcp/443   what policy means; not enforced outside
   ovctl policy can web db && echo open")]
     Can(CanArgs),
     /// Propose rules that allow exactly what an audit recorded
@@ -162,14 +164,14 @@ pub struct RevokeArgs {
 /// A question.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct CanArgs {
-    /// Who would start the flow
-    pub from: EntityName,
+    /// Who would start the flow: a name, an address, labels, group:NAME, …
+    pub from: Selector,
     /// Who would be talked to
-    pub to: EntityName,
+    pub to: Selector,
     /// Protocol and one port of TO, such as tcp/80 [default: anything at all]
     #[arg(short, long, value_name = "SERVICE")]
     pub port: Option<Service>,
-    /// The overlay [default: the only one that both share]
+    /// The overlay [default: the only one in which both ends mean somebody]
     #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
     pub overlay: Option<Name>,
 }

@@ -35,6 +35,7 @@ impl Maker {
         &mut self,
         facts: crate::policy::RuleFacts,
         reason: Option<String>,
+        place: Option<String>,
     ) -> StoredRule {
         let id = RuleId(self.next_rule);
         self.next_rule += 1;
@@ -45,6 +46,7 @@ impl Maker {
             revision: self.revision,
             created: self.now,
             created_by: self.actor.clone(),
+            place,
         }
     }
 
@@ -178,6 +180,7 @@ pub(crate) fn desired(
     }
     for policy in ours(documents) {
         for rule in &policy.rules {
+            let place = format!("{}:{}", policy.source, rule.line);
             for written in multiplied(rule) {
                 let kept = known.get_mut(&written).and_then(VecDeque::pop_front);
                 let stored = match kept.and_then(|id| before.rules.get(&id)) {
@@ -185,10 +188,14 @@ pub(crate) fn desired(
                     None => {
                         let facts = binder.rule(&found.policy, overlay, &written);
                         let wrong = |problem| at(&policy.source, rule.line, "rule", problem);
-                        maker.rule(facts.map_err(wrong)?, written.reason.clone())
+                        maker.rule(
+                            facts.map_err(wrong)?,
+                            written.reason.clone(),
+                            Some(place.clone()),
+                        )
                     }
                 };
-                found.places.insert(stored.id, format!("{}:{}", policy.source, rule.line));
+                found.places.insert(stored.id, place.clone());
                 found.policy.rules.insert(stored.id, stored);
                 if found.policy.rules.len() > RULES_MAX {
                     let why = format!("{RULES_MAX} are the most");

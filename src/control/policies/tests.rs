@@ -50,6 +50,7 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
                 revision: Revision(1),
                 created: NOW,
                 created_by: "test".to_owned(),
+                place: None,
             };
             (id, stored)
         })
@@ -57,7 +58,9 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
     policy.rules = rules;
     let mut names = BTreeSet::new();
     for (&id, facts) in world.network_policies.iter().filter(|(_, f)| f.overlay == overlay) {
-        if names.insert(facts.policy.full_name()) {
+        // One that isolates nobody in any direction cannot be written.
+        let is_one = facts.policy.ingress.is_some() || facts.policy.egress.is_some();
+        if is_one && names.insert(facts.policy.full_name()) {
             policy.network_policies.insert(id, facts.policy.clone());
         }
     }

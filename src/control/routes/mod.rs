@@ -225,3 +225,12 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<Server>> for Words<T> {
         }
     }
 }
+
+/// Runs work that may take long beside the threads that answer everybody.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, "the question was not answered")
+            .why(error.to_string())
+            .fix("this is a bug: please report it with the server's log")
+    })
+}

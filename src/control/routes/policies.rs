@@ -7,12 +7,12 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 
-use super::{Answer, Body, Params, Refusal};
+use super::{Answer, Body, Params, Refusal, apart};
 use crate::api::admin::{Change, ChangeOptions, List};
 use crate::api::policy::{
     Confirmation, ImportReport, LintAnswer, LintFinding, MatrixAnswer, MatrixEntry,
     NetworkPolicyView, OverlayChoice, PolicyApply, PolicyChange, PolicyExport, PolicyImport,
-    PolicyQuestion, PolicyRevision, PolicyRollback, TestAnswer, TestFailure,
+    PolicyQuestion, PolicyRevision, PolicyRollback, TestAnswer, TestFailure, UNUSED_DAYS,
 };
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::{Admin, Viewer};
@@ -21,10 +21,11 @@ use crate::control::policies::{
 };
 use crate::control::selection;
 use crate::control::server::{Server, now};
-use crate::control::store::policies::{self, HISTORY_MAX, ItemChange};
-use crate::control::store::{Done, confirmations, world};
-use crate::policy::{self, Matrix, Scene, World, kubernetes, read_test_file};
-use crate::types::{ApiVersion, Name, OverlayId};
+use crate::control::store::policies::{self, HISTORY_MAX, ItemChange, Policy};
+use crate::control::store::rules::StoredRule;
+use crate::control::store::{Done, confirmations, flows, world};
+use crate::policy::{self, Matrix, Observed, Scene, World, kubernetes, read_test_file};
+use crate::types::{ApiVersion, Name, NodeId, NodeKind, OverlayId, RuleId, Timestamp};
 
 type Shared = State<Arc<Server>>;
 type Options = Params<ChangeOptions>;
@@ -244,7 +245,7 @@ pub(super) async fn network_policies(
 ) -> Answer<List<NetworkPolicyView>> {
     let world = Arc::clone(&server.live().world);
     let only = which.overlay.as_ref().map(|name| overlay_of(&world, Some(name))).transpose()?;
-    let view = |(id, facts): (&crate::types::RuleId, &policy::NetworkPolicyFacts)| {
+    let view = |(id, facts): (&RuleId, &policy::NetworkPolicyFacts)| {
         let directions = [kubernetes::Direction::Ingress, kubernetes::Direction::Egress];
         let isolated = directions.into_iter().filter(|one| facts.policy.rules(*one).is_some());
         let selects = kubernetes::selected(&world, facts.overlay, &facts.policy).len();
@@ -263,11 +264,8 @@ pub(super) async fn network_policies(
     Ok(Json(List::new(meant.map(view).collect())))
 }
 
-/// The scene that a question is about, and the tests that are stored or in its files.
-async fn scene(
-    server: &Server,
-    question: &PolicyQuestion,
-) -> Result<(Scene, Vec<policy::Test>), Refusal> {
+/// The scene that a question is about, and the policy: the one that is stored, or that of its files.
+async fn scene(server: &Server, question: &PolicyQuestion) -> Result<(Scene, Policy), Refusal> {
     let (world, policies) = looked_at(server).await?;
     let documents = changes::read(&question.files, now())?;
     let meant = changes::overlay_named(&documents, question.overlay.as_ref())?;
@@ -282,16 +280,7 @@ async fn scene(
     }
     let mut after = world;
     world::put_policy(&mut after, overlay, &policy);
-    Ok((Scene::of(&after, overlay, now()).with_places(&places), policy.tests))
-}
-
-/// Runs work that may take long beside the threads that answer everybody.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        Problem::new(ProblemCode::Failed, "the question was not answered")
-            .why(error.to_string())
-            .fix("this is a bug: please report it with the server's log")
-    })
+    Ok((Scene::of(&after, overlay, now()).with_places(&places), policy))
 }
 
 /// Refuses to compare each with each where that would take minutes.
@@ -326,14 +315,34 @@ pub(super) async fn matrix(
     }))
 }
 
+/// What the server has seen of the policy at work.
+async fn observed(server: &Server, policy: &Policy, days: u64) -> Result<Observed, Problem> {
+    let hits = flows::hits(&mut *server.store.read().await?).await?;
+    let used = |(id, rule): (&RuleId, &StoredRule)| {
+        let hit = hits.get(id).map_or(rule.created, |sums| sums.last);
+        (*id, hit.max(rule.created))
+    };
+    let since = Timestamp(now().0.saturating_sub(days.saturating_mul(24 * 3600)));
+    let live = server.live();
+    let is_live = |id: &NodeId| live.nodes.get(id).is_some_and(|node| node.is_online());
+    let nodes = live.world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap);
+    Ok(Observed {
+        used_since: (days > 0).then_some(since),
+        used: policy.rules.iter().map(used).collect(),
+        live_saps: Some(nodes.map(|(id, _)| *id).filter(is_live).collect()),
+    })
+}
+
 pub(super) async fn lint(
     State(server): Shared,
     _: Viewer,
     Body(question): Body<PolicyQuestion>,
 ) -> Answer<LintAnswer> {
-    let (scene, _) = scene(&server, &question).await?;
+    let (scene, policy) = scene(&server, &question).await?;
     refuse_crowd(&scene)?;
-    let found = apart(move || policy::lint(&scene)).await?;
+    let days = u64::from(question.unused_days.unwrap_or(UNUSED_DAYS));
+    let observed = observed(&server, &policy, days).await?;
+    let found = apart(move || policy::lint(&scene, &observed)).await?;
     let finding = |finding: policy::Finding| LintFinding {
         kind: finding.kind.word().to_owned(),
         rule: finding.rule,
@@ -348,7 +357,7 @@ pub(super) async fn test(
     _: Viewer,
     Body(question): Body<PolicyQuestion>,
 ) -> Answer<TestAnswer> {
-    let (scene, mut tests) = scene(&server, &question).await?;
+    let (scene, Policy { mut tests, .. }) = scene(&server, &question).await?;
     for file in &question.tests {
         tests.extend(read_test_file(&file.source, &file.text)?);
     }

@@ -39,7 +39,7 @@ pub(super) async fn create_rule(
     let (overlay, written) = written(&change, request)?;
     let mut policy = change.policy(overlay);
     let facts = Binder::new(&change.world).rule(&policy, overlay, &written)?;
-    let stored = change.maker().rule(facts, written.reason);
+    let stored = change.maker().rule(facts, written.reason, None);
     policy.rules.insert(stored.id, stored.clone());
     let done = |settled: &Settled| {
         let rule = rules::view(&settled.world, stored);

@@ -154,7 +154,8 @@ pub(super) async fn can(
     Body(question): Body<CanQuestion>,
 ) -> Answer<CanAnswer> {
     let world = Arc::clone(&server.live().world);
-    Ok(Json(policy::can(&world, &question, now())?))
+    let places = rule_rows::places(&mut *server.store.read().await?).await?;
+    Ok(Json(super::apart(move || policy::can(&world, &question, &places, now())).await??))
 }
 
 pub(super) async fn keys(

@@ -1,26 +1,29 @@
 //! Why a flow passes or not: the evaluator's verdict, and what the server knows of everything else
 //! that the flow needs.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 
-use super::{Answer, Body, flows};
-use crate::api::Problem;
+use super::{Answer, Body, apart, flows};
 use crate::api::admin::{CanAnswer, CanQuestion, PathNames};
 use crate::api::flows::FlowRecord;
 use crate::api::why::{SEEN_MAX, SEEN_SECONDS, Stage, StageName, StageState, WhyAnswer, WhyEnd};
+use crate::api::{Problem, ProblemCode};
 use crate::control::auth::Viewer;
 use crate::control::live::{Live, NodeState};
 use crate::control::rotation;
 use crate::control::server::{Server, now};
 use crate::control::store::flows::Wanted;
+use crate::control::store::rules;
 use crate::keys::rotation::Step;
-use crate::policy::{self, AskedPair, World};
-use crate::types::{ApiVersion, NodeId, RuleId, Timestamp};
+use crate::policy::{self, AskedPair, End, World};
+use crate::types::{ApiVersion, NodeId, OverlayId, RuleId, Service, Timestamp};
 
-/// Answers the question.
+/// Answers the question; of several pairs, about the first that is denied.
 pub(super) async fn why(
     State(server): State<Arc<Server>>,
     _: Viewer,
@@ -28,49 +31,148 @@ pub(super) async fn why(
 ) -> Answer<WhyAnswer> {
     let at = now();
     let world = Arc::clone(&server.live().world);
-    let verdict = policy::can(&world, &question, at)?;
-    let asked = policy::asked_pair(&world, &question)?;
+    if let Some(strangers) = policy::strangers(&world, &question) {
+        return Ok(Json(no_overlay(&world, question.service, strangers, at)));
+    }
+    let places = rules::places(&mut *server.store.read().await?).await?;
+    let judged = Arc::clone(&world);
+    let found = apart(move || judge(&judged, &question, &places, at)).await??;
+    let Judged { whole, verdict, question, overlay, from, to } = found;
     let since = Timestamp(at.0.saturating_sub(SEEN_SECONDS));
-    let seen = seen(&server, &world, &question, &asked, since).await?;
-    let allow_with = policy::commands_to_allow(&world, &question, &asked, at);
-    let stages = {
-        let live = server.live();
-        vec![
-            membership(&world, &verdict, &asked),
-            path(&live, &world, &asked, at),
-            key(&live, &verdict, &asked),
-            rules(&world, &verdict),
-            endpoint(&live, &asked),
-        ]
+    let (stages, seen) = match (&from, &to) {
+        (End::Member(from), End::Member(to)) => {
+            let asked = AskedPair { overlay, from: *from, to: *to };
+            let seen = seen(&server, &world, &question, &asked, since).await?;
+            let live = server.live();
+            let stages = vec![
+                membership(&world, &verdict, &asked),
+                path(&live, &world, &asked, at),
+                key(&live, &verdict, &asked),
+                rules_stage(&world, &verdict),
+                endpoint(&live, &asked),
+            ];
+            (stages, seen)
+        }
+        (End::Outside(address), _) | (_, End::Outside(address)) => {
+            (outside(&world, &verdict, *address), Vec::new())
+        }
     };
     Ok(Json(WhyAnswer {
         api_version: ApiVersion::V1,
-        allowed: verdict.allowed,
-        from: end(&world, &asked, asked.from)?,
-        to: end(&world, &asked, asked.to)?,
-        overlay: verdict.overlay,
-        revision: verdict.revision,
+        allowed: whole.allowed,
+        pairs: whole.pairs,
+        allowed_pairs: whole.allowed_pairs,
+        from: end(&world, overlay, &from),
+        to: end(&world, overlay, &to),
+        overlay: Some(whole.overlay),
+        revision: whole.revision,
         service: question.service,
         rule: verdict.rule,
         stages,
         nearest: verdict.nearest,
         since,
         seen,
-        allow_with,
+        allow_with: whole.allow_with,
     }))
 }
 
-fn end(world: &World, asked: &AskedPair, id: NodeId) -> Result<WhyEnd, Problem> {
-    let facts = world.nodes.get(&id);
-    let address = facts.and_then(|facts| facts.addresses.get(&asked.overlay));
-    match (facts, address) {
-        (Some(facts), Some(&address)) => Ok(WhyEnd { name: facts.name.clone(), address }),
-        _ => Err(Problem::new(
-            crate::api::ProblemCode::NotFound,
-            "an end of the question is no member any more",
-        )
-        .fix("ask again")),
+/// The verdict on all that is asked, and on the pair that is explained.
+struct Judged {
+    whole: CanAnswer,
+    verdict: CanAnswer,
+    /// About the pair.
+    question: CanQuestion,
+    overlay: OverlayId,
+    from: End,
+    to: End,
+}
+
+fn judge(
+    world: &World,
+    question: &CanQuestion,
+    places: &BTreeMap<RuleId, String>,
+    at: Timestamp,
+) -> Result<Judged, Problem> {
+    let whole = policy::can(world, question, places, at)?;
+    let asked = policy::asked(world, question)?;
+    let gone = || Problem::new(ProblemCode::NotFound, "an end of the question is gone");
+    let (from, to) = policy::pair_to_explain(world, question, &asked, at).ok_or_else(gone)?;
+    let narrow = CanQuestion {
+        overlay: Some(whole.overlay.clone()),
+        from: policy::selector_of(world, &from).ok_or_else(gone)?,
+        to: policy::selector_of(world, &to).ok_or_else(gone)?,
+        service: question.service.clone(),
+    };
+    let verdict = policy::can(world, &narrow, places, at)?;
+    Ok(Judged { whole, verdict, question: narrow, overlay: asked.overlay, from, to })
+}
+
+fn end(world: &World, overlay: OverlayId, end: &End) -> WhyEnd {
+    match end {
+        End::Member(id) => {
+            let facts = world.nodes.get(id);
+            WhyEnd {
+                name: facts.map(|facts| facts.name.clone()),
+                address: facts.and_then(|facts| facts.addresses.get(&overlay).copied()),
+            }
+        }
+        End::Outside(address) => WhyEnd { name: None, address: Some(*address) },
     }
+}
+
+/// Two that are in no overlay together: nothing else matters.
+fn no_overlay(
+    world: &World,
+    service: Option<Service>,
+    (from, to): (NodeId, NodeId),
+    at: Timestamp,
+) -> WhyAnswer {
+    let end = |id: NodeId| WhyEnd {
+        name: world.nodes.get(&id).map(|facts| facts.name.clone()),
+        address: None,
+    };
+    let is_in = |id| format!("{} is in {}", name(world, id), policy::overlays_of(world, id));
+    let text = format!(
+        "{}; {}: the two share no overlay, so there is no address to send to. With a token for the \
+         other's overlay either can join it: ovctl token create --overlay OVERLAY --name NAME",
+        is_in(from),
+        is_in(to)
+    );
+    WhyAnswer {
+        api_version: ApiVersion::V1,
+        allowed: false,
+        overlay: None,
+        revision: world.revision,
+        pairs: 1,
+        allowed_pairs: 0,
+        from: end(from),
+        to: end(to),
+        service,
+        rule: None,
+        stages: vec![stage(StageName::Membership, StageState::Denied, text)],
+        nearest: Vec::new(),
+        since: at,
+        seen: Vec::new(),
+        allow_with: Vec::new(),
+    }
+}
+
+/// What there is to say where one end is an address outside.
+fn outside(world: &World, verdict: &CanAnswer, address: IpAddr) -> Vec<Stage> {
+    let overlay = &verdict.overlay;
+    vec![
+        stage(
+            StageName::Membership,
+            StageState::Unsure,
+            format!("{address} is outside: it belongs to no member of {overlay}"),
+        ),
+        stage(
+            StageName::Path,
+            StageState::Unsure,
+            format!("packets of {address} do not cross {overlay}: no SaP and no ovd judges them"),
+        ),
+        rules_stage(world, verdict),
+    ]
 }
 
 /// What nodes reported of such flows.
@@ -227,7 +329,7 @@ fn behind_text(node: &NodeState) -> Option<String> {
     })
 }
 
-fn rules(world: &World, verdict: &CanAnswer) -> Stage {
+fn rules_stage(world: &World, verdict: &CanAnswer) -> Stage {
     let is_audit = |id: RuleId| {
         id == RuleId::AUDIT_MODE || world.rules.get(&id).is_some_and(|rule| rule.is_audit)
     };

@@ -1,5 +1,6 @@
 //! Rules: bound to ids when they are written, so that a later bearer of a name inherits nothing.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub(crate) struct StoredRule {
     pub(crate) revision: Revision,
     pub(crate) created: Timestamp,
     pub(crate) created_by: String,
+    /// Where it stood in the file that it came by: `FILE:LINE`.
+    pub(crate) place: Option<String>,
 }
 
 /// All rules, by id.
@@ -54,13 +57,14 @@ pub(crate) async fn within(
         i64,
         String,
     );
-    type More = (u32, Option<String>, bool);
-    let more: Vec<More> =
-        sqlx::query_as("SELECT id, name, audit FROM rules WHERE id BETWEEN ? AND ? ORDER BY id")
-            .bind(ids.start().0)
-            .bind(ids.end().0)
-            .fetch_all(&mut *conn)
-            .await?;
+    type More = (u32, Option<String>, bool, Option<String>);
+    let more: Vec<More> = sqlx::query_as(
+        "SELECT id, name, audit, place FROM rules WHERE id BETWEEN ? AND ? ORDER BY id",
+    )
+    .bind(ids.start().0)
+    .bind(ids.end().0)
+    .fetch_all(&mut *conn)
+    .await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, overlay, action, from_text, from_node, to_text, to_node, services, both, path, \
          not_after, reason, revision, created, created_by FROM rules \
@@ -72,7 +76,7 @@ pub(crate) async fn within(
     .await?;
     rows.into_iter()
         .zip(more)
-        .map(|(row, (_, name, is_audit))| {
+        .map(|(row, (_, name, is_audit, place))| {
             let (id, overlay, action, from, from_node, to, to_node, services, both, path, ..) =
                 &row;
             let (.., not_after, reason, revision, created, created_by) = &row;
@@ -99,9 +103,21 @@ pub(crate) async fn within(
                 revision: Revision(u64::try_from(*revision).unwrap_or(0)),
                 created: time(*created),
                 created_by: created_by.clone(),
+                place,
             })
         })
         .collect()
+}
+
+/// Where the rules that came by files stood in them.
+pub(crate) async fn places(
+    conn: &mut SqliteConnection,
+) -> Result<BTreeMap<RuleId, String>, Problem> {
+    let rows: Vec<(u32, String)> =
+        sqlx::query_as("SELECT id, place FROM rules WHERE place IS NOT NULL")
+            .fetch_all(&mut *conn)
+            .await?;
+    Ok(rows.into_iter().map(|(id, place)| (RuleId(id), place)).collect())
 }
 
 /// A rule as the journal keeps it.
@@ -121,6 +137,8 @@ struct Record {
     revision: Revision,
     created: Timestamp,
     created_by: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
 }
 
 /// The rule as the journal keeps it: JSON.
@@ -140,6 +158,7 @@ pub(crate) fn record(rule: &StoredRule) -> String {
         revision: rule.revision,
         created: rule.created,
         created_by: rule.created_by.clone(),
+        place: rule.place.clone(),
     })
 }
 
@@ -168,6 +187,7 @@ pub(crate) fn from_record(
         revision: record.revision,
         created: record.created,
         created_by: record.created_by,
+        place: record.place,
     })
 }
 
@@ -178,7 +198,7 @@ pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Resul
     sqlx::query(
         "INSERT OR REPLACE INTO rules (id, overlay, action, from_text, from_node, to_text, \
          to_node, services, both, path, not_after, reason, revision, created, created_by, name, \
-         audit) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         audit, place) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(rule.id.0)
     .bind(facts.overlay.0)
@@ -200,6 +220,7 @@ pub(crate) async fn put(conn: &mut SqliteConnection, rule: &StoredRule) -> Resul
     .bind(rule.created_by.as_str())
     .bind(facts.name.as_deref())
     .bind(facts.is_audit)
+    .bind(rule.place.as_deref())
     .execute(&mut *conn)
     .await?;
     Ok(())
@@ -250,6 +271,7 @@ pub(crate) fn view(world: &World, stored: StoredRule) -> Rule {
         revision: stored.revision,
         created: stored.created,
         created_by: stored.created_by,
+        place: stored.place,
         hits: None,
         dangling: selection::dangling(world, [&facts.from, &facts.to]),
         pairs: selection::pairs_covered(world, &facts),

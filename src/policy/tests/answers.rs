@@ -1,14 +1,18 @@
 //! What `can` says.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::api::admin::{CanAnswer, CanQuestion, PathNames};
 use crate::api::{Problem, ProblemCode};
-use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, name, service, town};
-use crate::policy::{Decision, World, can, evaluate};
+use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, service, town};
+use crate::policy::{BoundSelector, Decision, World, can, evaluate};
 use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
 
 fn ask(world: &World, from: &str, to: &str, what: &str) -> Result<CanAnswer, Problem> {
     let service = (!what.is_empty()).then(|| service(what));
-    can(world, &CanQuestion { overlay: None, from: name(from), to: name(to), service }, NOW)
+    let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+    let question = CanQuestion { overlay: None, from, to, service };
+    can(world, &question, &BTreeMap::new(), NOW)
 }
 
 fn why(world: &World, from: &str, to: &str, what: &str) -> String {
@@ -138,8 +142,9 @@ fn the_overlay_is_the_one_they_share() {
     }
     let overlay = |from: &str, to: &str, overlay: Option<&str>| {
         let overlay = overlay.map(|text| Name::new(text).unwrap());
-        let question = CanQuestion { overlay, from: name(from), to: name(to), service: None };
-        can(&world, &question, NOW).map(|answer| answer.overlay.to_string())
+        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+        let question = CanQuestion { overlay, from, to, service: None };
+        can(&world, &question, &BTreeMap::new(), NOW).map(|answer| answer.overlay.to_string())
     };
     assert_eq!(overlay("web", "db", None), Ok("default".to_owned()));
     assert_eq!(overlay("web", "loner", None), Ok("six".to_owned()));
@@ -191,4 +196,95 @@ fn members_alone_are_judged() {
     for (from, to) in [(1, 1), (1, 5), (5, 1), (1, 11), (11, 1), (1, 99)] {
         assert_eq!(judge(from, to), Decision::NoRule, "{from} -> {to}");
     }
+}
+
+#[test]
+fn several_ends_are_allowed_when_each_pair_is() {
+    let mut world = with_rules(&["allow web -> db tcp/80"]);
+    let group = BTreeSet::from([member_of(&world, 1), member_of(&world, 4)]);
+    world.groups.insert(O, BTreeMap::from([(Name::new("fronts").unwrap(), group)]));
+    let labels = BTreeSet::from(["role=web".parse().unwrap()]);
+    world.services.insert(O, BTreeMap::from([(Name::new("site").unwrap(), labels)]));
+
+    for from in ["role=web", "group:fronts", "service:site"] {
+        let partly = ask(&world, from, "db", "tcp/80").unwrap();
+        assert!(!partly.allowed && partly.rule.is_none() && partly.path.is_none(), "{from}");
+        assert_eq!((partly.pairs, partly.allowed_pairs), (2, 1), "{from}");
+        assert_eq!(partly.why, "1 of the 2 pairs are allowed");
+        let shown: Vec<(&str, bool)> =
+            partly.examples.iter().map(|pair| (pair.from.as_str(), pair.allowed)).collect();
+        assert_eq!(shown, [("shop/web", false), ("web", true)], "{from}");
+        assert_eq!(partly.allow_with, [format!("ovctl policy allow {from} db --port tcp/80")]);
+    }
+    add_rule(&mut world, 2, "allow role=web -> db tcp/80");
+    world.rules.remove(&RuleId(1));
+    let all = ask(&world, "role=web", "db", "tcp/80").unwrap();
+    assert!(all.allowed && all.allow_with.is_empty());
+    assert_eq!(all.rule, Some(RuleId(2)), "one rule about every pair");
+    assert_eq!(all.why, "all 2 pairs are allowed");
+    assert_eq!(ask(&world, "any", "any", "tcp/80").unwrap().pairs, 12, "nobody with itself");
+}
+
+fn member_of(world: &World, id: u32) -> BoundSelector {
+    BoundSelector::Node(NodeId(id), world.nodes[&NodeId(id)].name.clone())
+}
+
+#[test]
+fn an_address_is_its_member_or_outside_where_nothing_is_enforced() {
+    let world = with_rules(&["allow web -> 203.0.113.0/24 tcp/443"]);
+    for address in ["10.70.0.2", "ip:10.70.0.2"] {
+        let answer = ask(&world, "web", address, "tcp/80").unwrap();
+        assert!(answer.enforced);
+        assert_eq!(answer.why, "no rule lets web start tcp/80 flows to db; default deny");
+        assert_eq!(answer.allow_with, ["ovctl policy allow web db --port tcp/80"]);
+    }
+
+    let outside = ask(&world, "web", "ip:203.0.113.9", "tcp/443").unwrap();
+    assert!(outside.allowed && !outside.enforced && outside.path.is_none());
+    assert!(outside.why.contains("r-1 allows") && outside.why.contains("not enforced"));
+    let shut = ask(&world, "web", "198.51.100.1", "tcp/443").unwrap();
+    assert!(!shut.allowed && !shut.enforced);
+    let near: Vec<&str> = shut.nearest.iter().map(|near| near.differs.as_str()).collect();
+    assert_eq!(near, ["destination differs"]);
+    assert_eq!(shut.allow_with, ["ovctl policy allow web 198.51.100.1/32 --port tcp/443"]);
+}
+
+#[test]
+fn a_range_is_judged_at_every_address_where_policy_turns() {
+    let world = with_rules(&["allow web -> 10.0.0.0/8!10.9.0.0/16", "deny web -> 10.1.2.3/32"]);
+    let allowed = |to: &str| ask(&world, "web", to, "").unwrap().allowed;
+
+    assert!(allowed("10.1.2.4/32") && allowed("10.2.0.0/16"));
+    assert!(allowed("10.8.0.0/14!10.9.0.0/16"));
+    for to in ["10.1.2.0/24", "10.8.0.0/14", "10.9.1.0/24", "0.0.0.0/0", "10.1.2.3"] {
+        assert!(!allowed(to), "{to}");
+    }
+    // The overlay's own part: its members, and nobody else.
+    let home = ask(&world, "web", "10.70.0.0/16", "").unwrap();
+    assert_eq!((home.pairs, home.enforced), (3, true));
+}
+
+#[test]
+fn ends_that_mean_nobody_are_not_found() {
+    let mut world = town();
+    world.groups.insert(O, BTreeMap::from([(Name::new("fronts").unwrap(), BTreeSet::new())]));
+    for (to, what, fix) in [
+        ("group:frnots", "there is no group frnots", "did you mean group:fronts?"),
+        ("service:x", "there is no service x", "see `ovctl service list`"),
+        ("role=dbb", "role=dbb means nobody in the overlay default", "did you mean role=db?"),
+        ("group:fronts", "group:fronts means nobody in the overlay default", ""),
+        (
+            "namespace:shp",
+            "namespace:shp means nobody in the overlay default",
+            "did you mean namespace:shop?",
+        ),
+        ("10.70.0.99", "nobody in the overlay default has the address 10.70.0.99", ""),
+    ] {
+        let problem = ask(&world, "web", to, "").unwrap_err();
+        assert_eq!((problem.code, &problem.what[..]), (ProblemCode::NotFound, what));
+        assert!(problem.fix.contains(fix), "{to}: {}", problem.fix);
+    }
+    let problem = ask(&world, "192.0.2.1", "203.0.113.0/24", "").unwrap_err();
+    assert_eq!(problem.code, ProblemCode::Usage);
+    assert_eq!(problem.what, "neither 192.0.2.1/32 nor 203.0.113.0/24 is a member");
 }

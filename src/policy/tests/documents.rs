@@ -3,7 +3,7 @@
 use crate::api::Problem;
 use crate::api::admin::Semantics;
 use crate::policy::{
-    FindingKind, Matrix, Scene, difference, examine, lint, read_inventory, read_policies,
+    FindingKind, Matrix, Observed, Scene, difference, examine, lint, read_inventory, read_policies,
     read_test_file,
 };
 use crate::types::Timestamp;
@@ -314,9 +314,29 @@ fn lint_finds_what_does_nothing_or_too_much() {
             Some(FindingKind::Redundant),
         ),
         ("{action: allow, from: 203.0.113.0/24, to: db}", None),
+        ("{action: allow, from: web, to: 0.0.0.0/0}", Some(FindingKind::TooBroad)),
+        ("{action: allow, from: web, to: 0.0.0.0/0, ports: tcp/443}", None),
+        // What ends sooner takes nothing away from what stays.
+        (
+            "{action: allow, from: web, to: db, expires: 1h}, {action: allow, from: web, to: db, ports: tcp}",
+            None,
+        ),
+        (
+            "{action: allow, from: web, to: db}, {action: allow, from: web, to: db, expires: 1h}",
+            Some(FindingKind::Redundant),
+        ),
+        (
+            "{action: allow, from: web, to: db}, {action: deny, from: any, to: db, expires: 1h}",
+            None,
+        ),
+        // It gives the path.
+        (
+            "{action: allow, from: web, to: db}, {action: allow, from: web, to: db, ports: tcp, path: [s1]}",
+            None,
+        ),
     ];
     for (rules, expected) in table {
-        let found = lint(&scene(&format!("rules: [{rules}]")));
+        let found = lint(&scene(&format!("rules: [{rules}]")), &Observed::default());
         let kinds: Vec<FindingKind> = found.iter().map(|finding| finding.kind).collect();
         assert_eq!(kinds, expected.into_iter().collect::<Vec<_>>(), "{rules}: {found:?}");
     }

@@ -3,6 +3,7 @@
 mod answers;
 mod conformance;
 mod documents;
+mod lint;
 mod offline;
 mod paths;
 mod property;

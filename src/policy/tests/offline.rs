@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::admin::Semantics;
 use crate::policy::{
-    Document, Matrix, Scene, difference, examine, lint, read_inventory, read_policies,
+    Document, Matrix, Observed, Scene, difference, examine, lint, read_inventory, read_policies,
     read_test_file,
 };
 use crate::types::Timestamp;
@@ -424,7 +424,7 @@ proptest! {
             examination.results.iter().filter(|r| r.expected != r.allowed).take(3).collect();
         prop_assert!(wrong.is_empty(), "{wrong:#?}");
         // Whatever is found, nothing panics on it.
-        let _ = lint(&scene);
+        let _ = lint(&scene, &Observed::default());
     }
 
     #[test]

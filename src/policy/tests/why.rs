@@ -1,22 +1,30 @@
-//! The commands that `why` proposes.
+//! The commands that `can` and `why` propose.
 
-use crate::api::admin::{CanQuestion, PathNames};
-use crate::policy::testing::{NOW, O, add_overlay, add_rule, name, service, town};
-use crate::policy::{World, asked_pair, commands_to_allow, is_about, ways};
+use std::collections::BTreeMap;
+
+use crate::api::admin::{CanQuestion, PathNames, Semantics};
+use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, service, town};
+use crate::policy::{
+    AskedPair, End, NetworkPolicy, NetworkPolicyFacts, World, asked, can, is_about,
+    pair_to_explain, strangers, ways,
+};
 use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
 
 fn question(overlay: Option<&str>, what: &str) -> CanQuestion {
     CanQuestion {
         overlay: overlay.map(|overlay| overlay.parse().unwrap()),
-        from: name("web"),
-        to: name("db"),
+        from: "web".parse().unwrap(),
+        to: "db".parse().unwrap(),
         service: (!what.is_empty()).then(|| service(what)),
     }
 }
 
 fn commands(world: &World, what: &str) -> Vec<String> {
-    let question = question(None, what);
-    commands_to_allow(world, &question, &asked_pair(world, &question).unwrap(), NOW)
+    can(world, &question(None, what), &BTreeMap::new(), NOW).unwrap().allow_with
+}
+
+fn web_to_db() -> AskedPair {
+    AskedPair { overlay: O, from: NodeId(1), to: NodeId(2) }
 }
 
 #[test]
@@ -62,19 +70,15 @@ fn an_overlay_is_named_where_the_two_share_several() {
         let address = facts.addresses[&O];
         facts.addresses.insert(OverlayId(9), address);
     }
-    let question = question(Some("ops"), "");
-    let asked = asked_pair(&world, &question).unwrap();
+    let answer = can(&world, &question(Some("ops"), ""), &BTreeMap::new(), NOW).unwrap();
 
-    assert_eq!(
-        commands_to_allow(&world, &question, &asked, NOW),
-        ["ovctl policy allow web db --overlay ops"]
-    );
+    assert_eq!(answer.allow_with, ["ovctl policy allow web db --overlay ops"]);
 }
 
 #[test]
 fn ways_name_their_saps_and_say_why_there_are_none() {
     let mut world = town();
-    let asked = asked_pair(&world, &question(None, "")).unwrap();
+    let asked = web_to_db();
     let (names, saps) = ways(&world, &asked, NOW).unwrap().remove(0);
     assert_eq!(names, PathNames::Via(vec![Name::new("sap1").unwrap()]));
     assert_eq!(saps.len(), 1);
@@ -87,7 +91,7 @@ fn ways_name_their_saps_and_say_why_there_are_none() {
 #[test]
 fn a_record_is_about_the_question_when_its_port_was_asked_for() {
     let world = town();
-    let asked = asked_pair(&world, &question(None, "")).unwrap();
+    let asked = web_to_db();
     for (wanted, seen, expected) in [
         ("tcp/80", "tcp/80", true),
         ("tcp/80-90", "tcp/85", true),
@@ -102,4 +106,76 @@ fn a_record_is_about_the_question_when_its_port_was_asked_for() {
             "{wanted} {seen}"
         );
     }
+}
+
+/// Puts a NetworkPolicy that lets nothing into db.
+fn isolate_db(world: &mut World) {
+    let text = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: shut}\n\
+                spec: {podSelector: {matchLabels: {role: db}}, ingress: []}\n";
+    let policy = NetworkPolicy::from_manifest("test", text).unwrap();
+    world
+        .network_policies
+        .insert(RuleId::network_policy(1), NetworkPolicyFacts { overlay: O, policy });
+}
+
+#[test]
+fn a_network_policy_is_never_revoked_for_one_flow() {
+    let mut world = town();
+    world.overlays.get_mut(&O).unwrap().semantics = Semantics::Kubernetes;
+    assert!(commands(&world, "tcp/80").is_empty(), "it is open");
+
+    isolate_db(&mut world);
+    assert_eq!(commands(&world, "tcp/80"), ["ovctl policy allow web db --port tcp/80"]);
+}
+
+#[test]
+fn a_rule_of_a_file_is_taken_out_of_the_file() {
+    let mut world = town();
+    add_rule(&mut world, 1, "deny role=web -> any");
+    let places = BTreeMap::from([(RuleId(1), "net/policy.yaml:12".to_owned())]);
+    let steps = can(&world, &question(None, ""), &places, NOW).unwrap().allow_with;
+
+    assert_eq!(
+        steps,
+        [
+            "take rule r-1 out of the file (net/policy.yaml:12), then: ovctl policy apply -f \
+             net/policy.yaml",
+            "ovctl policy allow web db"
+        ]
+    );
+}
+
+#[test]
+fn those_who_share_no_overlay_are_strangers_by_name_and_by_address() {
+    let mut world = town();
+    add_overlay(&mut world, OverlayId(2), "ops", "10.71.0.0/16");
+    let loner = add_node(&mut world, NodeKind::Entity, 5, "loner");
+    let facts = world.nodes.get_mut(&loner).unwrap();
+    facts.addresses.insert(OverlayId(2), "10.71.0.5".parse().unwrap());
+    let ask = |from: &str, to: &str| {
+        let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+        strangers(&world, &CanQuestion { overlay: None, from, to, service: None })
+    };
+
+    assert_eq!(ask("web", "loner"), Some((NodeId(1), loner)));
+    assert_eq!(ask("10.70.0.1", "ip:10.71.0.5"), Some((NodeId(1), loner)));
+    for (from, to) in [("web", "db"), ("web", "web"), ("web", "203.0.113.9"), ("web", "role=x")] {
+        assert_eq!(ask(from, to), None, "{from} {to}");
+    }
+}
+
+#[test]
+fn of_several_pairs_the_first_denied_one_is_explained() {
+    let mut world = town();
+    add_rule(&mut world, 1, "allow web -> db");
+    let (from, to) = ("role=web".parse().unwrap(), "db".parse().unwrap());
+    let question = CanQuestion { overlay: None, from, to, service: None };
+    let explained = |world: &World| {
+        let asked = asked(world, &question).unwrap();
+        pair_to_explain(world, &question, &asked, NOW).unwrap().0
+    };
+    assert_eq!(explained(&world), End::Member(NodeId(4)));
+
+    add_rule(&mut world, 2, "allow shop/web -> db");
+    assert_eq!(explained(&world), End::Member(NodeId(1)));
 }

@@ -10,7 +10,8 @@ use crate::sys::sockaddr::RawAddress;
 
 impl UdpSocket {
     /// Replaces what is in `batch` by the datagrams that are waiting, as many as make a batch; waits for
-    /// the first one. An empty batch means that the wait was interrupted ([`crate::sys::wake`]).
+    /// the first one. An empty batch means that the wait was interrupted ([`crate::sys::wake`]), or that
+    /// there is an error to look at ([`Self::take_too_long`]).
     ///
     /// # Errors
     ///
@@ -44,7 +45,8 @@ impl UdpSocket {
         };
         let Ok(received) = usize::try_from(received) else {
             let error = io::Error::last_os_error();
-            return if is_nothing_now(&error) { Ok(()) } else { Err(error) };
+            let is_harmless = is_nothing_now(&error) || self.is_of_another(&error);
+            return if is_harmless { Ok(()) } else { Err(error) };
         };
         for (index, message) in messages.iter().enumerate().take(received) {
             let header = &message.msg_hdr;

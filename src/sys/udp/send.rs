@@ -7,11 +7,13 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::{io, ptr};
 
+use super::errors::TRIES;
 use super::{EMPTY_VECTOR, UdpSocket, reason};
 use crate::sys::cmsg::Control;
 use crate::sys::offload::{HEAD_MAX, Head};
 use crate::sys::sockaddr::RawAddress;
 use crate::types::DropReason;
+use crate::wire::start::Start;
 
 /// Datagrams in one train; older kernels take no more.
 const SEGMENTS_MAX: usize = 64;
@@ -91,6 +93,8 @@ pub struct SendQueue {
     controls: Box<[Control]>,
     /// How many datagrams each message stands for, and their bytes.
     spans: [(usize, usize); TRAINS_MAX],
+    /// The first datagram that was too long, and its hop.
+    unsent: Option<(SocketAddr, Start)>,
 }
 
 impl SendQueue {
@@ -105,7 +109,13 @@ impl SendQueue {
             addresses: vec![RawAddress::EMPTY; TRAINS_MAX].into_boxed_slice(),
             controls: vec![Control::EMPTY; TRAINS_MAX].into_boxed_slice(),
             spans: [(0, 0); TRAINS_MAX],
+            unsent: None,
         }
+    }
+
+    /// The first datagram that was too long to be sent since the last call, and its hop.
+    pub(super) fn take_unsent(&mut self) -> Option<(SocketAddr, Start)> {
+        self.unsent.take()
     }
 
     /// Adds a datagram to a train or starts one; `false` when there are too many trains.
@@ -230,12 +240,19 @@ impl UdpSocket {
                     if let Some(train) = queue.trains.get(at).copied() {
                         let vectors = queue.vectors.get(at * VECTORS..).unwrap_or(&[]);
                         let vectors = vectors.get(..train.vectors).unwrap_or(&[]);
-                        self.recover(&train, vectors, &error, patience, report);
+                        let is_too_long = self.recover(&train, vectors, &error, patience, report);
+                        if is_too_long && queue.unsent.is_none() {
+                            queue.unsent = Some((train.to, start(vectors)));
+                        }
                     }
                     at += 1;
                     continue;
                 }
             };
+            if sent < rest.len() {
+                // The kernel keeps to itself why it stopped.
+                self.note_error();
+            }
             for &(datagrams, bytes) in queue.spans.iter().skip(at).take(sent) {
                 report(Sent { datagrams, bytes, result: Ok(()) });
             }
@@ -276,6 +293,7 @@ impl UdpSocket {
         messages: &mut [libc::mmsghdr],
         patience: &mut Patience,
     ) -> io::Result<usize> {
+        let mut tries = 0;
         loop {
             let (fd, flags) = (self.socket.as_raw_fd(), patience.flags);
             // SAFETY: the pointers in each of `messages` were put there by `fill` and lead to an
@@ -289,7 +307,10 @@ impl UdpSocket {
                 _ => {}
             }
             let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
+            tries += 1;
+            let is_again = error.kind() == io::ErrorKind::Interrupted
+                || self.is_of_another(&error) && tries < TRIES;
+            if !is_again {
                 patience.note(&error);
                 return Err(error);
             }
@@ -297,7 +318,8 @@ impl UdpSocket {
     }
 
     /// What to do with a train that the kernel refused: where that may be because it is a train, its
-    /// datagrams go one by one; and if they do leave, no more trains are made.
+    /// datagrams go one by one; and if they do leave, no more trains are made. Returns whether the first
+    /// datagram was too long.
     fn recover(
         &self,
         train: &Train,
@@ -305,7 +327,7 @@ impl UdpSocket {
         error: &io::Error,
         patience: &mut Patience,
         report: &mut impl FnMut(Sent),
-    ) {
+    ) -> bool {
         let may_be_the_train = train.datagrams > 1
             && matches!(
                 error.raw_os_error(),
@@ -314,8 +336,9 @@ impl UdpSocket {
         if !may_be_the_train {
             let result = Err(reason(error));
             report(Sent { datagrams: train.datagrams, bytes: train.bytes, result });
-            return;
+            return result == Err(DropReason::TooBig);
         }
+        let mut is_too_long = false;
         let (mut at, mut used) = (0, 0);
         let mut left = train.bytes;
         while left > 0 {
@@ -332,9 +355,11 @@ impl UdpSocket {
             // Too large alone as well: nothing is wrong with trains then, and those of the same size
             // need not be tried.
             let is_first = left == train.bytes;
-            if is_first && result.is_ok() {
+            // That a datagram is too long is never because of its train.
+            if is_first && result.is_ok() && error.raw_os_error() != Some(libc::EMSGSIZE) {
                 self.send_no_trains();
             }
+            is_too_long |= is_first && result == Err(DropReason::TooBig);
             let skipped = match result {
                 Err(DropReason::TooBig) if is_first => left / len - 1,
                 Ok(()) | Err(_) => 0,
@@ -345,7 +370,20 @@ impl UdpSocket {
             report(Sent { datagrams: 1 + skipped, bytes: len * (1 + skipped), result });
             left -= len * (1 + skipped);
         }
+        is_too_long
     }
+}
+
+/// The first bytes of what lies in `vectors`, which lead to heads in the queue and to payloads that
+/// [`UdpSocket::send_batch`]'s caller holds.
+fn start(vectors: &[libc::iovec]) -> Start {
+    let mut start = Start::EMPTY;
+    for vector in vectors {
+        // SAFETY: the vector was made by `append` from bytes that are alive and that nobody writes to
+        // until the batch is sent; it is as long as it says.
+        start.push(unsafe { std::slice::from_raw_parts(vector.iov_base.cast(), vector.iov_len) });
+    }
+    start
 }
 
 /// The next `len` bytes of `vectors` after (`at`, `used`) as vectors of their own; how many these are.
@@ -399,8 +437,9 @@ mod tests {
         let error = io::Error::from_raw_os_error(libc::EINVAL);
         let report = &mut |one: Sent| sent.push((one.datagrams, one.bytes, one.result));
         let mut patience = Patience::FULL;
-        a.recover(&train, &vectors, &error, &mut patience, report);
+        assert!(a.recover(&train, &vectors, &error, &mut patience, report));
 
+        assert_eq!(start(&vectors).as_slice()[..4], [5; 4]);
         assert_eq!(sent, [(3, 198_000, Err(DropReason::TooBig)), (1, 100, Ok(()))]);
         assert!(a.sends_trains(), "nothing is wrong with trains");
     }

@@ -80,7 +80,7 @@ fn random_policy(seed: u64) -> String {
             .map(Value::from)
             .into();
     let ports =
-        [json!([]), json!("tcp/80"), json!(["udp", "tcp/1-9"]), json!(["icmp", 47, "tcp/http"])];
+        [Value::Null, json!("tcp/80"), json!(["udp", "tcp/1-9"]), json!(["icmp", 47, "tcp/http"])];
     let texts = [json!("a: b"), json!("it's \"quoted\" # not a comment"), json!("- 7"), json!("")];
     let flags = [json!(true), json!(false), json!(false)];
     let rule = |_| {
@@ -480,4 +480,29 @@ async fn five_thousand_rules_are_applied_and_found_unchanged() {
     assert_eq!(done["result"]["added"].as_array().unwrap().len(), 5_000);
     let exported = world.export().await;
     assert_eq!(world.applied(&exported).await["result"]["changed"], false);
+}
+
+#[tokio::test]
+async fn lint_knows_what_is_used_and_which_saps_are_there() {
+    let world = town().await;
+    world.join("s9", "sap", json!({})).await;
+    world.applied("rules: [{action: allow, from: web, to: db, path: [s9]}]").await;
+    let kinds = async |days: u32| {
+        let (status, value) = world.post("/v1/policy/lint", json!({"unusedDays": days})).await;
+        assert_eq!(status, StatusCode::OK, "{value}");
+        let all = value["findings"].as_array().unwrap().clone();
+        all.iter().map(|one| one["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(0).await, ["no-live-sap"]);
+
+    for node in world.server.live().nodes.values_mut() {
+        node.polls = 1;
+    }
+    assert!(kinds(0).await.is_empty());
+    assert!(kinds(1).await.is_empty(), "it is new");
+    let mut conn = world.server.store.write().await.unwrap();
+    sqlx::query("UPDATE rules SET created = created - 86400").execute(&mut *conn).await.unwrap();
+    conn.commit().await.unwrap();
+    assert_eq!(kinds(1).await, ["unused"]);
+    assert!(kinds(2).await.is_empty());
 }

@@ -159,3 +159,43 @@ async fn strangers_and_nodes_are_refused() {
     let secret = viewer.as_str().unwrap().split('.').nth(1).unwrap();
     assert_eq!(ask(secret).await, 200);
 }
+
+#[tokio::test]
+async fn outsiders_strangers_groups_and_rules_of_files_have_answers_of_their_own() {
+    let town = town().await;
+    let (_, overlay) = town.world.post("/v1/overlays", json!({"name": "ops"})).await;
+    assert_eq!(overlay["result"]["name"], "ops", "{overlay}");
+    town.world.join("far", "entity", json!({"overlays": ["ops"]})).await;
+    let why = async |from: &str, to: &str| town.why(from, to, "tcp/80").await;
+
+    let stranger = why("a", "far").await;
+    assert!(!stranger.allowed && stranger.overlay.is_none() && stranger.stages.len() == 1);
+    let (membership, text) = state(&stranger, StageName::Membership);
+    assert!(membership == StageState::Denied && text.contains("far is in ops"), "{text}");
+
+    let outside = why("a", "ip:203.0.113.9").await;
+    assert!(outside.to.name.is_none() && !outside.allowed);
+    assert!(state(&outside, StageName::Path).1.contains("do not cross"), "{outside:?}");
+
+    let b = why("a", "b").await.to.address.unwrap().to_string();
+    let by_address = why("a", &b).await;
+    assert_eq!(by_address.to.name.unwrap().to_string(), "b");
+    assert!(by_address.allowed);
+
+    let group = json!({"overlay": "default", "name": "all", "verb": "create",
+        "selectors": ["b", "c"]});
+    let (status, value) = town.world.post("/v1/groups", group).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let group = why("a", "group:all").await;
+    assert_eq!((group.pairs, group.allowed_pairs), (2, 1));
+    assert_eq!(group.to.name.unwrap().to_string(), "c", "the one that is denied");
+    assert_eq!(group.allow_with, ["ovctl policy allow a group:all --port tcp/80"]);
+
+    let file = json!({"overlay": "default", "files": [{"source": "p.yaml", "text":
+        "rules:\n  - {action: allow, from: a, to: b}\n  - {action: deny, from: a, to: b}\n"}]});
+    let (status, value) = town.world.post("/v1/policy/apply", file).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let denied = why("a", "b").await;
+    let step = denied.allow_with.first().unwrap();
+    assert!(step.contains("(p.yaml:3), then: ovctl policy apply -f p.yaml"), "{step}");
+}

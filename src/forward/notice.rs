@@ -1,0 +1,100 @@
+//! What a notice may be about: questions to a snapshot that stand off the way of packets.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::paths::Route;
+use super::snapshot::{Overlay, OverlayInfo, Snapshot, canonical};
+use crate::types::{NodeId, NodeKind};
+
+/// Two members of one overlay, in the direction of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    snapshot: &'a Snapshot,
+    overlay: &'a Overlay,
+    from: u32,
+    to: u32,
+}
+
+impl Snapshot {
+    /// The members that bear these addresses.
+    #[must_use]
+    pub fn pair(&self, source: IpAddr, destination: IpAddr) -> Option<Pair<'_>> {
+        let &(number, from) = self.members.get(&source)?;
+        let &(other, to) = self.members.get(&destination)?;
+        let overlay = self.overlays.get(number as usize)?;
+        (number == other && from != to).then_some(Pair { snapshot: self, overlay, from, to })
+    }
+}
+
+impl<'a> Pair<'a> {
+    /// Their overlay.
+    #[must_use]
+    pub fn overlay(&self) -> &'a OverlayInfo {
+        &self.overlay.info
+    }
+
+    /// The node that sends.
+    #[must_use]
+    pub fn source(&self) -> NodeId {
+        self.overlay.id_of(self.from)
+    }
+
+    /// The node that is sent to.
+    #[must_use]
+    pub fn destination(&self) -> NodeId {
+        self.overlay.id_of(self.to)
+    }
+
+    /// Whether this node is the one that sends.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.overlay.own == Some(self.from)
+    }
+
+    /// Whether packets of the pair may bear `key` here: at the source the one that it stamps, elsewhere
+    /// those that are accepted.
+    #[must_use]
+    pub fn bears(&self, key: u32) -> bool {
+        if self.is_own() {
+            let stamped = self.overlay.send_keys.get(self.to as usize).copied().flatten();
+            return stamped.is_some_and(|stamped| stamped.bits() == key);
+        }
+        self.snapshot.accepts(self.overlay, self.from, self.to, key)
+    }
+
+    /// Whether `sap` may carry packets of the pair.
+    #[must_use]
+    pub fn goes_over(&self, sap: NodeId) -> bool {
+        match self.overlay.route(self.from, self.to) {
+            Route::Default => self.overlay.default_saps.contains(&sap),
+            Route::Via(chain) => chain.position(sap).is_some(),
+            Route::Direct | Route::Elsewhere => false,
+        }
+    }
+
+    /// Whether this node sends packets of the pair to `hop`.
+    #[must_use]
+    pub fn leaves_to(&self, hop: SocketAddr) -> bool {
+        let hop = canonical(hop);
+        let listens = |sap: NodeId| self.snapshot.endpoint_of(sap, hop).is_some();
+        let is_target =
+            || self.overlay.member(self.to).is_some_and(|target| target.endpoints.contains(&hop));
+        let Some((own, kind)) = self.snapshot.owner else { return false };
+        let route = self.overlay.route(self.from, self.to);
+        match (kind, route) {
+            (NodeKind::Entity, _) if !self.is_own() => false,
+            (NodeKind::Entity, Route::Direct) => is_target(),
+            (NodeKind::Entity, Route::Via(chain)) => chain.first().is_some_and(listens),
+            (NodeKind::Entity, Route::Default) => {
+                self.overlay.default_saps.iter().any(|&sap| listens(sap))
+            }
+            (NodeKind::Sap, Route::Default) => {
+                self.overlay.default_saps.contains(&own) && is_target()
+            }
+            (NodeKind::Sap, Route::Via(chain)) => chain
+                .position(own)
+                .is_some_and(|at| chain.at(at + 1).map_or_else(is_target, listens)),
+            (NodeKind::Sap, Route::Direct) | (_, Route::Elsewhere) => false,
+        }
+    }
+}

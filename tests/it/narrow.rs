@@ -1,0 +1,167 @@
+//! Links that are narrower than the overlay's MTU: on the first leg and the last, hidden behind a router
+//! or known to the sending kernel. Whoever meets them tells the source, whose host then sends less at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::integrity::{COPIES, restart, tcp, tcp_arrives, udp, verify};
+use crate::support::{LAB_CIDR, Rig, SOON, number, play_in};
+use crate::world::{Machine, poll};
+
+/// What the narrow link takes.
+const NARROW: &str = "1400";
+
+/// What 1400 leaves of a packet: outer IPv4, UDP, GUE.
+const FITS: u64 = 1400 - 36;
+
+/// How long a transfer may take that is told of the narrow link; one that has to find out by itself
+/// takes longer.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where the router stands.
+type Leg = (&'static str, &'static str);
+
+#[test]
+fn behind_a_router_towards_the_destination_everything_passes() {
+    everything_passes_behind_a_router(LAB_CIDR, ("s1", "b"));
+}
+
+#[test]
+fn behind_a_router_towards_the_sap_everything_passes() {
+    everything_passes_behind_a_router("fd70::/64", ("a", "s1"));
+}
+
+#[test]
+fn behind_a_router_on_a_direct_path_everything_passes() {
+    everything_passes_behind_a_router(LAB_CIDR, ("a", "b"));
+}
+
+fn everything_passes_behind_a_router(cidr: &str, leg: Leg) {
+    play_in(cidr, &["s1"], &["a", "b"], |rig| {
+        let direct: &[&str] = if leg == ("a", "b") { &["--direct"] } else { &[] };
+        rig.allow(&[&["a", "b"], direct].concat())?;
+        let _router = put_router(rig, leg)?;
+        expect_told(rig)
+    });
+}
+
+#[test]
+fn a_narrow_device_of_the_sap_is_no_secret() {
+    play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b"])?;
+        narrow_device(rig, "s1", "b")?;
+        expect_told(rig)
+    });
+}
+
+#[test]
+fn a_device_that_became_narrow_while_ovd_runs_is_no_secret() {
+    play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b"])?;
+        narrow_device(rig, "a", "s1")?;
+        expect_told(rig)
+    });
+}
+
+/// One large datagram is lost to learn of the link, its sender hears so, and the next ones arrive; TCP
+/// does not stall; then nothing at all is lost, either way.
+fn expect_told(rig: &Rig) -> Result<()> {
+    let mut was_told = false;
+    poll(SOON, "large datagrams to arrive", || match udp(rig, "1400", "400") {
+        Ok(report) => {
+            ensure!(number(&report, "strange")? == 0, "{report}");
+            Ok((number(&report, "received")? == COPIES).then_some(()))
+        }
+        // The host refuses the next one itself, once, with what it was told of the one before.
+        Err(error) => {
+            ensure!(format!("{error:#}").contains("Message too long"), "{error:#}");
+            was_told = true;
+            Ok(None)
+        }
+    })?;
+    ensure!(was_told, "the link is not narrow, or nobody told the sender");
+
+    let started = Instant::now();
+    tcp_arrives(rig)?;
+    ensure!(started.elapsed() < TOLD_WITHIN, "TCP took {:?}", started.elapsed());
+    verify(rig)
+}
+
+/// Without the router's messages nobody can know: what is too long vanishes and TCP stalls, unless the
+/// hosts look for such links themselves.
+#[test]
+fn a_router_that_says_nothing_is_a_black_hole_for_what_is_too_long() {
+    play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b"])?;
+        let router = put_router(rig, ("s1", "b"))?;
+        command(&router, "ip rule add pref 1 iif lo blackhole")?;
+
+        let largest = FITS - 28;
+        let fitting = format!("1-70,255-257,1023-1025,1200-{largest}");
+        let report = udp(rig, &fitting, "3000")?;
+        ensure!(number(&report, "missing")? == 0 && number(&report, "strange")? == 0, "{report}");
+        ensure!(number(&report, "received")? > 200 * COPIES, "{report}");
+        let longer = format!("{}-{},1431-1437,4000", largest + 1, largest + 5);
+        let report = udp(rig, &longer, "300")?;
+        ensure!(number(&report, "received")? == 0 && number(&report, "strange")? == 0, "{report}");
+
+        let stalled = tcp(rig, "2000");
+        ensure!(stalled.is_err(), "TCP passes now: {stalled:?}; say so in docs/operations.md");
+        for name in ["a", "b"] {
+            write_sysctl(rig.fleet.machine(name)?, "net/ipv4/tcp_mtu_probing", "2")?;
+            write_sysctl(rig.fleet.machine(name)?, "net/ipv4/tcp_base_mss", "1024")?;
+        }
+        tcp_arrives(rig).context("with tcp_mtu_probing")
+    });
+}
+
+/// With a route that says its MTU the overlay's is right from the start, and nothing is lost to learn.
+#[test]
+fn a_narrow_link_that_the_routes_know_of_loses_nothing() {
+    play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b"])?;
+        let router = put_router(rig, ("s1", "b"))?;
+        for (name, via) in [("a", "dev eth0".to_owned()), ("b", format!("via {}", router.ip4))] {
+            let to = rig.underlay("s1")?.ip();
+            let route = format!("ip route replace {to} {via} mtu {NARROW}");
+            command(rig.fleet.machine(name)?, &route)?;
+        }
+        restart(rig, ["full", "full", "full"])?;
+        verify(rig)
+    });
+}
+
+/// Puts a router into the way between two nodes, in both directions, over a link of MTU 1400.
+fn put_router(rig: &Rig, (one, other): Leg) -> Result<Machine> {
+    let router = rig.world.machine("router")?;
+    write_sysctl(&router, "net/ipv4/ip_forward", "1")?;
+    for knob in ["all", "default", "eth0"] {
+        write_sysctl(&router, &format!("net/ipv4/conf/{knob}/send_redirects"), "0")?;
+    }
+    for (from, to) in [(one, other), (other, one)] {
+        let to = rig.underlay(to)?.ip();
+        let there = format!("ip route add {to} via {}", router.ip4);
+        command(rig.fleet.machine(from)?, &there)?;
+        command(&router, &format!("ip route add {to} dev eth0 mtu lock {NARROW}"))?;
+    }
+    Ok(router)
+}
+
+/// From now on `node` sends to `to` through a device of MTU 1400.
+fn narrow_device(rig: &Rig, node: &str, to: &str) -> Result<()> {
+    let machine = rig.fleet.machine(node)?;
+    let (own, to) = (rig.underlay(node)?.ip(), rig.underlay(to)?.ip());
+    command(machine, "ip link add narrow link eth0 type macvlan mode bridge")?;
+    command(machine, &format!("ip link set narrow mtu {NARROW} up"))?;
+    command(machine, &format!("ip route add {to} dev narrow src {own}"))
+}
+
+fn command(machine: &Machine, words: &str) -> Result<()> {
+    machine.run(&words.split(' ').collect::<Vec<_>>())?.success(words).map(drop)
+}
+
+fn write_sysctl(machine: &Machine, name: &str, value: &str) -> Result<()> {
+    let write = "echo \"$0\" > \"/proc/sys/$1\"";
+    machine.run(&["sh", "-c", write, value, name])?.success(name).map(drop)
+}
