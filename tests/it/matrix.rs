@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use ovmesh::types::PortRange;
@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 
 use crate::fleet::Kind;
 use crate::probes::{Addresses, Flow, expect, serve};
-use crate::support::{Rig, play};
+use crate::support::{Rig, SOON, play};
+use crate::world::poll;
 
 const ENTITIES: [(&str, &str, &str); 6] = [
     ("default", "e0", "http=tcp/80"),
@@ -107,11 +108,22 @@ fn play_seeds(seeds: &[u64]) {
                 let flows = every(overlay, &|from, to, protocol, port| {
                     matrix.passes(from, to, protocol, port)
                 });
-                expect(rig, &addresses, &flows).with_context(again)?;
+                expect(rig, &addresses, &flows)
+                    .with_context(|| format!("{}\n{}", again(), told(rig, overlay)))?;
             }
         }
         Ok(())
     });
+}
+
+/// What nodes say that they did, and by which rule; for a failure.
+fn told(rig: &Rig, overlay: &str) -> String {
+    let started = Instant::now();
+    // Everybody has reported after two periods.
+    let _ = poll(SOON * 2, "reports", || {
+        Ok((started.elapsed() > Duration::from_secs(10)).then_some(()))
+    });
+    rig.fleet.ovctl_ok(&["flow", "list", "--overlay", overlay, "--since", "1m"]).unwrap_or_default()
 }
 
 fn full((namespace, name, _): &(&str, &str, &str)) -> String {
@@ -178,6 +190,7 @@ struct Draw(StdRng);
 impl Draw {
     /// Gives the entities labels, and writes a policy file.
     fn policy(&mut self, rig: &Rig) -> Result<String> {
+        let mut labels = String::new();
         for entity in &ENTITIES {
             let mut edits = Vec::new();
             for key in ["a", "b"] {
@@ -188,6 +201,7 @@ impl Draw {
             }
             let name = full(entity);
             rig.fleet.ovctl_ok(&["entity", "label", &name, "--no-wait", &edits[0], &edits[1]])?;
+            labels.push_str(&format!("# {name}: {}\n", edits.join(" ")));
         }
         let rules: Vec<Value> = (0..self.0.random_range(1..8)).map(|_| self.rule()).collect();
         let policy = json!({
@@ -197,7 +211,7 @@ impl Draw {
         });
         let networks = (0..self.0.random_range(0..4)).map(|number| self.network_policy(number));
         let networks: Vec<String> = networks.map(|policy| format!("---\n{policy:#}\n")).collect();
-        Ok(format!("{policy:#}\n{}", networks.concat()))
+        Ok(format!("{labels}{policy:#}\n{}", networks.concat()))
     }
 
     fn rule(&mut self) -> Value {

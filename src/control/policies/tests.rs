@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::policy::PolicyFile;
 use crate::api::table::PathHops;
+use crate::policy::NetworkPolicy;
 use crate::policy::random::{self, NOW, V4, V6};
 use crate::types::Revision;
 
@@ -58,10 +59,11 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
     policy.rules = rules;
     let mut names = BTreeSet::new();
     for (&id, facts) in world.network_policies.iter().filter(|(_, f)| f.overlay == overlay) {
-        // One that isolates nobody in any direction cannot be written.
-        let is_one = facts.policy.ingress.is_some() || facts.policy.egress.is_some();
-        if is_one && names.insert(facts.policy.full_name()) {
-            policy.network_policies.insert(id, facts.policy.clone());
+        // As a manifest can say it: of ICMP and of no direction at all there is none.
+        let manifest = facts.policy.manifest().to_string();
+        let Ok(network) = NetworkPolicy::from_manifest("manifest", &manifest) else { continue };
+        if names.insert(network.full_name()) {
+            policy.network_policies.insert(id, network);
         }
     }
     policy

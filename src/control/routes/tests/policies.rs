@@ -80,7 +80,7 @@ fn random_policy(seed: u64) -> String {
             .map(Value::from)
             .into();
     let ports =
-        [Value::Null, json!("tcp/80"), json!(["udp", "tcp/1-9"]), json!(["icmp", 47, "tcp/http"])];
+        [Value::Null, json!("tcp/80"), json!(["udp", "tcp/1-9"]), json!(["icmp", "47", "tcp/443"])];
     let texts = [json!("a: b"), json!("it's \"quoted\" # not a comment"), json!("- 7"), json!("")];
     let flags = [json!(true), json!(false), json!(false)];
     let rule = |_| {
