@@ -34,6 +34,7 @@ mod policy_modes;
 mod probes;
 mod restart;
 mod revoke;
+mod speed;
 mod spoof;
 mod support;
 mod traffic;
