@@ -31,6 +31,7 @@ mod policy_files;
 mod policy_modes;
 mod restart;
 mod revoke;
+mod speed;
 mod spoof;
 mod support;
 mod traffic;
