@@ -16,8 +16,10 @@ mod http;
 mod icmp_ping;
 mod ip_count;
 mod ip_send;
+mod probe;
 mod relay;
 mod report;
+mod tcp_rate;
 mod tcp_raw;
 mod tcp_stream;
 mod udp;
@@ -40,6 +42,8 @@ usage: netkit COMMAND ...
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
   tcp-echo ADDR                          echoes lines
   tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
+  tcp-sink ADDR                          counts the bytes of connections
+  tcp-rate DST MILLIS                    one connection, as fast as it goes, to a tcp-sink
   tcp-verify-serve ADDR
   tcp-verify DST BYTES [TIMEOUT_MS]      known bytes both ways at once; both ends compare each
   udp-verify DST LENGTHS COPIES [TIMEOUT_MS]
@@ -47,6 +51,8 @@ usage: netkit COMMAND ...
   udp-flows DST FLOWS ROUNDS [TIMEOUT_MS]
                                          FLOWS sockets, ROUNDS datagrams each, to an udp-echo
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
+  probe-serve SERVICE...                 answers tcp/80, udp/53, sctp/80, 47 (a protocol)
+  probe TIMEOUT_MS SERVICE@ADDR...       which of them answer, all asked at once; also icmp
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
   gue-train SRC_ADDR:PORT DST_ADDR:PORT @HEXFILE
@@ -91,6 +97,10 @@ fn run(arguments: &[String]) -> Result<()> {
         "tcp-stream" => {
             tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))
         }
+        "tcp-sink" => tcp_rate::sink(rest.parse(0)?),
+        "tcp-rate" => {
+            tcp_rate::rate(rest.parse(0)?, std::time::Duration::from_millis(rest.parse(1)?))
+        }
         "tcp-verify-serve" => verify::tcp_serve(rest.parse(0)?),
         "tcp-verify" => verify::tcp(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
         "udp-verify" => {
@@ -98,6 +108,11 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "udp-flows" => flows::run(rest.parse(0)?, rest.parse(1)?, rest.parse(2)?, rest.timeout(3)?),
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "probe-serve" => probe::serve(rest.0),
+        "probe" => {
+            let (_, questions) = rest.0.split_first().context(USAGE)?;
+            probe::ask(questions, std::time::Duration::from_millis(rest.parse(0)?))
+        }
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
