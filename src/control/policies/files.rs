@@ -79,6 +79,22 @@ pub(crate) fn read(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>
     Ok(documents)
 }
 
+/// As [`read`], for files that become the policy: an empty file is a mistake, not an empty policy.
+///
+/// # Errors
+///
+/// `Usage`, also when the files hold nothing.
+pub(crate) fn read_whole(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>, Problem> {
+    let documents = read(files, now)?;
+    if documents.is_empty() {
+        let names: Vec<&str> = files.iter().map(|file| file.source.as_str()).collect();
+        return Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", names.join(", ")))
+            .why("the files are empty, and applying them would remove every rule")
+            .fix("if that is meant, write: rules: []"));
+    }
+    Ok(documents)
+}
+
 /// The overlay that files speak of.
 ///
 /// # Errors
