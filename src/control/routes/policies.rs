@@ -205,6 +205,7 @@ async fn waiting(
     let rows = confirmations::all(&mut *server.store.read().await?).await?;
     match (named, rows.as_slice()) {
         (None, [only]) => Ok(only.overlay),
+        (None, []) => Err(changes::nothing_waits()),
         _ => overlay_of(world, named),
     }
 }
