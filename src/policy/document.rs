@@ -98,6 +98,7 @@ pub(super) fn read_document(
     let is_bare = version.is_none()
         && fields.field("kind").is_none()
         && implied.is_none()
+        && fields.each().next().is_some()
         && !fields.each().any(|(name, _)| is_theirs(name));
     if is_bare || version.is_some_and(|version| version.starts_with("ovmesh/")) {
         return Ok(vec![Document::Policy(Box::new(read_policy(cursor, now)?))]);
