@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::api::local::Denial;
+use crate::api::local::{Denial, RefusedBy};
 use crate::types::{DropReason, Name, Timestamp};
 use crate::wire::inner::Quoted;
 
@@ -16,7 +16,13 @@ pub struct Denials(VecDeque<Denial>);
 
 impl Denials {
     /// Remembers that an opening packet of `flow` was refused.
-    pub fn note(&mut self, overlay: &Name, flow: &Quoted, reason: DropReason, now: Timestamp) {
+    pub fn note(
+        &mut self,
+        overlay: &Name,
+        flow: &Quoted,
+        (reason, by): (DropReason, RefusedBy),
+        now: Timestamp,
+    ) {
         let fresh = Denial {
             overlay: overlay.clone(),
             source: flow.source,
@@ -24,6 +30,7 @@ impl Denials {
             peer: None,
             service: service(flow),
             reason: reason.name().to_owned(),
+            by,
             count: 1,
             first: now,
             last: now,
@@ -47,7 +54,8 @@ impl Denials {
 
 fn is_same(a: &Denial, b: &Denial) -> bool {
     let key = |denial: &Denial| (denial.source, denial.destination);
-    key(a) == key(b) && a.service == b.service && a.reason == b.reason && a.overlay == b.overlay
+    let why = |denial: &Denial| (denial.reason.clone(), denial.by);
+    key(a) == key(b) && a.service == b.service && why(a) == why(b) && a.overlay == b.overlay
 }
 
 /// Protocol and port, as rules name them.
@@ -83,16 +91,21 @@ mod tests {
     #[test]
     fn the_same_wish_is_counted_and_the_newest_comes_first() {
         let (mut denials, lab) = (Denials::default(), "lab".parse().unwrap());
-        denials.note(&lab, &flow(40_000, 22), DropReason::NoRule, Timestamp(100));
-        denials.note(&lab, &flow(40_001, 80), DropReason::NoRule, Timestamp(101));
-        denials.note(&lab, &flow(40_002, 22), DropReason::NoRule, Timestamp(102));
+        denials.note(&lab, &flow(40_000, 22), (DropReason::NoRule, RefusedBy::Ovd), Timestamp(100));
+        denials.note(&lab, &flow(40_001, 80), (DropReason::NoRule, RefusedBy::Ovd), Timestamp(101));
+        denials.note(&lab, &flow(40_002, 22), (DropReason::NoRule, RefusedBy::Ovd), Timestamp(102));
         assert_eq!(all(&denials), [("tcp/22".to_owned(), 2), ("tcp/80".to_owned(), 1)]);
 
         let first = denials.since(Timestamp(102)).next().unwrap();
         assert_eq!((first.first, first.last), (Timestamp(100), Timestamp(102)));
         assert_eq!(denials.since(Timestamp(102)).count(), 1);
 
-        denials.note(&lab, &flow(40_003, 22), DropReason::DenyRule, Timestamp(103));
+        denials.note(
+            &lab,
+            &flow(40_003, 22),
+            (DropReason::DenyRule, RefusedBy::Ovd),
+            Timestamp(103),
+        );
         assert_eq!(all(&denials).len(), 3, "another reason");
     }
 
@@ -100,7 +113,12 @@ mod tests {
     fn a_scan_leaves_no_more_than_there_is_room_for() {
         let (mut denials, lab) = (Denials::default(), "lab".parse().unwrap());
         for port in 0..1000 {
-            denials.note(&lab, &flow(1, port), DropReason::NoRow, Timestamp(port.into()));
+            denials.note(
+                &lab,
+                &flow(1, port),
+                (DropReason::NoRow, RefusedBy::Ovd),
+                Timestamp(port.into()),
+            );
         }
         let kept = all(&denials);
         assert_eq!(kept.len(), REMEMBERED_MAX);

@@ -1,12 +1,14 @@
-//! What to believe of packets that were too long: decisions, without a clock or a socket.
+//! What to believe of packets that others refused or that were too long, and whom to tell of those that
+//! this node refused: decisions, without a clock or a socket.
 
 use std::net::SocketAddr;
 
-use crate::forward::Snapshot;
+use crate::forward::{FlowTable, Now, Pair, Snapshot};
 use crate::types::NodeId;
+use crate::wire::control::Message;
 use crate::wire::gue::{self, Frame};
 use crate::wire::inner;
-use crate::wire::notice::TooBig;
+use crate::wire::notice::{Denied, Refuser, TooBig};
 
 /// Below this nobody believes an ICMP message about the underlay (design section 4), in bytes.
 const UNDERLAY_MTU_MIN: u16 = 1280;
@@ -50,4 +52,53 @@ impl<'a> Excess<'a> {
 pub fn believes(snapshot: &Snapshot, sap: NodeId, too_big: &TooBig) -> bool {
     let pair = snapshot.pair(too_big.source, too_big.destination);
     pair.is_some_and(|pair| pair.is_own() && pair.goes_over(sap))
+}
+
+/// Whom to tell that this node refused an opening packet, which came from `from` under `key`, and how:
+/// a SaP tells the source, a destination the SaP that brought the packet. Nobody where the key is wrong
+/// or the overlay is silent.
+#[must_use]
+pub fn tell(
+    snapshot: &Snapshot,
+    (from, key): (SocketAddr, u32),
+    denied: Denied,
+) -> Option<(NodeId, Message)> {
+    let flow = &denied.flow;
+    let pair = snapshot.pair(flow.source, flow.destination)?;
+    if pair.overlay().is_silent || pair.is_own() || !pair.bears(key) {
+        return None;
+    }
+    if pair.is_for_us() {
+        let denied = Denied { by: Refuser::Destination, ..denied };
+        return Some((snapshot.sap_at(from)?, Message::Refused(denied)));
+    }
+    Some((pair.source(), Message::Denied(Denied { by: Refuser::Sap, ..denied })))
+}
+
+/// Whom a SaP tells what `destination` said it had refused; nobody when that was not its to refuse.
+#[must_use]
+pub fn pass_on(
+    snapshot: &Snapshot,
+    destination: NodeId,
+    denied: Denied,
+) -> Option<(NodeId, Message)> {
+    let pair = snapshot.pair(denied.flow.source, denied.flow.destination)?;
+    let (own, _) = snapshot.owner()?;
+    let is_its_own = pair.destination() == destination && pair.goes_over(own);
+    let denied = Denied { by: Refuser::Destination, ..denied };
+    (is_its_own && !pair.overlay().is_silent).then(|| (pair.source(), Message::Denied(denied)))
+}
+
+/// The pair, when `sap` may say this of a flow that this node wants and that nothing came back on.
+#[must_use]
+pub fn believed<'a>(
+    snapshot: &'a Snapshot,
+    sap: NodeId,
+    denied: &Denied,
+    flows: &FlowTable,
+    now: Now,
+) -> Option<Pair<'a>> {
+    let pair = snapshot.pair(denied.flow.source, denied.flow.destination)?;
+    let is_ours = pair.is_own() && pair.goes_over(sap);
+    (is_ours && snapshot.is_half_open(&denied.flow, flows, now)).then_some(pair)
 }

@@ -186,10 +186,37 @@ pub struct Denial {
     pub service: String,
     /// Why not: a drop reason's name.
     pub reason: String,
+    /// Who refused it.
+    pub by: RefusedBy,
     /// Opening packets that were refused.
     pub count: u64,
     /// When the first one was.
     pub first: Timestamp,
     /// When the last one was.
     pub last: Timestamp,
+}
+
+/// Who on its way refused a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RefusedBy {
+    /// The `ovd` of this very host.
+    #[default]
+    Ovd,
+    /// A SaP.
+    Sap,
+    /// The destination's `ovd`.
+    Destination,
+}
+
+impl RefusedBy {
+    /// The word that stands for it in JSON and in tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ovd => "ovd",
+            Self::Sap => "sap",
+            Self::Destination => "destination",
+        }
+    }
 }

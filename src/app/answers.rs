@@ -6,17 +6,19 @@ use std::net::IpAddr;
 use tokio::sync::mpsc;
 
 use super::daemon::Shared;
-use crate::agent::notices::{Excess, believes};
+use crate::agent::notices::{self, Excess, believes};
 use crate::agent::pace::Pace;
 use crate::agent::probes::Heard;
-use crate::dataplane::{HostDoor, Listener, Refusal, Told};
+use crate::api::local::RefusedBy;
+use crate::dataplane::{self, HostDoor, Listener, Origin, Refusal, Told};
 use crate::forward::{OverlayInfo, Snapshot};
 use crate::sys::clock;
 use crate::sys::udp::TooLong;
-use crate::types::OverlayId;
+use crate::types::{DropReason, NodeId, OverlayId};
 use crate::wire::answer;
 use crate::wire::control::Message;
-use crate::wire::notice::TooBig;
+use crate::wire::inner::Quoted;
+use crate::wire::notice::{Denied, Refuser, TooBig};
 
 /// Runs for ever, on what the hallways tell and on what peers say.
 pub(crate) async fn run(
@@ -61,7 +63,16 @@ impl Desk<'_> {
     fn take(&mut self, told: &Told) {
         let snapshot = self.shared.publisher.current();
         match told {
-            Told::Refused(refusal) => self.refuse(&snapshot, refusal),
+            Told::Refused(refusal) => match refusal.origin {
+                Origin::Host(overlay) => self.refuse(&snapshot, overlay, refusal),
+                Origin::Underlay { from, key } => {
+                    let (reason, by, flow) = (refusal.reason, Refuser::Sap, refusal.flow);
+                    let sequence = answer::tcp_sequence(refusal.start.as_slice()).unwrap_or(0);
+                    let denied = Denied { reason, by, flow, sequence };
+                    let notice = notices::tell(&snapshot, (from, key), denied);
+                    self.tell(flow.source, notice);
+                }
+            },
             Told::Exceeds { overlay, mtu, start } => {
                 self.answer_excess(&snapshot, *overlay, start.as_slice(), *mtu);
             }
@@ -70,33 +81,77 @@ impl Desk<'_> {
     }
 
     /// A peer said something authentic.
-    fn hear(&self, heard: Heard) {
+    fn hear(&mut self, heard: Heard) {
         let snapshot = self.shared.publisher.current();
         match heard.message {
             Message::TooBig(too_big) if believes(&snapshot, heard.peer, &too_big) => {
                 self.narrow(&too_big);
             }
-            Message::TooBig(_)
-            | Message::Denied(_)
-            | Message::Refused(_)
-            | Message::EchoRequest(_)
-            | Message::EchoReply(_) => {
+            Message::Refused(denied) => {
+                let notice = notices::pass_on(&snapshot, heard.peer, denied);
+                self.tell(denied.flow.source, notice);
+            }
+            Message::Denied(denied) => self.hear_denied(&snapshot, heard.peer, &denied),
+            Message::TooBig(_) | Message::EchoRequest(_) | Message::EchoReply(_) => {
                 tracing::debug!(peer = %heard.peer, message = ?heard.message, "not believed");
             }
         }
     }
 
     /// An opening packet of this host was refused by this very node.
-    fn refuse(&mut self, snapshot: &Snapshot, refusal: &Refusal) {
-        let Some(overlay) = own_overlay(snapshot, refusal.overlay, ends(refusal)) else { return };
-        let Refusal { reason, flow, .. } = *refusal;
-        self.shared.denials().note(&overlay.name, &flow, reason, clock::wall());
-        tracing::debug!(overlay = %overlay.name, reason = reason.name(), ?flow, "refused");
+    fn refuse(&mut self, snapshot: &Snapshot, overlay: OverlayId, refusal: &Refusal) {
+        let Refusal { reason, flow, start, .. } = refusal;
+        let Some(overlay) = own_overlay(snapshot, overlay, ends(flow)) else { return };
+        self.note(overlay, flow, (*reason, RefusedBy::Ovd));
+        let sequence = answer::tcp_sequence(start.as_slice());
+        self.answer(overlay, flow, || {
+            let reset = sequence.and_then(|sequence| answer::reset(flow, sequence));
+            reset.or_else(|| answer::prohibited(start.as_slice()))
+        });
+    }
+
+    /// A SaP says that an opening packet of this host was refused.
+    fn hear_denied(&mut self, snapshot: &Snapshot, sap: NodeId, denied: &Denied) {
+        let (flows, now) = (self.shared.flows(), dataplane::now());
+        let Some(pair) = notices::believed(snapshot, sap, denied, flows, now) else { return };
+        let Denied { reason, by, flow, sequence } = denied;
+        let by = match by {
+            Refuser::Sap => RefusedBy::Sap,
+            Refuser::Destination => RefusedBy::Destination,
+        };
+        self.note(pair.overlay(), flow, (*reason, by));
+        self.answer(pair.overlay(), flow, || {
+            let reset = answer::reset(flow, *sequence);
+            reset.or_else(|| answer::prohibited(&answer::stub(flow, *sequence)?))
+        });
+    }
+
+    fn note(&self, overlay: &OverlayInfo, flow: &Quoted, why: (DropReason, RefusedBy)) {
+        self.shared.denials().note(&overlay.name, flow, why, clock::wall());
+        tracing::debug!(overlay = %overlay.name, reason = why.0.name(), by = ?why.1, ?flow, "refused");
+    }
+
+    /// A reset for TCP, an ICMP error for everything else; none where the overlay is silent.
+    fn answer(
+        &mut self,
+        overlay: &OverlayInfo,
+        flow: &Quoted,
+        packet: impl FnOnce() -> Option<Vec<u8>>,
+    ) {
         if !overlay.is_silent
-            && self.refusals.take(ends(refusal), self.shared.now().as_secs())
-            && let Some(packet) = answer_to(refusal)
+            && self.refusals.take(ends(flow), self.shared.now().as_secs())
+            && let Some(packet) = packet()
         {
             self.give(overlay.id, &packet);
+        }
+    }
+
+    /// Sends a notice about a packet of `source`, as often as its pace allows.
+    fn tell(&mut self, source: IpAddr, notice: Option<(NodeId, Message)>) {
+        if let Some((peer, notice)) = notice
+            && self.notices.take(source, self.shared.now().as_secs())
+        {
+            self.shared.notify(peer, &notice);
         }
     }
 
@@ -109,8 +164,8 @@ impl Desk<'_> {
         if pair.is_own() {
             self.narrow(&too_big);
             self.answer_excess(snapshot, pair.overlay().id, packet, too_big.mtu);
-        } else if self.notices.take(too_big.source, self.shared.now().as_secs()) {
-            self.shared.notify(pair.source(), &Message::TooBig(too_big));
+        } else {
+            self.tell(too_big.source, Some((pair.source(), Message::TooBig(too_big))));
         }
     }
 
@@ -140,8 +195,8 @@ impl Desk<'_> {
     }
 }
 
-fn ends(refusal: &Refusal) -> Ends {
-    (refusal.flow.source, refusal.flow.destination)
+fn ends(flow: &Quoted) -> Ends {
+    (flow.source, flow.destination)
 }
 
 /// The overlay, when the packet was one of this host's own to one address of it.
@@ -157,12 +212,4 @@ fn own_overlay(
             && (destination.is_ipv6() || destination != overlay.cidr.broadcast())
     };
     snapshot.overlays().find(is_ours)
-}
-
-/// A reset for TCP, an ICMP error for everything else.
-fn answer_to(refusal: &Refusal) -> Option<Vec<u8>> {
-    let start = refusal.start.as_slice();
-    answer::tcp_sequence(start)
-        .and_then(|sequence| answer::reset(&refusal.flow, sequence))
-        .or_else(|| answer::prohibited(start))
 }

@@ -139,6 +139,10 @@ impl Shared {
         }
     }
 
+    pub(crate) fn flows(&self) -> &FlowTable {
+        &self.flows
+    }
+
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
     }

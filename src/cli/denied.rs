@@ -27,7 +27,7 @@ pub async fn run(output: &mut Output, args: &DeniedArgs) -> Result<Outcome, Prob
             let table = table(denials, output.now());
             output.table(&table);
             if denials.is_empty() {
-                output.note("ovd refused nothing of this host");
+                output.note("nothing of this host was refused");
             }
         }
     }
@@ -40,8 +40,9 @@ fn peer(denial: &Denial) -> String {
 }
 
 fn table(denials: &[Denial], now: Timestamp) -> Table {
-    let mut table =
-        Table::new(&["LAST", "OVERLAY", "TO", "ADDRESS", "SERVICE", "TIMES", "REASON", "WHY"]);
+    let mut table = Table::new(&[
+        "LAST", "OVERLAY", "TO", "ADDRESS", "SERVICE", "TIMES", "BY", "REASON", "WHY",
+    ]);
     for denial in denials {
         let reason = DropReason::ALL.iter().find(|reason| reason.name() == denial.reason);
         table.row([
@@ -51,6 +52,7 @@ fn table(denials: &[Denial], now: Timestamp) -> Table {
             denial.destination.to_string(),
             denial.service.clone(),
             denial.count.to_string(),
+            denial.by.name().to_owned(),
             denial.reason.clone(),
             reason.map_or("", |reason| reason.explanation()).to_owned(),
         ]);
@@ -61,6 +63,7 @@ fn table(denials: &[Denial], now: Timestamp) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::local::RefusedBy;
 
     #[test]
     fn a_line_says_what_was_wanted_and_why_not() {
@@ -71,6 +74,7 @@ mod tests {
             peer: None,
             service: "tcp/22".to_owned(),
             reason: "no_rule".to_owned(),
+            by: RefusedBy::Sap,
             count: 3,
             first: Timestamp(900),
             last: Timestamp(1000),
@@ -80,7 +84,8 @@ mod tests {
 
         let text = table(&[named], Timestamp(1030)).lines().join("\n");
 
-        for part in ["30s ago", "lab", "db", "10.70.0.2", "tcp/22", "3", "no rule allows it"] {
+        for part in ["30s ago", "lab", "db", "10.70.0.2", "tcp/22", "3", "sap", "no rule allows it"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }

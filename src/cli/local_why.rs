@@ -56,10 +56,11 @@ fn lines(why: &LocalWhy, now: Timestamp) -> Vec<String> {
     }
     for denial in &why.denied {
         lines.push(format!(
-            "denied:    {} {} times, last {}: {}",
+            "denied:    {} {} times, last {}, by {}: {}",
             denial.service,
             denial.count,
             relative(denial.last, now),
+            denial.by.name(),
             denial.reason
         ));
     }
@@ -83,7 +84,7 @@ mod tests {
             "address": "10.70.0.2", "peer": "b", "service": "tcp/22", "revision": 7,
             "stages": [{"stage": "rules", "state": "denied", "text": "no rule"}],
             "denied": [{"overlay": "lab", "source": "10.70.0.1", "destination": "10.70.0.2",
-                "peer": "b", "service": "tcp/22", "reason": "no_rule", "count": 3,
+                "peer": "b", "service": "tcp/22", "reason": "no_rule", "by": "sap", "count": 3,
                 "first": "1970-01-01T00:01:00Z", "last": "1970-01-01T00:02:00Z"}],
         }))
         .unwrap();
@@ -93,7 +94,7 @@ mod tests {
             [
                 "STOPPED  a → b (10.70.0.2) tcp/22   overlay lab, this machine's table of revision 7",
                 "  1 rules       DENIED   no rule",
-                "denied:    tcp/22 3 times, last 30s ago: no_rule",
+                "denied:    tcp/22 3 times, last 30s ago, by sap: no_rule",
                 "the server knows more: ovctl why a b -p tcp/22",
             ]
         );

@@ -104,7 +104,11 @@ pub(super) fn run(
                     Judged::Punt { is_known } => {
                         punter.punt(meta.from, is_known, datagram, now.monotonic_millis)
                     }
-                    Judged::Drop(reason) => Err(reason),
+                    Judged::Drop(reason) => {
+                        let millis = now.monotonic_millis;
+                        teller.refused_datagram(reason, meta.from, datagram, millis);
+                        Err(reason)
+                    }
                 };
                 if let Err(reason) = result {
                     delivery.tally.dropped(reason);

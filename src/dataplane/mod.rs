@@ -17,8 +17,8 @@
 //!
 //! Per packet there is no lock, no channel, no allocation and no log; the snapshot, the devices and
 //! the time are read once a batch. Control messages leave the hallway by a bounded channel, under a
-//! budget for sources that the node does not know; so do the facts of refused opening packets of the
-//! host and of packets that are too long, for whoever answers it or tells their source (`notice`).
+//! budget for sources that the node does not know; so do the facts of refused opening packets
+//! and of packets that are too long, for whoever answers it or tells their source (`notice`).
 //!
 //! ```text
 //! TUN ──> egress  ──> judge ──> send ──> UDP
@@ -45,5 +45,5 @@ mod transit;
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
 pub use counters::{Counters, HallwayCounters, Passed, Way};
 pub use hallway::now;
-pub use notice::{HostDoor, Listener, Refusal, Told};
+pub use notice::{HostDoor, Listener, Origin, Refusal, Told};
 pub use plane::{EntityPlane, SapPlane};

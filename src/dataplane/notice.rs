@@ -4,7 +4,7 @@
 //! A bounded channel that was made whole at the start, and a budget that all lanes share: under a
 //! flood of such packets most of them are only counted.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -19,6 +19,7 @@ use crate::sys::offload::layout::Layout;
 use crate::sys::offload::vnet::VnetHeader;
 use crate::sys::udp::{SendQueue, TooLong, UdpSocket};
 use crate::types::{DropReason, OverlayId};
+use crate::wire::gue::{self, Frame};
 use crate::wire::inner::{self, Quoted};
 use crate::wire::start::Start;
 use crate::wire::{Facts, Family};
@@ -49,17 +50,31 @@ pub enum Told {
     TooLong(TooLong),
 }
 
-/// An opening packet of this host was refused.
+/// An opening packet was refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
     /// Why.
     pub reason: DropReason,
-    /// The overlay whose device it came from.
-    pub overlay: OverlayId,
+    /// Where it came from.
+    pub origin: Origin,
     /// The flow that it would have opened.
     pub flow: Quoted,
     /// The packet's first bytes.
     pub start: Start,
+}
+
+/// Where a refused packet came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This host, through the device of an overlay.
+    Host(OverlayId),
+    /// The underlay.
+    Underlay {
+        /// The outer source.
+        from: SocketAddr,
+        /// The key that it bore.
+        key: u32,
+    },
 }
 
 /// A hallway's end of the channel; each thread has one.
@@ -137,15 +152,42 @@ impl Teller {
         packet: &[u8],
         now_millis: u64,
     ) {
-        if !is_told(reason) {
-            return;
+        // Where nobody can carry it, only the host has to hear.
+        if is_policy(reason) || reason == DropReason::NoPath {
+            self.refuse(reason, Origin::Host(overlay), family, packet, now_millis);
         }
+    }
+
+    /// A datagram of the underlay was refused. What it says of itself is checked by whoever hears.
+    pub(super) fn refused_datagram(
+        &self,
+        reason: DropReason,
+        from: SocketAddr,
+        datagram: &[u8],
+        now_millis: u64,
+    ) {
+        if (is_policy(reason) || reason == DropReason::Path)
+            && let Ok(Frame::Data { family, key, inner }) = gue::decode(datagram)
+        {
+            let origin = Origin::Underlay { from, key };
+            self.refuse(reason, origin, family, inner, now_millis);
+        }
+    }
+
+    fn refuse(
+        &self,
+        reason: DropReason,
+        origin: Origin,
+        family: Family,
+        packet: &[u8],
+        now_millis: u64,
+    ) {
         let Ok(facts) = inner::parse(family, packet) else { return };
         let Some(flow) = opened(&facts, reason) else { return };
         if !self.budget.take(now_millis) {
             return;
         }
-        let refusal = Refusal { reason, overlay, flow, start: Start::of(packet) };
+        let refusal = Refusal { reason, origin, flow, start: Start::of(packet) };
         self.tell(Told::Refused(refusal));
     }
 
@@ -190,15 +232,11 @@ pub(super) fn exceeded(
     mtus.exceeded(destination, longest.min(packet.len()), now_millis)
 }
 
-/// The refusals that a host hears of: what policy, and where nobody can carry it, says.
-fn is_told(reason: DropReason) -> bool {
+/// Whether it is policy that refused.
+fn is_policy(reason: DropReason) -> bool {
     matches!(
         reason,
-        DropReason::NoRow
-            | DropReason::NoRule
-            | DropReason::DenyRule
-            | DropReason::FlowRevoked
-            | DropReason::NoPath
+        DropReason::NoRow | DropReason::NoRule | DropReason::DenyRule | DropReason::FlowRevoked
     )
 }
 
@@ -214,7 +252,6 @@ mod tests {
     use super::super::hallway::tests::{V4_DATA, datagram};
     use super::*;
     use crate::sys::offload::vnet::{Gso, GsoKind};
-    use crate::wire::gue;
 
     const OVERLAY: OverlayId = OverlayId(1);
 
@@ -243,6 +280,19 @@ mod tests {
         let expected =
             [DropReason::NoRow, DropReason::NoRule, DropReason::DenyRule, DropReason::NoPath];
         assert_eq!(told, expected);
+
+        let from = "192.0.2.1:6080".parse().unwrap();
+        for reason in DropReason::ALL {
+            teller.refused_datagram(*reason, from, &datagram(V4_DATA), 1);
+        }
+        let told: Vec<_> = std::iter::from_fn(|| listener.poll()).collect();
+        let origin = Origin::Underlay { from, key: 0x1a2b_3c4d };
+        let is_right = |told: &Told| matches!(told, Told::Refused(it) if it.origin == origin);
+        assert!(told.iter().all(is_right), "{told:?}");
+        let reasons: Vec<_> = told.into_iter().map(reason).collect();
+        let expected =
+            [DropReason::NoRow, DropReason::NoRule, DropReason::DenyRule, DropReason::Path];
+        assert_eq!(reasons, expected);
     }
 
     #[test]

@@ -60,7 +60,11 @@ pub(super) fn run(mut common: Common, punter: Punter, teller: &Teller) {
                 Judged::Punt { is_known } => punter
                     .punt(meta.from, is_known, datagram, now.monotonic_millis)
                     .map(|()| Leaving::Single(None)),
-                Judged::Drop(reason) => Err(reason),
+                Judged::Drop(reason) => {
+                    let millis = now.monotonic_millis;
+                    teller.refused_datagram(reason, meta.from, datagram, millis);
+                    Err(reason)
+                }
             };
             leaving.unwrap_or_else(|reason| {
                 refused.dropped(reason);

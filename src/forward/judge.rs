@@ -442,7 +442,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn quoted_key(&self, quoted: &Quoted) -> FlowKey {
+    pub(super) fn quoted_key(&self, quoted: &Quoted) -> FlowKey {
         let Quoted { source, destination, protocol, source_port, destination_port } = *quoted;
         let is_icmp = protocol == if source.is_ipv4() { 1 } else { 58 };
         match (is_icmp, destination_port) {

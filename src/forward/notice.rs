@@ -2,9 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::flows::{Phase, is_lower};
+use super::judge::Place;
 use super::paths::Route;
 use super::snapshot::{Overlay, OverlayInfo, Snapshot, canonical};
+use super::{FlowTable, Now};
 use crate::types::{NodeId, NodeKind};
+use crate::wire::inner::Quoted;
 
 /// Two members of one overlay, in the direction of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +27,28 @@ impl Snapshot {
         let &(other, to) = self.members.get(&destination)?;
         let overlay = self.overlays.get(number as usize)?;
         (number == other && from != to).then_some(Pair { snapshot: self, overlay, from, to })
+    }
+
+    /// The SaP that listens at `outer`.
+    #[must_use]
+    pub fn sap_at(&self, outer: SocketAddr) -> Option<NodeId> {
+        let outer = canonical(outer);
+        self.saps().iter().find(|sap| sap.endpoints.contains(&outer)).map(|sap| sap.id)
+    }
+
+    /// Whether this node started `flow` lately and nothing came back on it yet: the only kind of flow
+    /// that a notice may speak of, so that nobody can end one that works.
+    #[must_use]
+    pub fn is_half_open(&self, flow: &Quoted, flows: &FlowTable, now: Now) -> bool {
+        let own = self.pair(flow.source, flow.destination).filter(Pair::is_own);
+        own.is_some_and(|pair| {
+            let judge = self.judge(pair.overlay, flows, now, Place::End);
+            flows.find(&judge.quoted_key(flow), now).is_some_and(|found| {
+                matches!(found.phase(), Phase::Opening | Phase::Stateless)
+                    && found.starter_is_lower() == is_lower(flow.source, flow.destination)
+                    && found.hop().is_none()
+            })
+        })
     }
 }
 
@@ -49,6 +75,12 @@ impl<'a> Pair<'a> {
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.overlay.own == Some(self.from)
+    }
+
+    /// Whether this node is the one that is sent to.
+    #[must_use]
+    pub fn is_for_us(&self) -> bool {
+        self.overlay.own == Some(self.to)
     }
 
     /// Whether packets of the pair may bear `key` here: at the source the one that it stamps, elsewhere

@@ -448,7 +448,7 @@ impl Snapshot {
         Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
     }
 
-    fn judge<'a>(
+    pub(super) fn judge<'a>(
         &self,
         overlay: &'a Overlay,
         flows: &'a FlowTable,

@@ -1,12 +1,19 @@
-//! A host whose packet its own `ovd` refuses hears so at once, and `ovd denied` remembers why.
+//! A host whose packet is refused, by its own `ovd`, by a SaP, or by the destination, hears so at once, and
+//! `ovd denied` remembers why.
 
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
+use ovmesh::types::DropReason;
+use ovmesh::wire::control::{self, Message};
+use ovmesh::wire::inner::Quoted;
+use ovmesh::wire::notice::{Denied, Refuser};
 use serde_json::Value;
 
 use crate::fleet::{Kind, parse};
-use crate::support::{LAB, Rig, SOON, expect_refusal, play};
+use crate::packet::hex;
+use crate::support::{LAB, Rig, SOON, expect_refusal, number, play};
 use crate::world::poll;
 
 /// What `ovd denied` shows on a node.
@@ -75,7 +82,7 @@ fn a_refused_host_hears_at_once_and_can_ask_why() {
             ensure!(took < Duration::from_secs(1), "{to}:{port}: refused after {took:?}");
             let denial = expect_denied(rig, "a", address, &format!("tcp/{port}"), 1)?;
             ensure!(denial["reason"] == reason, "{denial:#}");
-            ensure!(denial["overlay"] == LAB, "{denial:#}");
+            ensure!(denial["overlay"] == LAB && denial["by"] == "ovd", "{denial:#}");
         }
         for (to, address) in [("b", &b), ("c", &c)] {
             let target = rig.at(to, 9)?.to_string();
@@ -144,4 +151,162 @@ fn in_a_silent_overlay_nobody_is_answered_but_all_is_remembered() {
         ensure!(error.contains("refused"), "{report}");
         Ok(())
     });
+}
+
+#[test]
+fn a_host_hears_at_once_of_what_only_the_sap_refuses() {
+    hears_of_a_refusal_further_on(&["a"], "sap", "s1");
+}
+
+#[test]
+fn a_host_hears_at_once_of_what_only_the_destination_refuses() {
+    hears_of_a_refusal_further_on(&["a", "s1"], "destination", "b");
+}
+
+/// The nodes in `behind` do not hear of a new deny rule; `refuser` does.
+fn hears_of_a_refusal_further_on(behind: &[&str], by: &str, refuser: &str) {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _servers = [rig.http_echo("b", 80)?, rig.http_echo("b", 443)?];
+        let _echo = rig.udp_echo("b", 7)?;
+        rig.allow(&["a", "b"])?;
+        ensure!(rig.http_get("a", "b", 443, 3)? == 3 && rig.udp_ping("a", "b", 7, 3)? == 3);
+        for node in behind {
+            cut_off(rig, node)?;
+        }
+        let services = ["--port", "tcp/443,udp/53"];
+        let deny = ["policy", "deny", "--overlay", LAB, "--no-wait", "a", "b"];
+        rig.fleet.ovctl_ok(&[&deny[..], &services[..]].concat())?;
+        poll(SOON, "the rule to be in force further on", || {
+            Ok(connect(rig, "b", 443)?.0.contains("refused").then_some(()))
+        })?;
+        let before = denied(rig, "a", &[])?.len();
+        ensure!(before > 0, "refused, and nobody knows why");
+
+        let b = rig.at("b", 0)?.ip().to_string();
+        let (error, took) = connect(rig, "b", 443)?;
+        ensure!(error.contains("refused"), "{error}");
+        ensure!(took < Duration::from_secs(1), "refused after {took:?}");
+        let target = rig.at("b", 53)?.to_string();
+        let report = rig.fleet.netkit_json("a", &["udp-ping", &target, "1", "3000"])?;
+        let error = report["error"].as_str().unwrap_or_default();
+        ensure!(error.contains("os error"), "no ICMP error: {report}");
+        let denial = expect_denied(rig, "a", &b, "udp/53", 1)?;
+        ensure!(denial["reason"] == "deny_rule" && denial["by"] == by, "{denial:#}");
+        for node in behind {
+            ensure!(rig.fleet.node(node)?.drops("deny_rule")? == 0, "{node} knew of it");
+        }
+        ensure!(rig.fleet.node(refuser)?.drops("deny_rule")? > 0, "{refuser} did not refuse");
+
+        // Beside it everything goes on.
+        ensure!(rig.http_get("a", "b", 80, 3)? == 3 && rig.udp_ping("a", "b", 7, 3)? == 3);
+
+        // However often it is tried, a source is told ten times a second at most.
+        let started = Instant::now();
+        rig.udp_send("a", "b", 53, 400)?;
+        let told = denials_of(rig, &b, "udp/53")?;
+        let most = 1 + 10 * (started.elapsed().as_secs() + 2);
+        ensure!((2..=most).contains(&told), "told {told} times in {:?}", started.elapsed());
+        Ok(())
+    });
+}
+
+#[test]
+fn in_a_silent_overlay_a_sap_tells_nothing() {
+    play(&[], &[], |rig| {
+        let create = ["overlay", "create", "quiet", "--cidr", "10.71.0.0/16", "--silent"];
+        rig.fleet.ovctl_ok(&create)?;
+        rig.fleet.join("s2", Kind::Sap, &["quiet"], &[])?;
+        for name in ["d", "e"] {
+            rig.fleet.join(name, Kind::Entity, &["quiet"], &[])?;
+        }
+        let rule = |verb| ["policy", verb, "--overlay", "quiet", "--port", "tcp/80", "d", "e"];
+        rig.fleet.ovctl_ok(&rule("allow"))?;
+        rig.settle()?;
+        let target = format!("{}:80", rig.fleet.address("e", "quiet")?);
+        let _server = rig.run("e", &["http-echo", &target, "e"])?;
+        let ask = |patience| rig.fleet.netkit_json("d", &["http-get", &target, "1", patience]);
+        ensure!(number(&ask("3000")?, "ok")? == 1, "nothing passes before");
+
+        cut_off(rig, "d")?;
+        rig.fleet.ovctl_ok(&[&rule("deny")[..], &["--no-wait"]].concat())?;
+        poll(SOON, "the SaP to refuse", || {
+            let report = ask("700")?;
+            let error = report["error"].as_str().unwrap_or_default();
+            ensure!(error.is_empty() || error.contains("timed out"), "an answer: {report}");
+            Ok((rig.fleet.node("s2")?.drops("deny_rule")? > 0).then_some(()))
+        })?;
+        ensure!(denied(rig, "d", &[])?.is_empty(), "d was told");
+        Ok(())
+    });
+}
+
+/// From now on nothing that the server says reaches this node.
+fn cut_off(rig: &Rig, node: &str) -> Result<()> {
+    let route = format!("ip route add blackhole {}", rig.underlay(node)?.ip());
+    rig.fleet.server.run(&route.split(' ').collect::<Vec<_>>())?.success(&route).map(drop)
+}
+
+/// How often `ovd denied` of a shows the service.
+fn denials_of(rig: &Rig, to: &str, service: &str) -> Result<u64> {
+    let is_it = |denial: &&Value| denial["destination"] == to && denial["service"] == service;
+    let found = denied(rig, "a", &[])?;
+    Ok(found.iter().filter(is_it).filter_map(|denial| denial["count"].as_u64()).sum())
+}
+
+#[test]
+fn a_notice_is_believed_of_a_flow_that_waits_for_an_answer_and_of_no_other() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let _echo = rig.tcp_echo("b", 7)?;
+        rig.allow(&["a", "b"])?;
+        let (a, b) = (rig.at("a", 0)?.ip(), rig.at("b", 0)?.ip());
+        let flow = |port, to| (SocketAddr::new(a, port), SocketAddr::new(b, to));
+        // One that b answers; and then, with the SaP away, one that nobody does.
+        open(rig, flow(40_000, 7))?;
+        poll(SOON, "b to answer", || {
+            Ok((rig.fleet.node("a")?.packets("ingress")? > 0).then_some(()))
+        })?;
+        rig.fleet.node_mut("s1")?.stop()?;
+        open(rig, flow(40_001, 80))?;
+
+        let mut forged = notice(rig, flow(40_001, 80))?;
+        *forged.last_mut().context("empty")? ^= 1;
+        rig.drops_move("a", "control_mac", 1, || rig.inject("s1", "a", &[hex(&forged)], 1))?;
+        for (port, to) in [(40_000, 7), (40_002, 80), (40_001, 81)] {
+            let other = notice(rig, flow(port, to))?;
+            rig.inject("s1", "a", &[hex(&other)], 1)?;
+            // Its counter was used: it was read.
+            rig.drops_move("a", "control_replay", 1, || rig.inject("s1", "a", &[hex(&other)], 1))?;
+        }
+        ensure!(denied(rig, "a", &[])?.is_empty(), "{:?}", denied(rig, "a", &[])?);
+
+        // The control: the very same about a flow that waits.
+        let half_open = notice(rig, flow(40_001, 80))?;
+        rig.inject("s1", "a", &[hex(&half_open)], 1)?;
+        let denial = expect_denied(rig, "a", &b.to_string(), "tcp/80", 1)?;
+        ensure!(denial["by"] == "sap", "{denial:#}");
+        Ok(())
+    });
+}
+
+/// Sends an opening segment of this flow from a.
+fn open(rig: &Rig, (source, destination): (SocketAddr, SocketAddr)) -> Result<()> {
+    const SYN: u8 = 0x02;
+    rig.raw_tcp("a", &[(source, destination, SYN)])
+}
+
+/// As s1 would sign it, later than all that it signed so far.
+fn notice(rig: &Rig, (source, destination): (SocketAddr, SocketAddr)) -> Result<Vec<u8>> {
+    let table = rig.table("a")?;
+    let link = table.body.links.first().context("a has no link")?;
+    let flow = Quoted {
+        source: source.ip(),
+        destination: destination.ip(),
+        protocol: 6,
+        source_port: source.port(),
+        destination_port: destination.port(),
+    };
+    let denied = Denied { reason: DropReason::NoRule, by: Refuser::Sap, flow, sequence: 1000 };
+    let counter = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?;
+    let (bytes, len) = control::encode(link.id, &link.secret, counter, &Message::Denied(denied));
+    Ok(bytes[..len].to_vec())
 }
