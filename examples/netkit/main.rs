@@ -17,6 +17,7 @@ mod icmp_ping;
 mod ip_count;
 mod ip_send;
 mod report;
+mod tcp_rate;
 mod tcp_raw;
 mod tcp_stream;
 mod udp;
@@ -39,6 +40,8 @@ usage: netkit COMMAND ...
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
   tcp-echo ADDR                          echoes lines
   tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
+  tcp-sink ADDR                          counts the bytes of connections
+  tcp-rate DST MILLIS                    one connection, as fast as it goes, to a tcp-sink
   tcp-verify-serve ADDR
   tcp-verify DST BYTES [TIMEOUT_MS]      known bytes both ways at once; both ends compare each
   udp-verify DST LENGTHS COPIES [TIMEOUT_MS]
@@ -87,6 +90,10 @@ fn run(arguments: &[String]) -> Result<()> {
         "tcp-echo" => tcp_stream::echo(rest.parse(0)?),
         "tcp-stream" => {
             tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))
+        }
+        "tcp-sink" => tcp_rate::sink(rest.parse(0)?),
+        "tcp-rate" => {
+            tcp_rate::rate(rest.parse(0)?, std::time::Duration::from_millis(rest.parse(1)?))
         }
         "tcp-verify-serve" => verify::tcp_serve(rest.parse(0)?),
         "tcp-verify" => verify::tcp(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),

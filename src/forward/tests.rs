@@ -1,6 +1,7 @@
 mod budget;
 mod midstream;
 mod model;
+mod notice;
 mod paths;
 mod records;
 mod tiers;

@@ -33,6 +33,7 @@ mod policy_modes;
 mod policy_refusals;
 mod restart;
 mod revoke;
+mod speed;
 mod spoof;
 mod support;
 mod traffic;

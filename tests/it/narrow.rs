@@ -88,6 +88,24 @@ fn expect_told(rig: &Rig) -> Result<()> {
     verify(rig)
 }
 
+/// Nothing was learned before, by either end.
+#[test]
+fn tcp_learns_of_a_narrow_link_by_itself() {
+    play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b"])?;
+        let _router = put_router(rig, ("s1", "b"))?;
+        let before = rig.fleet.node("a")?.drops("too_big")?;
+
+        let started = Instant::now();
+        tcp_arrives(rig)?;
+
+        ensure!(started.elapsed() < TOLD_WITHIN, "TCP took {:?}", started.elapsed());
+        let refused = rig.fleet.node("a")?.drops("too_big")? - before;
+        ensure!(refused > 0, "a was not told");
+        Ok(())
+    });
+}
+
 /// Without the router's messages nobody can know: what is too long vanishes and TCP stalls, unless the
 /// hosts look for such links themselves.
 #[test]
