@@ -174,6 +174,18 @@ impl Fleet {
         overlays: &[&str],
         token_options: &[&str],
     ) -> Result<()> {
+        self.launch(name, kind, overlays, token_options)?;
+        self.node_mut(name)?.wait_ready()
+    }
+
+    /// As [`Self::join`], not waiting until it is ready: many start faster side by side.
+    pub(crate) fn launch(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        overlays: &[&str],
+        token_options: &[&str],
+    ) -> Result<()> {
         let machine = self.world.machine(name)?;
         let mut options = match kind {
             Kind::Entity => vec!["--role", "entity"],
@@ -184,11 +196,23 @@ impl Fleet {
         }
         options.extend(token_options);
         let token = self.token(&options)?;
-        self.add(machine, kind, &token, &[])
+        self.start_node(machine, kind, &token, &[])
     }
 
     /// Joins a machine that is there already, with a token and further options of `run`.
     pub(crate) fn add(
+        &mut self,
+        machine: Machine,
+        kind: Kind,
+        token: &str,
+        run_options: &[&str],
+    ) -> Result<()> {
+        let name = machine.name.clone();
+        self.start_node(machine, kind, token, run_options)?;
+        self.node_mut(&name)?.wait_ready()
+    }
+
+    fn start_node(
         &mut self,
         machine: Machine,
         kind: Kind,
@@ -208,7 +232,7 @@ impl Fleet {
         let name = machine.name.clone();
         let options = run_options.iter().map(|&option| option.to_owned()).collect();
         let mut node = Node { machine, kind, program, options, process: None };
-        node.start_with(&["--join", &format!("@{}", text(&token_file))])?;
+        node.spawn(&["--join", &format!("@{}", text(&token_file))])?;
         self.nodes.insert(name, node);
         Ok(())
     }
@@ -281,7 +305,8 @@ impl Node {
 
     /// Starts the program again, without a token: it has its state.
     pub(crate) fn start(&mut self) -> Result<()> {
-        self.start_with(&[])
+        self.spawn(&[])?;
+        self.wait_ready()
     }
 
     /// Stops the program as an operator would.
@@ -333,17 +358,19 @@ impl Node {
         Ok(address.parse()?)
     }
 
-    fn start_with(&mut self, extra: &[&str]) -> Result<()> {
+    fn spawn(&mut self, extra: &[&str]) -> Result<()> {
         let mut command = vec![text(&self.program), "run".to_owned()];
         command.extend(self.options.iter().cloned());
         command.extend(extra.iter().map(|&option| option.to_owned()));
-        let log = match self.kind {
-            Kind::Entity => "ovd",
-            Kind::Sap => "ovsap",
-        };
-        let mut process = self.machine.spawn(log, &command)?;
-        let name = &self.machine.name;
+        self.process = Some(self.machine.spawn(self.log(), &command)?);
+        Ok(())
+    }
+
+    /// Waits until the program is ready; fails when it ends before.
+    pub(crate) fn wait_ready(&mut self) -> Result<()> {
+        let (name, log) = (self.machine.name.clone(), self.log());
         poll(READY_TIMEOUT, &format!("{log} on {name} to be ready"), || {
+            let process = self.process()?;
             if !process.is_running() {
                 bail!("{log} on {name} ended:\n{}", process.log_text());
             }
@@ -354,9 +381,14 @@ impl Node {
             };
             Ok(ready.then_some(()))
         })
-        .with_context(|| process.log_text())?;
-        self.process = Some(process);
-        Ok(())
+        .with_context(|| self.process.as_ref().map(Process::log_text).unwrap_or_default())
+    }
+
+    fn log(&self) -> &'static str {
+        match self.kind {
+            Kind::Entity => "ovd",
+            Kind::Sap => "ovsap",
+        }
     }
 }
 

@@ -12,15 +12,7 @@ use crate::{checksum, report};
 
 /// Sends `count` requests, each once its predecessor was answered or given up.
 pub(crate) fn ping(target: IpAddr, count: u16, timeout: Duration) -> Result<()> {
-    let (domain, protocol) = match target {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
-    };
-    let mut socket = Socket::new(domain, Type::RAW, Some(protocol))
-        .context("cannot open a raw socket (run as root or grant CAP_NET_RAW)")?;
-    socket
-        .connect(&SocketAddr::from((target, 0)).into())
-        .with_context(|| format!("no route to {target}"))?;
+    let mut socket = open(target)?;
     let identifier = u16::try_from(std::process::id() & 0xffff)?;
     let (mut received, mut micros, mut error) = (0_u16, Vec::new(), None);
     for sequence in 0..count {
@@ -38,6 +30,26 @@ pub(crate) fn ping(target: IpAddr, count: u16, timeout: Duration) -> Result<()> 
         &json!({ "sent": count, "received": received, "micros": micros, "error": error }),
     );
     Ok(())
+}
+
+/// Whether one request is answered.
+pub(crate) fn answers(target: IpAddr, timeout: Duration) -> Result<bool> {
+    let identifier = u16::try_from(std::process::id() & 0xffff)?;
+    // An error is an ICMP error: refused.
+    Ok(exchange(&mut open(target)?, target.is_ipv6(), identifier, 0, timeout).unwrap_or(false))
+}
+
+fn open(target: IpAddr) -> Result<Socket> {
+    let (domain, protocol) = match target {
+        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+    };
+    let socket = Socket::new(domain, Type::RAW, Some(protocol))
+        .context("cannot open a raw socket (run as root or grant CAP_NET_RAW)")?;
+    socket
+        .connect(&SocketAddr::from((target, 0)).into())
+        .with_context(|| format!("no route to {target}"))?;
+    Ok(socket)
 }
 
 fn exchange(

@@ -16,6 +16,7 @@ mod http;
 mod icmp_ping;
 mod ip_count;
 mod ip_send;
+mod probe;
 mod report;
 mod tcp_rate;
 mod tcp_raw;
@@ -49,6 +50,8 @@ usage: netkit COMMAND ...
   udp-flows DST FLOWS ROUNDS [TIMEOUT_MS]
                                          FLOWS sockets, ROUNDS datagrams each, to an udp-echo
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
+  probe-serve SERVICE...                 answers tcp/80, udp/53, sctp/80, 47 (a protocol)
+  probe TIMEOUT_MS SERVICE@ADDR...       which of them answer, all asked at once; also icmp
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
   gue-train SRC_ADDR:PORT DST_ADDR:PORT @HEXFILE
@@ -102,6 +105,11 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "udp-flows" => flows::run(rest.parse(0)?, rest.parse(1)?, rest.parse(2)?, rest.timeout(3)?),
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "probe-serve" => probe::serve(rest.0),
+        "probe" => {
+            let (_, questions) = rest.0.split_first().context(USAGE)?;
+            probe::ask(questions, std::time::Duration::from_millis(rest.parse(0)?))
+        }
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),

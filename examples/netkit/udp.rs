@@ -85,8 +85,13 @@ pub(crate) fn send(burst: &Burst) -> Result<()> {
 /// Returns each datagram to its sender until killed.
 pub(crate) fn echo(address: SocketAddr) -> Result<()> {
     let socket = bind(address)?;
-    let mut buffer = vec![0; 65_536];
     report::ready();
+    answer(&socket)
+}
+
+/// Returns each datagram to its sender, for ever.
+pub(crate) fn answer(socket: &UdpSocket) -> ! {
+    let mut buffer = vec![0; 65_536];
     loop {
         // An ICMP error for an earlier answer shows up here; the next datagram is still welcome.
         if let Ok((length, source)) = socket.recv_from(&mut buffer) {

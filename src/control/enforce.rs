@@ -12,7 +12,7 @@ use super::publish::Published;
 use super::server::{Server, now};
 use crate::api::admin::{Enforcement, Pending};
 use crate::api::table::PathHops;
-use crate::policy;
+use crate::policy::Paths;
 use crate::types::{NodeId, NodeKind, OverlayId};
 
 /// Most pairs that are looked at one by one; beyond, every destination and SaP counts.
@@ -113,6 +113,7 @@ fn culprits(
     let mut found = BTreeSet::new();
     let mut looked_at = 0;
     for pairs in touched {
+        let paths = Paths::new(&live.world, pairs.overlay, now());
         let mut directions = vec![(&pairs.from, &pairs.to)];
         if pairs.both {
             directions.push((&pairs.to, &pairs.from));
@@ -128,7 +129,7 @@ fn culprits(
                     if looked_at > PAIRS_MAX {
                         return behind.clone();
                     }
-                    found.extend(missing(live, pairs.overlay, *from, *to, behind));
+                    found.extend(missing(live, pairs.overlay, &paths, (*from, *to), behind));
                 }
             }
         }
@@ -140,8 +141,8 @@ fn culprits(
 fn missing(
     live: &Live,
     overlay: OverlayId,
-    from: NodeId,
-    to: NodeId,
+    paths: &Paths<'_>,
+    (from, to): (NodeId, NodeId),
     behind: &BTreeSet<NodeId>,
 ) -> BTreeSet<NodeId> {
     let mut found = BTreeSet::new();
@@ -156,7 +157,7 @@ fn missing(
         return found;
     }
     let is_late = |id: &NodeId| behind.contains(id);
-    for hops in policy::path_between(&live.world, overlay, from, to, now()) {
+    for hops in paths.between(from, to) {
         match hops {
             PathHops::Direct => found.extend(Some(to).filter(is_late)),
             PathHops::Via(saps) => found.extend(saps.into_iter().filter(is_late)),

@@ -76,10 +76,11 @@ impl Keys {
         };
         match changes {
             Changes::All => put(rows::rings(conn).await?),
-            Changes::These { rings: changed, .. } => {
-                let kept = older.rings.values().filter(|row| !changed.contains(&row.destination));
+            Changes::These(changed) => {
+                let rings = &changed.rings;
+                let kept = older.rings.values().filter(|row| !rings.contains(&row.destination));
                 put(kept.cloned().collect());
-                for &to in changed {
+                for &to in rings {
                     put(rows::rings_to(conn, to..=to).await?);
                 }
             }

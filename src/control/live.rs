@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::compile::Source;
 use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
+use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::node::RoundTrip;
 use crate::policy::World;
@@ -153,7 +154,10 @@ impl NodeState {
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     pub(crate) world: Arc<World>,
-    /// What the tables in force are compiled from; none before the first.
+    /// The policies in `world`.
+    pub(crate) policies: Arc<Policies>,
+    /// What the tables in force are compiled from. None before the first, and while a publication is under
+    /// way: one that ends early leaves none, and everything is read anew.
     pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,

@@ -62,10 +62,11 @@ impl Server {
     pub(crate) async fn publish(self: &Arc<Self>, hold: Hold) -> Result<Published, Problem> {
         let mut transaction = self.store.write().await?;
         let started = Instant::now();
-        let (old, online) = {
-            let live = self.live();
+        let (old, policies, online) = {
+            let mut live = self.live();
             let online = live.nodes.iter().filter(|(_, node)| node.is_online());
-            (live.source.clone(), online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>())
+            let online = online.map(|(id, _)| *id).collect::<BTreeSet<NodeId>>();
+            (live.source.take(), Arc::clone(&live.policies), online)
         };
         let changes = store::changes::take(&mut transaction).await?;
         let (old, changes) = match old {
@@ -73,8 +74,9 @@ impl Server {
             None => (Arc::default(), Changes::All),
         };
         let conn = &mut *transaction;
-        let world = store::world::load_changed(conn, old.blueprint.world(), &changes).await?;
-        let world = Arc::new(world);
+        let known = (&**old.blueprint.world(), &*policies);
+        let (world, policies) = store::world::load_changed(conn, known, &changes).await?;
+        let (world, policies) = (Arc::new(world), Arc::new(policies));
         let keys = Arc::new(Keys::load_changed(conn, &old.keys, &changes).await?);
         let loaded = started.elapsed();
         let (source, touched, compiled) = {
@@ -123,6 +125,7 @@ impl Server {
         let first: Published = {
             let mut live = self.live();
             live.world = Arc::clone(&world);
+            live.policies = policies;
             live.keys = Arc::clone(&source.keys);
             live.source = Some(Arc::clone(&source));
             live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));

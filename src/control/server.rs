@@ -15,9 +15,12 @@ use super::listen::Way;
 use super::live::Live;
 use super::publish::Hold;
 use super::risk;
+use super::store::changes::Changes;
+use super::store::policies::Policies;
 use super::store::{self, Done, Store};
 use crate::api::admin::{Change, ChangeOptions, Enforcement};
 use crate::api::{Problem, ProblemCode};
+use crate::policy::World;
 use crate::types::{ApiVersion, Incarnation, Revision, Secret, Timestamp};
 
 /// Longest that a change may ask to wait, so that a client cannot park connections.
@@ -218,6 +221,28 @@ impl Draft {
         &mut self.transaction
     }
 
+    /// The world, with what this change did so far, and the policies in it.
+    pub(crate) async fn intent(&mut self) -> Result<(World, Policies), Problem> {
+        let known = {
+            let live = self.server.live();
+            let is_whole = live.source.is_some();
+            is_whole.then(|| (Arc::clone(&live.world), Arc::clone(&live.policies)))
+        };
+        // What was committed and is not published yet is among what is pending.
+        let (world, policies, changes) = match known {
+            Some((world, policies)) => {
+                (world, policies, store::changes::pending(&mut self.transaction).await?)
+            }
+            None => (Arc::default(), Arc::default(), Changes::All),
+        };
+        store::world::load_changed(&mut self.transaction, (&world, &policies), &changes).await
+    }
+
+    /// As [`Self::intent`], the world alone.
+    pub(crate) async fn world(&mut self) -> Result<World, Problem> {
+        Ok(self.intent().await?.0)
+    }
+
     /// Changes nothing, because nothing has to be changed.
     pub(crate) async fn unchanged<T>(self, result: T) -> Result<Change<T>, Problem> {
         let dry_run = self.options.dry_run == Some(true);
@@ -248,7 +273,7 @@ impl Draft {
         if concerned.is_none() && policies.is_empty() {
             return Ok(());
         }
-        let after = store::world::load(&mut self.transaction).await?;
+        let after = self.world().await?;
         if let Some(road) = &concerned {
             risk::refuse_cut(&before, &after, road, now())?;
         }

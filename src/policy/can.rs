@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::check::path_text;
-use super::evaluate::{Pair, asked_path, ends_text};
+use super::evaluate::{Pair, Paths, ends_text};
 use super::judge::{End, Overview};
 use super::question::{decision, end_text, overlay_name};
 use super::select::{is_in_force, member};
@@ -176,7 +176,7 @@ pub(super) fn no_path_text(
     pair: &Pair<'_>,
     now: Timestamp,
 ) -> String {
-    let Some((rule, hops)) = asked_path(world, overlay, pair, now) else {
+    let Some((rule, hops)) = Paths::new(world, overlay, now).asked(pair) else {
         return format!("no SaP serves the overlay {}", overlay_name(world, overlay));
     };
     match &hops {

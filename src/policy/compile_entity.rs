@@ -20,14 +20,16 @@ pub(super) fn compile(
     facts: &NodeFacts,
 ) -> Part {
     let mut asked = asked_paths(plan, owner);
-    let peers = open_ends(plan, owner).retained(|peer| match asked.get(peer) {
-        None | Some(Some(PathHops::Via(_))) => true,
-        Some(Some(PathHops::Direct)) => {
-            let is_reachable = |facts: &NodeFacts| !facts.endpoints.is_empty();
-            is_reachable(facts) && world.nodes.get(peer).is_some_and(is_reachable)
-        }
-        Some(Some(PathHops::Elsewhere) | None) => false,
-    });
+    let (leaving, arriving) = (plan.leaving(owner), plan.arriving(owner));
+    let peers =
+        open_ends(plan, owner, &leaving, &arriving).retained(|peer| match asked.get(peer) {
+            None | Some(Some(PathHops::Via(_))) => true,
+            Some(Some(PathHops::Direct)) => {
+                let is_reachable = |facts: &NodeFacts| !facts.endpoints.is_empty();
+                is_reachable(facts) && world.nodes.get(peer).is_some_and(is_reachable)
+            }
+            Some(Some(PathHops::Elsewhere) | None) => false,
+        });
     asked.retain(|peer, _| peers.contains(peer));
 
     let mut saps: BTreeSet<NodeId> = plan.default_saps.iter().copied().collect();
@@ -48,12 +50,12 @@ pub(super) fn compile(
         }
         draft.path(alone.clone(), Set::new(ends), hops);
     }
-    for way in plan.leaving(owner) {
+    for way in leaving {
         for (services, group) in &way.to {
             draft.rule(way, services, alone.clone(), group.intersection(&peers));
         }
     }
-    for way in plan.arriving(owner) {
+    for way in arriving {
         for (services, _) in way.to.iter().filter(|(_, group)| group.contains(&owner)) {
             draft.rule(way, services, way.from.intersection(&peers), alone.clone());
         }
@@ -66,18 +68,18 @@ pub(super) fn compile(
 /// Who is at the other end of a pair that may open in either direction: by an allow that no denial shadows,
 /// or because both sides let something through. Of these two it is not asked whether they let the same
 /// through, as little as whether denials of ports leave something of an allow.
-fn open_ends(plan: &Plan, owner: NodeId) -> Set {
+fn open_ends(plan: &Plan, owner: NodeId, leaving: &[&Way], arriving: &[&Way]) -> Set {
     if !plan.members.contains(&owner) {
         return Set::default();
     }
     let leaving = Ends {
-        ways: plan.leaving(owner).collect(),
+        ways: leaving,
         other_end: |way| &way.to_all,
         own: (Tier::Egress, &plan.isolated_out),
         other: (Tier::Ingress, &plan.isolated_in),
     };
     let arriving = Ends {
-        ways: plan.arriving(owner).collect(),
+        ways: arriving,
         other_end: |way| &way.from,
         own: (Tier::Ingress, &plan.isolated_in),
         other: (Tier::Egress, &plan.isolated_out),
@@ -88,7 +90,7 @@ fn open_ends(plan: &Plan, owner: NodeId) -> Set {
 
 /// The ways of one member in one direction.
 struct Ends<'a> {
-    ways: Vec<&'a Way>,
+    ways: &'a [&'a Way],
     other_end: fn(&Way) -> &Set,
     /// The tier of the member's own side, and who is isolated there.
     own: (Tier, &'a Isolated),
@@ -100,7 +102,7 @@ impl Ends<'_> {
     fn open(&self, plan: &Plan, owner: NodeId) -> Set {
         let denials: Vec<&&Way> = self.ways.iter().filter(|way| way.tier == Tier::Deny).collect();
         let mut open = Vec::new();
-        for allow in &self.ways {
+        for allow in self.ways {
             if !matches!(allow.tier, Tier::Allow | Tier::AuditAllow) {
                 continue;
             }

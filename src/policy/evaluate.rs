@@ -108,9 +108,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The candidates for the hops from `from` to `to`, the preferred one first: several single SaPs for
-/// a pair without a path of its own, else one chain or direct. Empty when no SaP serves the overlay,
-/// when a SaP of the chain is gone or cannot be reached, and when an end of a direct pair cannot.
+/// The candidates for the hops from `from` to `to`; see [`Paths::between`].
 #[must_use]
 pub fn path_between(
     world: &World,
@@ -119,56 +117,69 @@ pub fn path_between(
     to: NodeId,
     now: Timestamp,
 ) -> Vec<PathHops> {
-    let Some(pair) = Pair::new(world, overlay, from, to) else { return Vec::new() };
-    let Some((_, asked)) = asked_path(world, overlay, &pair, now) else {
-        return default_saps(world, overlay)
-            .into_iter()
-            .map(|sap| PathHops::Via(vec![sap]))
-            .collect();
-    };
-    match &asked {
-        PathHops::Direct => {
-            let both_reachable =
-                !pair.from.1.endpoints.is_empty() && !pair.to.1.endpoints.is_empty();
-            if both_reachable { vec![asked] } else { Vec::new() }
-        }
-        PathHops::Via(chain) => {
-            if is_walkable(world, overlay, chain) {
-                vec![asked]
-            } else {
-                Vec::new()
-            }
-        }
-        PathHops::Elsewhere => Vec::new(),
-    }
+    Paths::new(world, overlay, now).between(from, to)
 }
 
-/// The path that a rule in force asks for this pair, walked in the pair's direction, whether or not it
-/// can be walked. Rules that disagree are refused when they are written; where a label that came later
-/// makes two disagree, the lowest id wins.
-pub(super) fn asked_path(
-    world: &World,
+/// What paths of pairs are told from, for those who ask about many pairs.
+#[derive(Debug)]
+pub struct Paths<'a> {
+    world: &'a World,
     overlay: OverlayId,
-    pair: &Pair<'_>,
-    now: Timestamp,
-) -> Option<(RuleId, PathHops)> {
-    let back = pair.reversed();
-    let (low, high) = if pair.from.0 < pair.to.0 { (pair, &back) } else { (&back, pair) };
-    world.rules.iter().find_map(|(&id, rule)| {
-        let hops = rule.path.as_ref().filter(|_| rule.overlay == overlay)?;
-        if !is_in_force(rule, now) {
-            return None;
-        }
-        // Where the rule leads both ways between the two, the lower id counts as its `from`.
-        let walked_from = if low.is_along(rule) {
-            low.from.0
-        } else if high.is_along(rule) {
-            high.from.0
-        } else {
-            return None;
+    default_saps: Vec<NodeId>,
+    /// The rules in force that ask for a path, by id.
+    asking: Vec<(RuleId, &'a RuleFacts, &'a PathHops)>,
+}
+
+impl<'a> Paths<'a> {
+    /// Those of `overlay` at `now`.
+    #[must_use]
+    pub fn new(world: &'a World, overlay: OverlayId, now: Timestamp) -> Self {
+        let rules = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
+        let asking = rules.filter_map(|(&id, rule)| {
+            let hops = rule.path.as_ref()?;
+            is_in_force(rule, now).then_some((id, rule, hops))
+        });
+        let asking = asking.collect();
+        Self { world, overlay, default_saps: default_saps(world, overlay), asking }
+    }
+
+    /// The candidates for the hops from `from` to `to`, the preferred one first: several single SaPs for
+    /// a pair without a path of its own, else one chain or direct. Empty when no SaP serves the overlay,
+    /// when a SaP of the chain is gone or cannot be reached, and when an end of a direct pair cannot.
+    #[must_use]
+    pub fn between(&self, from: NodeId, to: NodeId) -> Vec<PathHops> {
+        let Some(pair) = Pair::new(self.world, self.overlay, from, to) else { return Vec::new() };
+        let Some((_, asked)) = self.asked(&pair) else {
+            return self.default_saps.iter().map(|&sap| PathHops::Via(vec![sap])).collect();
         };
-        Some((id, if walked_from == pair.from.0 { hops.clone() } else { backwards(hops) }))
-    })
+        let is_open = match &asked {
+            PathHops::Direct => {
+                !pair.from.1.endpoints.is_empty() && !pair.to.1.endpoints.is_empty()
+            }
+            PathHops::Via(chain) => is_walkable(self.world, self.overlay, chain),
+            PathHops::Elsewhere => false,
+        };
+        is_open.then_some(asked).into_iter().collect()
+    }
+
+    /// The path that a rule in force asks for this pair, walked in the pair's direction, whether or not
+    /// it can be walked. Rules that disagree are refused when they are written; where a label that came
+    /// later makes two disagree, the lowest id wins.
+    pub(super) fn asked(&self, pair: &Pair<'_>) -> Option<(RuleId, PathHops)> {
+        let back = pair.reversed();
+        let (low, high) = if pair.from.0 < pair.to.0 { (pair, &back) } else { (&back, pair) };
+        self.asking.iter().find_map(|&(id, rule, hops)| {
+            // Where the rule leads both ways between the two, the lower id counts as its `from`.
+            let walked_from = if low.is_along(rule) {
+                low.from.0
+            } else if high.is_along(rule) {
+                high.from.0
+            } else {
+                return None;
+            };
+            Some((id, if walked_from == pair.from.0 { hops.clone() } else { backwards(hops) }))
+        })
+    }
 }
 
 /// The same hops, walked the other way.

@@ -46,7 +46,7 @@ pub use can::{can, is_about};
 pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
 pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
-pub use evaluate::{Decision, evaluate, path_between, rule_text};
+pub use evaluate::{Decision, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};

@@ -33,16 +33,16 @@ pub(super) struct Plan {
     pub(super) ways: Vec<Way>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
     pub(super) paths: Vec<Claim>,
-    /// For each member the ways that start at it, as indexes into `ways`.
-    ways_from: HashMap<NodeId, Vec<usize>>,
-    /// For each member the ways that end at it.
-    ways_to: HashMap<NodeId, Vec<usize>>,
-    /// For each member the denials of all services that start at it.
-    denials_from: HashMap<NodeId, Vec<usize>>,
-    /// For each member the denials of all services that end at it.
-    denials_to: HashMap<NodeId, Vec<usize>>,
-    /// For each member the claims about its pairs, as indexes into `paths`.
-    paths_of: HashMap<NodeId, Vec<usize>>,
+    /// The ways that start at a member, as indexes into `ways`.
+    ways_from: Index,
+    /// The ways that end at a member.
+    ways_to: Index,
+    /// The denials of all services that start at a member.
+    denials_from: Index,
+    /// The denials of all services that end at a member.
+    denials_to: Index,
+    /// The claims about a member's pairs, as indexes into `paths`.
+    paths_of: Index,
 }
 
 /// Members that are isolated in one direction.
@@ -137,11 +137,11 @@ impl Plan {
             default_saps: default_saps(world, overlay),
             ways: Vec::new(),
             paths: Vec::new(),
-            ways_from: HashMap::new(),
-            ways_to: HashMap::new(),
-            denials_from: HashMap::new(),
-            denials_to: HashMap::new(),
-            paths_of: HashMap::new(),
+            ways_from: Index::default(),
+            ways_to: Index::default(),
+            denials_from: Index::default(),
+            denials_to: Index::default(),
+            paths_of: Index::default(),
         };
         if plan.facts.is_audit {
             let everybody = plan.members.clone();
@@ -245,19 +245,19 @@ impl Plan {
         }
     }
 
-    /// The ways that start at the member.
-    pub(super) fn leaving(&self, id: NodeId) -> impl Iterator<Item = &Way> + '_ {
-        self.ways_from.get(&id).into_iter().flatten().map(|&at| &self.ways[at])
+    /// The ways that start at the member, in their order.
+    pub(super) fn leaving(&self, id: NodeId) -> Vec<&Way> {
+        self.ways_from.of(id).into_iter().map(|at| &self.ways[at]).collect()
     }
 
-    /// The ways that end at the member.
-    pub(super) fn arriving(&self, id: NodeId) -> impl Iterator<Item = &Way> + '_ {
-        self.ways_to.get(&id).into_iter().flatten().map(|&at| &self.ways[at])
+    /// The ways that end at the member, in their order.
+    pub(super) fn arriving(&self, id: NodeId) -> Vec<&Way> {
+        self.ways_to.of(id).into_iter().map(|at| &self.ways[at]).collect()
     }
 
-    /// The claims about the member's pairs.
+    /// The claims about the member's pairs, in their order.
     pub(super) fn claims_of(&self, id: NodeId) -> impl Iterator<Item = &Claim> + '_ {
-        self.paths_of.get(&id).into_iter().flatten().map(|&at| &self.paths[at])
+        self.paths_of.of(id).into_iter().map(|at| &self.paths[at])
     }
 
     /// The first denial of all services, from number `at` on, that starts at `from` or ends at `to`.
@@ -267,7 +267,7 @@ impl Plan {
         from: Option<NodeId>,
         to: Option<NodeId>,
     ) -> Option<usize> {
-        let (starts, ends) = (later(&self.denials_from, from, at), later(&self.denials_to, to, at));
+        let (starts, ends) = (self.denials_from.later(from, at), self.denials_to.later(to, at));
         starts.into_iter().chain(ends).min()
     }
 
@@ -278,38 +278,70 @@ impl Plan {
         one: Option<NodeId>,
         two: Option<NodeId>,
     ) -> Option<usize> {
-        let (ones, twos) = (later(&self.paths_of, one, at), later(&self.paths_of, two, at));
+        let (ones, twos) = (self.paths_of.later(one, at), self.paths_of.later(two, at));
         ones.into_iter().chain(twos).min()
     }
 
     fn index(&mut self) {
-        for (at, way) in self.ways.iter().enumerate() {
-            let is_denial = way.tier == Tier::Deny && way.is_whole();
-            for &id in &way.from {
-                self.ways_from.entry(id).or_default().push(at);
-                if is_denial {
-                    self.denials_from.entry(id).or_default().push(at);
-                }
-            }
-            for &id in &way.to_all {
-                self.ways_to.entry(id).or_default().push(at);
-                if is_denial {
-                    self.denials_to.entry(id).or_default().push(at);
-                }
-            }
-        }
-        for (at, claim) in self.paths.iter().enumerate() {
-            for &id in &claim.from.union(&claim.to) {
-                self.paths_of.entry(id).or_default().push(at);
-            }
-        }
+        let ways = || self.ways.iter().enumerate();
+        let denials = || ways().filter(|(_, way)| way.tier == Tier::Deny && way.is_whole());
+        let claims = || self.paths.iter().enumerate();
+        self.ways_from = Index::new(ways().map(|(at, way)| (at, &way.from)));
+        self.ways_to = Index::new(ways().map(|(at, way)| (at, &way.to_all)));
+        self.denials_from = Index::new(denials().map(|(at, way)| (at, &way.from)));
+        self.denials_to = Index::new(denials().map(|(at, way)| (at, &way.to_all)));
+        let ends = claims().flat_map(|(at, claim)| [(at, &claim.from), (at, &claim.to)]);
+        self.paths_of = Index::new(ends);
     }
 }
 
-/// The first of a member's numbers that is `at` or more.
-fn later(index: &HashMap<NodeId, Vec<usize>>, id: Option<NodeId>, at: usize) -> Option<usize> {
-    let numbers = index.get(&id?)?;
-    numbers.get(numbers.partition_point(|number| *number < at)).copied()
+/// Which of many numbered things a member is at the end of. Kept by set: thousands of rules speak of a
+/// few hundred sets.
+#[derive(Debug, Default)]
+struct Index {
+    /// For each set the numbers of the things that have it, in order.
+    numbers: Vec<Vec<usize>>,
+    /// For each member the sets that it is in, as indexes into `numbers`.
+    sets_of: HashMap<NodeId, Vec<usize>>,
+}
+
+impl Index {
+    /// Takes numbers in order.
+    fn new<'a>(ends: impl Iterator<Item = (usize, &'a Set)>) -> Self {
+        let mut by_set: BTreeMap<&Set, Vec<usize>> = BTreeMap::new();
+        for (number, set) in ends {
+            by_set.entry(set).or_default().push(number);
+        }
+        let mut index = Self::default();
+        for (set, numbers) in by_set {
+            for &id in set {
+                index.sets_of.entry(id).or_default().push(index.numbers.len());
+            }
+            index.numbers.push(numbers);
+        }
+        index
+    }
+
+    /// The member's numbers, in order, each once.
+    fn of(&self, id: NodeId) -> Vec<usize> {
+        let mut all = Vec::new();
+        for &set in self.sets_of.get(&id).into_iter().flatten() {
+            all.extend(&self.numbers[set]);
+        }
+        // Not the unstable sort: these are a few runs in order.
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// The first of the member's numbers that is `at` or more.
+    fn later(&self, id: Option<NodeId>, at: usize) -> Option<usize> {
+        let later_in = |&set: &usize| {
+            let numbers = &self.numbers[set];
+            numbers.get(numbers.partition_point(|number| *number < at)).copied()
+        };
+        self.sets_of.get(&id?)?.iter().filter_map(later_in).min()
+    }
 }
 
 /// Destinations by what the services are at them; those at which they are nothing are left out.

@@ -148,8 +148,8 @@ impl<'a> Touched<'a> {
                 self.nodes.extend(&plan.members);
             }
             if all {
-                self.nodes.extend(plan.leaving(id).flat_map(|way| &way.to_all));
-                self.nodes.extend(plan.arriving(id).flat_map(|way| &way.from));
+                self.nodes.extend(plan.leaving(id).into_iter().flat_map(|way| &way.to_all));
+                self.nodes.extend(plan.arriving(id).into_iter().flat_map(|way| &way.from));
             }
             let direct = plan.claims_of(id).filter(|claim| claim.hops == PathHops::Direct);
             self.nodes.extend(direct.flat_map(|claim| claim.from.iter().chain(&claim.to)));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::num::NonZeroU32;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The 32-bit value in the GUE group identifier field, never 0. A bearer value: `Debug` hides it.
@@ -32,8 +32,8 @@ impl fmt::Debug for AuthorizationKey {
 }
 
 /// 256 secret bits, in hex on disk and in JSON; zeroed when dropped, hidden from `Debug`.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Secret([u8; 32]);
 
 impl Secret {
@@ -47,6 +47,25 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Calls `read` with the hexadecimal digits, which are on the stack and zeroed afterwards.
+    fn with_digits<T>(&self, read: impl FnOnce(&str) -> T) -> T {
+        let digit = |value: u8| if value < 10 { b'0' + value } else { b'a' + value - 10 };
+        let mut digits = [0; 64];
+        for (two, byte) in digits.chunks_exact_mut(2).zip(&self.0) {
+            two.copy_from_slice(&[digit(byte >> 4), digit(byte & 0x0f)]);
+        }
+        let answer = read(std::str::from_utf8(&digits).expect("invariant: digits are ASCII"));
+        digits.zeroize();
+        answer
+    }
+}
+
+/// A SaP's table has tens of thousands of them: no allocation for each.
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.with_digits(|digits| serializer.serialize_str(digits))
     }
 }
 
@@ -78,12 +97,7 @@ impl TryFrom<String> for Secret {
 
 impl From<Secret> for String {
     fn from(secret: Secret) -> Self {
-        use fmt::Write as _;
-        secret.0.iter().fold(Self::with_capacity(64), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        secret.with_digits(str::to_owned)
     }
 }
 

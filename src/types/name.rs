@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// What is meant where nobody says a name.
+const DEFAULT: &str = "default";
 
 /// A DNS label: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?` (RFC 1123 section 2.1, lower case only).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,12 +63,16 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    fn is_default(&self) -> bool {
+        self.0 == DEFAULT
+    }
 }
 
 impl Default for Name {
     /// `default`: the name of the first overlay and of the namespace that nobody named.
     fn default() -> Self {
-        Self("default".to_owned())
+        Self(DEFAULT.to_owned())
     }
 }
 
@@ -98,8 +105,8 @@ impl fmt::Display for Name {
 }
 
 /// A namespaced name: `web` (in `default`) or `shop/web`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct EntityName {
     /// The namespace; `default` when the text had none.
     pub namespace: Name,
@@ -112,6 +119,13 @@ impl TryFrom<String> for EntityName {
 
     fn try_from(text: String) -> Result<Self, ParseNameError> {
         text.parse()
+    }
+}
+
+/// As it is shown; a SaP's table has tens of thousands of them, so nothing is allocated for it.
+impl Serialize for EntityName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -135,7 +149,7 @@ impl FromStr for EntityName {
 
 impl fmt::Display for EntityName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace == Name::default() {
+        if self.namespace.is_default() {
             f.pad(self.name.as_str())
         } else {
             f.pad(&format!("{}/{}", self.namespace, self.name))

@@ -139,6 +139,27 @@ impl Rig {
         Ok(())
     }
 
+    /// Starts a node of any overlays, which is not ready yet: see [`Self::wait_ready`].
+    pub(crate) fn launch(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        overlays: &[&str],
+        token_options: &[&str],
+    ) -> Result<()> {
+        self.fleet.launch(name, kind, overlays, token_options)?;
+        self.names.push(name.to_owned());
+        Ok(())
+    }
+
+    /// Waits until every node is ready, and has the table that came of it.
+    pub(crate) fn wait_ready(&mut self) -> Result<()> {
+        for name in &self.names {
+            self.fleet.node_mut(name)?.wait_ready()?;
+        }
+        self.settle()
+    }
+
     /// `ovctl policy allow WORDS`, which must be enforced when it returns. Returns the rule's id.
     pub(crate) fn allow(&self, words: &[&str]) -> Result<String> {
         self.rule("allow", words)

@@ -9,6 +9,8 @@ mod confirm;
 mod files;
 mod import;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use super::publish::Hold;
 use super::routes::Refusal;
 use super::selection;
 use super::server::{Draft, Server, now};
+pub(crate) use super::store::policies::Policies;
 use super::store::policies::{self, ItemChange, ItemKey, Policy, Stamp};
 use super::store::rules::StoredRule;
 use super::store::{Done, confirmations, world};
@@ -35,9 +38,6 @@ use crate::api::table::Action;
 use crate::api::{Problem, ProblemCode};
 use crate::policy::{self, BoundSelector, RuleConflict, RuleFacts, World};
 use crate::types::{Name, NodeId, OverlayId, RuleId};
-
-/// The policies of all overlays.
-pub(crate) type Policies = BTreeMap<OverlayId, Policy>;
 
 /// A change of policies under way. Dropping it changes nothing.
 pub(crate) struct PolicyDraft {
@@ -75,8 +75,7 @@ impl PolicyDraft {
         options: &ChangeOptions,
     ) -> Result<Self, Refusal> {
         let mut draft = server.begin(&admin, options).await?;
-        let before = policies::all(draft.conn()).await?;
-        let world = world::load_with(draft.conn(), &before).await?;
+        let (world, before) = draft.intent().await?;
         let (next_rule, next_network) = policies::next_numbers(draft.conn()).await?;
         Ok(Self {
             draft,

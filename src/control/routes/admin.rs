@@ -21,7 +21,7 @@ use crate::control::publish::Hold;
 use crate::control::rotation;
 use crate::control::selection;
 use crate::control::server::{Server, now, now_millis};
-use crate::control::store::{self, Done, namespaces, nodes, overlays, tokens, world};
+use crate::control::store::{self, Done, namespaces, nodes, overlays, tokens};
 use crate::policy::World;
 use crate::types::{EntityName, Name, NodeId, NodeKind};
 
@@ -102,7 +102,7 @@ pub(super) async fn delete_entity(
     admin.everywhere()?;
     let full = EntityName { namespace, name };
     let mut draft = server.begin(&admin, &options).await?;
-    let before = world::load(draft.conn()).await?;
+    let before = draft.world().await?;
     let done = nodes::delete_named(draft.conn(), NodeKind::Entity, &full, now()).await?;
     let touched = around(&before, done.result.id);
     let done = map(done, |record| entity_view(&server.live(), &record));
@@ -120,7 +120,7 @@ pub(super) async fn change_labels(
     let full = EntityName { namespace, name };
     let mut draft = server.begin(&admin, &options).await?;
     let done = nodes::change_labels(draft.conn(), &full, &change).await?;
-    let after = world::load(draft.conn()).await?;
+    let after = draft.world().await?;
     let touched = around(&after, done.result.id);
     let done = map(done, |record| entity_view(&server.live(), &record));
     // It may take rights away as well as give some: nobody waits.
@@ -154,7 +154,7 @@ pub(super) async fn quarantine(
     // Quarantine is for emergencies: no test of a policy stands in its way.
     draft.guards_tests = false;
     let done = nodes::set_quarantine(draft.conn(), &full, switch.on).await?;
-    let after = world::load(draft.conn()).await?;
+    let after = draft.world().await?;
     let touched = around(&after, done.result.id);
     let done = map(done, |record| entity_view(&server.live(), &record));
     Ok(Json(draft.finish(done, Hold::Nobody, touched).await?))
@@ -184,7 +184,7 @@ pub(super) async fn label_namespace(
 ) -> Answer<Change<Namespace>> {
     admin.everywhere()?;
     let mut draft = server.begin(&admin, &options).await?;
-    let before = world::load(draft.conn()).await?;
+    let before = draft.world().await?;
     let done = namespaces::change_labels(draft.conn(), &before, &name, &change).await?;
     Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
@@ -197,7 +197,7 @@ pub(super) async fn rotate_keys(
 ) -> Answer<Change<Vec<KeyStatus>>> {
     admin.everywhere()?;
     let mut draft = server.begin(&admin, &options).await?;
-    let world = world::load(draft.conn()).await?;
+    let world = draft.world().await?;
     let keys = Keys::load(draft.conn()).await?;
     let changed = rotation::start(draft.conn(), &world, &keys, &request, now_millis()).await?;
     let statuses = {

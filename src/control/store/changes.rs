@@ -6,7 +6,7 @@ use sqlx::SqliteConnection;
 
 use super::corrupt;
 use crate::api::Problem;
-use crate::types::NodeId;
+use crate::types::{NodeId, OverlayId, RuleId};
 
 /// More changes than this, and reading everything at once is faster than reading them one by one.
 const CHANGES_MAX: usize = 500;
@@ -16,27 +16,50 @@ const CHANGES_MAX: usize = 500;
 pub(crate) enum Changes {
     /// Everything.
     All,
-    /// Nodes; entities whose links changed; destinations whose key rings changed. Policies are not
-    /// among them: they are small, and always read.
-    These { nodes: BTreeSet<NodeId>, links: BTreeSet<NodeId>, rings: BTreeSet<NodeId> },
+    /// These alone.
+    These(Changed),
+}
+
+/// What changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    pub(crate) nodes: BTreeSet<NodeId>,
+    /// Entities whose links changed.
+    pub(crate) links: BTreeSet<NodeId>,
+    /// Destinations whose key rings changed.
+    pub(crate) rings: BTreeSet<NodeId>,
+    pub(crate) rules: BTreeSet<RuleId>,
+    /// Overlays of which something else in the policy changed.
+    pub(crate) policies: BTreeSet<OverlayId>,
 }
 
 /// Takes what changed, and forgets it when the transaction commits.
 pub(crate) async fn take(conn: &mut SqliteConnection) -> Result<Changes, Problem> {
-    let rows: Vec<(String, u32)> =
+    let rows =
         sqlx::query_as("DELETE FROM changes RETURNING kind, id").fetch_all(&mut *conn).await?;
+    read(rows)
+}
+
+/// What changed, which stays to be taken.
+pub(crate) async fn pending(conn: &mut SqliteConnection) -> Result<Changes, Problem> {
+    read(sqlx::query_as("SELECT kind, id FROM changes").fetch_all(&mut *conn).await?)
+}
+
+fn read(rows: Vec<(String, u32)>) -> Result<Changes, Problem> {
     if rows.len() > CHANGES_MAX {
         return Ok(Changes::All);
     }
-    let (mut nodes, mut links, mut rings) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut changed = Changed::default();
     for (kind, id) in rows {
         match kind.as_str() {
-            "node" => nodes.insert(NodeId(id)),
-            "link" => links.insert(NodeId(id)),
-            "ring" => rings.insert(NodeId(id)),
+            "node" => changed.nodes.insert(NodeId(id)),
+            "link" => changed.links.insert(NodeId(id)),
+            "ring" => changed.rings.insert(NodeId(id)),
+            "rule" => changed.rules.insert(RuleId(id)),
+            "policy" => changed.policies.insert(OverlayId(id)),
             "all" => return Ok(Changes::All),
             _ => return Err(corrupt("change")),
         };
     }
-    Ok(Changes::These { nodes, links, rings })
+    Ok(Changes::These(changed))
 }

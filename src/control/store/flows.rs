@@ -138,11 +138,13 @@ pub(crate) async fn tidy(
         .await?
         .rows_affected();
     }
-    // Of rules that are gone; NetworkPolicies (from 2^31 on) and the audit mode (0) have no row there.
+    // Of what is gone; the audit mode has no row of its own and stays.
     sqlx::query(
-        "DELETE FROM rule_hits WHERE rule BETWEEN 1 AND 2147483647 \
-         AND rule NOT IN (SELECT id FROM rules)",
+        "DELETE FROM rule_hits WHERE rule != ?1 AND rule NOT IN (SELECT id FROM rules) \
+         AND rule NOT IN (SELECT id + ?2 FROM network_policies)",
     )
+    .bind(RuleId::AUDIT_MODE.0)
+    .bind(RuleId::network_policy(0).0)
     .execute(&mut *conn)
     .await?;
     Ok(evicted)

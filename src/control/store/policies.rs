@@ -29,6 +29,9 @@ pub(crate) struct Policy {
     pub(crate) tests: Vec<Test>,
 }
 
+/// The policies of all overlays.
+pub(crate) type Policies = BTreeMap<OverlayId, Policy>;
+
 /// One thing that a change makes, alters or removes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ItemChange {
@@ -143,34 +146,62 @@ fn read_network_policy(body: &str) -> Result<NetworkPolicy, Problem> {
 }
 
 /// Loads the policies of all overlays. Every overlay has one, if only an empty one.
-pub(crate) async fn all(
-    conn: &mut SqliteConnection,
-) -> Result<BTreeMap<OverlayId, Policy>, Problem> {
+pub(crate) async fn all(conn: &mut SqliteConnection) -> Result<Policies, Problem> {
     let overlays: Vec<u32> =
         sqlx::query_scalar("SELECT id FROM overlays").fetch_all(&mut *conn).await?;
-    let mut policies: BTreeMap<OverlayId, Policy> =
-        overlays.into_iter().map(|id| (OverlayId(id), Policy::default())).collect();
+    let mut policies = Policies::new();
+    for overlay in overlays.into_iter().map(OverlayId) {
+        load_items(conn, policies.entry(overlay).or_default(), overlay).await?;
+    }
     for rule in rules::stored(conn).await? {
         policies.entry(rule.facts.overlay).or_default().rules.insert(rule.id, rule);
     }
-    let items: Vec<(u32, String, String)> =
-        sqlx::query_as("SELECT overlay, item, body FROM policy_items")
+    Ok(policies)
+}
+
+/// Loads everything but the rules of an overlay's policy again.
+pub(crate) async fn load_items(
+    conn: &mut SqliteConnection,
+    policy: &mut Policy,
+    overlay: OverlayId,
+) -> Result<(), Problem> {
+    let rules = std::mem::take(&mut policy.rules);
+    *policy = Policy { rules, ..Policy::default() };
+    let items: Vec<(String, String)> =
+        sqlx::query_as("SELECT item, body FROM policy_items WHERE overlay = ?")
+            .bind(overlay.0)
             .fetch_all(&mut *conn)
             .await?;
-    for (overlay, item, body) in items {
-        let policy = policies.entry(OverlayId(overlay)).or_default();
-        policy.put(&ItemKey::read(&item)?, Some(&body), OverlayId(overlay))?;
+    for (item, body) in items {
+        policy.put(&ItemKey::read(&item)?, Some(&body), overlay)?;
     }
-    let networks: Vec<(u32, u32, String)> =
-        sqlx::query_as("SELECT id, overlay, body FROM network_policies")
+    let networks: Vec<(u32, String)> =
+        sqlx::query_as("SELECT id, body FROM network_policies WHERE overlay = ?")
+            .bind(overlay.0)
             .fetch_all(&mut *conn)
             .await?;
-    for (id, overlay, body) in networks {
-        let policy = policies.entry(OverlayId(overlay)).or_default();
+    for (id, body) in networks {
         let read = read_network_policy(&body)?;
         policy.network_policies.insert(RuleId::network_policy(id), read);
     }
-    Ok(policies)
+    Ok(())
+}
+
+/// Loads these rules again; those that are gone go. A rule stays in its overlay for life.
+pub(crate) async fn load_rules(
+    conn: &mut SqliteConnection,
+    policies: &mut Policies,
+    ids: &BTreeSet<RuleId>,
+) -> Result<(), Problem> {
+    for &id in ids {
+        for policy in policies.values_mut() {
+            policy.rules.remove(&id);
+        }
+        for rule in rules::within(conn, id..=id).await? {
+            policies.entry(rule.facts.overlay).or_default().rules.insert(id, rule);
+        }
+    }
+    Ok(())
 }
 
 /// Loads the policy of one overlay.

@@ -1,6 +1,7 @@
 //! Rules: bound to ids when they are written, so that a later bearer of a name inherits nothing.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
@@ -31,6 +32,14 @@ pub(crate) struct StoredRule {
 
 /// All rules, by id.
 pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule>, Problem> {
+    within(conn, RuleId(0)..=RuleId(u32::MAX)).await
+}
+
+/// The rules of a range of ids.
+pub(crate) async fn within(
+    conn: &mut SqliteConnection,
+    ids: RangeInclusive<RuleId>,
+) -> Result<Vec<StoredRule>, Problem> {
     type Row = (
         u32,
         u32,
@@ -49,13 +58,20 @@ pub(crate) async fn stored(conn: &mut SqliteConnection) -> Result<Vec<StoredRule
         String,
     );
     type More = (u32, Option<String>, bool, Option<String>);
-    let more: Vec<More> = sqlx::query_as("SELECT id, name, audit, place FROM rules ORDER BY id")
-        .fetch_all(&mut *conn)
-        .await?;
+    let more: Vec<More> = sqlx::query_as(
+        "SELECT id, name, audit, place FROM rules WHERE id BETWEEN ? AND ? ORDER BY id",
+    )
+    .bind(ids.start().0)
+    .bind(ids.end().0)
+    .fetch_all(&mut *conn)
+    .await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, overlay, action, from_text, from_node, to_text, to_node, services, both, path, \
-         not_after, reason, revision, created, created_by FROM rules ORDER BY id",
+         not_after, reason, revision, created, created_by FROM rules \
+         WHERE id BETWEEN ? AND ? ORDER BY id",
     )
+    .bind(ids.start().0)
+    .bind(ids.end().0)
     .fetch_all(&mut *conn)
     .await?;
     rows.into_iter()

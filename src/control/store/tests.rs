@@ -1,4 +1,7 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::*;
 use crate::api::admin::{OverlayCreate, Role, Semantics, TokenCreate};
@@ -18,7 +21,7 @@ fn entity_token(uses: u32, given: Option<&str>) -> TokenCreate {
         name: given.map(name),
         namespaces: Vec::new(),
         labels: ["app=web".parse().unwrap()].into(),
-        ports: std::collections::BTreeMap::new(),
+        ports: BTreeMap::new(),
         uses,
         expires: HumanDuration(Duration::from_secs(3600)),
         ephemeral: false,
@@ -224,4 +227,92 @@ async fn overlays_have_either_semantics_and_names_of_their_own() {
             overlays::list(&mut tx).await.unwrap().into_iter().find(|o| o.name == name(text));
         assert_eq!(kept.unwrap().semantics, semantics);
     }
+}
+
+/// What a server of the first version wrote: web may talk to db, over sap-1.
+const FIRST_VERSION: &str = "
+    INSERT INTO meta VALUES (1, '0123456789abcdef0123456789abcdef', 7);
+    INSERT INTO overlays (id, name, cidr, semantics, silent, created)
+        VALUES (1, 'default', '10.70.0.0/16', 'default-deny', 0, 1);
+    INSERT INTO nodes (id, kind, namespace, name, ephemeral, all_overlays, joined, version)
+        VALUES (1, 'entity', 'default', 'web', 0, 0, 1, '0.0.9'),
+        (2, 'entity', 'shop', 'db', 0, 0, 1, '0.0.9'),
+        (3, 'sap', 'default', 'sap-1', 0, 1, 1, '0.0.9');
+    INSERT INTO node_labels VALUES (2, 'role', 'db');
+    INSERT INTO members VALUES (1, 1, '10.70.0.11'), (1, 2, '10.70.0.12');
+    INSERT INTO links VALUES (1, 1, 3, zeroblob(32)), (2, 2, 3, zeroblob(32));
+    INSERT INTO epochs VALUES (1, 0, zeroblob(32), 1);
+    INSERT INTO rules (id, overlay, action, from_text, from_node, to_text, services, both, reason,
+        revision, created, created_by)
+        VALUES (18, 1, 'allow', 'web', 1, 'role=db', '[\"tcp/5432\"]', 0, 'why', 7, 1, 'uid 0');
+    INSERT INTO node_tables VALUES (1, 5, zeroblob(32), 5);";
+
+#[tokio::test]
+async fn a_database_of_every_older_version_is_brought_up_to_date_and_keeps_what_it_holds() {
+    let versions: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+    assert!(versions.len() >= 5, "{versions:?}");
+    for version in versions {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("server.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut old = options.foreign_keys(true).connect().await.unwrap();
+        MIGRATIONS.run_to(version, &mut old).await.unwrap();
+        sqlx::raw_sql(FIRST_VERSION).execute(&mut old).await.unwrap();
+        old.close().await.unwrap();
+
+        let store = Store::open(&path).await.unwrap();
+        let mut tx = store.write().await.unwrap();
+        initialise(&mut tx, &[], NOW).await.unwrap();
+        let all = (world::load(&mut tx).await.unwrap(), policies::all(&mut tx).await.unwrap());
+        let (known, policies) = &all;
+        assert_eq!(revision(&mut tx).await.unwrap(), Revision(7), "version {version}");
+        assert_eq!((known.nodes.len(), known.links.len(), known.overlays.len()), (3, 2, 1));
+        assert!(known.nodes.values().all(|node| !node.is_quarantined));
+        let overlay = crate::types::OverlayId(1);
+        let rule = &policies[&overlay].rules[&crate::types::RuleId(18)];
+        assert!(!rule.facts.is_audit && rule.facts.name.is_none(), "{rule:?}");
+        assert_eq!(rule.reason.as_deref(), Some("why"));
+        assert_eq!(tables::all(&mut tx).await.unwrap().len(), 1);
+
+        // And it can be changed, and what changed is written down.
+        changes::take(&mut tx).await.unwrap();
+        let mut after = policies[&overlay].clone();
+        after.rules.clear();
+        let changed = policies[&overlay].changes_to(&after);
+        let stamp = policies::Stamp {
+            overlay,
+            revision: Revision(8),
+            at: NOW,
+            actor: "test",
+            action: "test",
+        };
+        policies::write(&mut tx, stamp, &after, &changed).await.unwrap();
+        let pending = changes::pending(&mut tx).await.unwrap();
+        let (world, now) = world::load_changed(&mut tx, (known, policies), &pending).await.unwrap();
+        assert!(world.rules.is_empty() && now[&overlay] == after, "version {version}: {pending:?}");
+        let back = policies::as_of(&mut tx, overlay, Revision(8), Revision(7)).await.unwrap();
+        assert_eq!(back, policies[&overlay]);
+    }
+}
+
+#[tokio::test]
+async fn hits_of_rules_and_network_policies_that_are_gone_are_forgotten() {
+    use crate::types::RuleId;
+    let (_dir, _, store) = store().await;
+    let mut tx = store.write().await.unwrap();
+    let here = "INSERT INTO rules (id, overlay, action, from_text, to_text, services, both, revision, \
+                created, created_by) VALUES (1, 1, 'allow', 'any', 'any', '[]', 0, 1, 1, 'test'); \
+                INSERT INTO network_policies VALUES (1, 1, 'default/p', '{}');";
+    sqlx::raw_sql(here).execute(&mut *tx).await.unwrap();
+    let sums = crate::control::flows::Sums { packets: 1, bytes: 1, first: NOW, last: NOW };
+    let kept = [RuleId::AUDIT_MODE, RuleId(1), RuleId::network_policy(1)];
+    let gone = [RuleId(2), RuleId::network_policy(2)];
+    let hits = kept.iter().chain(&gone).map(|id| (*id, sums)).collect();
+    flows::add(&mut tx, &BTreeMap::new(), &hits).await.unwrap();
+    assert_eq!(flows::hits(&mut tx).await.unwrap().len(), 5);
+
+    flows::tidy(&mut tx, Duration::from_secs(60), NOW).await.unwrap();
+
+    let left: Vec<RuleId> = flows::hits(&mut tx).await.unwrap().into_keys().collect();
+    assert_eq!(left, kept);
 }

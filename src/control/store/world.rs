@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::changes::Changes;
+use super::changes::{Changed, Changes};
 use super::nodes::{self, NodeRecord};
-use super::policies::{self, Policy};
+use super::policies::{self, Policies, Policy};
 use super::{namespaces, overlays, secret};
 use crate::api::Problem;
 use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
@@ -17,14 +17,19 @@ type Links = BTreeMap<(NodeId, NodeId), (LinkId, Secret)>;
 
 /// Loads everything.
 pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> {
+    Ok(load_all(conn).await?.0)
+}
+
+/// As [`load`], with the policies that are in it.
+async fn load_all(conn: &mut SqliteConnection) -> Result<(World, Policies), Problem> {
     let policies = policies::all(conn).await?;
-    load_with(conn, &policies).await
+    Ok((load_with(conn, &policies).await?, policies))
 }
 
 /// Loads everything but `policies`, which are loaded already.
 pub(crate) async fn load_with(
     conn: &mut SqliteConnection,
-    policies: &BTreeMap<OverlayId, Policy>,
+    policies: &Policies,
 ) -> Result<World, Problem> {
     let nodes = nodes::all(conn).await?;
     let nodes = nodes.into_iter().map(|(id, record)| (id, facts(record))).collect();
@@ -32,17 +37,19 @@ pub(crate) async fn load_with(
     with_intent(conn, nodes, links, policies).await
 }
 
-/// As [`load`], but takes over from `older` the nodes and links that are not among `changes`.
+/// Loads everything, but takes over from what was loaded before what is not among `changes`. Gives the
+/// policies that are in it, too.
 pub(crate) async fn load_changed(
     conn: &mut SqliteConnection,
-    older: &World,
+    (older, policies): (&World, &Policies),
     changes: &Changes,
-) -> Result<World, Problem> {
-    let Changes::These { nodes: changed, links: entities, .. } = changes else {
-        return load(conn).await;
+) -> Result<(World, Policies), Problem> {
+    let Changes::These(changed) = changes else {
+        return load_all(conn).await;
     };
+    let Changed { nodes: ids, links: entities, rules, policies: overlays, .. } = changed;
     let mut nodes = older.nodes.clone();
-    for &id in changed {
+    for &id in ids {
         match nodes::one(conn, id).await? {
             Some(record) => nodes.insert(id, facts(record)),
             None => nodes.remove(&id),
@@ -55,11 +62,19 @@ pub(crate) async fn load_changed(
             links.append(&mut links_of(conn, entity, entity).await?);
         }
     }
-    let policies = policies::all(conn).await?;
+    let mut policies = policies.clone();
+    policies::load_rules(conn, &mut policies, rules).await?;
+    for &overlay in overlays {
+        policies::load_items(conn, policies.entry(overlay).or_default(), overlay).await?;
+    }
     let world = with_intent(conn, nodes, links, &policies).await?;
     #[cfg(debug_assertions)]
-    assert_eq!(world, load(conn).await?, "a change that no trigger wrote down");
-    Ok(world)
+    assert_eq!(
+        (&world, &policies),
+        (&load(conn).await?, &policies::all(conn).await?),
+        "a change that no trigger wrote down"
+    );
+    Ok((world, policies))
 }
 
 /// Loads what else there is: overlays and policies.
@@ -67,7 +82,7 @@ async fn with_intent(
     conn: &mut SqliteConnection,
     nodes: BTreeMap<NodeId, NodeFacts>,
     links: Links,
-    policies: &BTreeMap<OverlayId, Policy>,
+    policies: &Policies,
 ) -> Result<World, Problem> {
     let overlays = overlays::list(conn)
         .await?

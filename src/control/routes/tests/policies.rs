@@ -1,5 +1,8 @@
 //! Policies as files at the server: applied whole, refused whole, remembered, taken back.
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
 use super::*;
 
 /// A town: web and db (role=db) in default, shop/web; a SaP.
@@ -65,6 +68,60 @@ async fn what_is_exported_and_applied_again_changes_nothing() {
     assert_eq!(world.export().await, exported);
     for part in ["name: web-to-db", "group:backends", "sctp/9", "audit: true", "why: because"] {
         assert!(exported.contains(part), "{part}: {exported}");
+    }
+}
+
+/// A policy that a seed chooses.
+fn random_policy(seed: u64) -> String {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut one = |of: &[Value]| of[random.random_range(0..of.len())].clone();
+    let ends: Vec<Value> =
+        ["any", "web", "shop/web", "role=db", "namespace:shop", "group:g", "service:s"]
+            .map(Value::from)
+            .into();
+    let ports =
+        [Value::Null, json!("tcp/80"), json!(["udp", "tcp/1-9"]), json!(["icmp", "47", "tcp/443"])];
+    let texts = [json!("a: b"), json!("it's \"quoted\" # not a comment"), json!("- 7"), json!("")];
+    let flags = [json!(true), json!(false), json!(false)];
+    let rule = |_| {
+        json!({"action": one(&[json!("allow"), json!("deny")]), "from": one(&ends), "to": one(&ends),
+            "ports": one(&ports), "both": one(&flags), "audit": one(&flags), "reason": one(&texts)})
+    };
+    // Both ends of a rule may not be the same single entity.
+    let rules = (0..8).map(rule).filter(|rule| rule["from"] != rule["to"]);
+    let rules: Vec<Value> = rules.collect();
+    let selectors = [json!({}), json!({"matchLabels": {"role": "db"}})];
+    let network = |name: u32| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": format!("p{name}"), "namespace": one(&[json!("default"), json!("shop")])},
+            "spec": {"podSelector": one(&selectors), "egress": [{"ports": [{"port": "http"}]}],
+                "ingress": [{"from": [{"podSelector": one(&selectors)}]}]}})
+    };
+    let networks: Vec<String> =
+        (0..2).map(network).map(|policy| format!("---\n{policy}\n")).collect();
+    let ours = json!({"groups": {"g": ["web", "role=db", "10.0.0.0/8"]}, "services": {"s": "role=db"},
+        "rules": rules});
+    format!("{ours}\n{}", networks.concat())
+}
+
+#[tokio::test]
+async fn random_policies_that_are_exported_and_applied_again_change_nothing() {
+    let world = town().await;
+    for seed in 0..20 {
+        let policy = random_policy(seed);
+        let applied = world.applied(&policy).await;
+        assert_eq!(applied["result"]["changed"], true, "{policy}");
+        let (revision, exported) = (world.revision().await, world.export().await);
+        let matrix = world.post("/v1/policy/matrix", json!({})).await;
+
+        let again = world.applied(&exported).await;
+        assert_eq!(again["result"]["changed"], false, "seed {seed}: {again}\n{exported}");
+        assert_eq!(world.revision().await, revision);
+
+        world.applied("rules: []\n").await;
+        world.applied(&exported).await;
+        assert_eq!(world.export().await, exported, "seed {seed}");
+        assert_eq!(world.post("/v1/policy/matrix", json!({})).await, matrix, "seed {seed}");
     }
 }
 
