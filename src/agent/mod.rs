@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod denials;
+pub mod explain;
 pub mod flows;
 pub mod health;
 pub mod join;

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::why::Stage;
 use crate::types::{
-    ApiVersion, EntityName, Name, NodeId, NodeKind, Prefix, Revision, Serial, Timestamp,
+    ApiVersion, EntityName, Name, NodeId, NodeKind, Prefix, Revision, Serial, Service, Timestamp,
 };
 
 /// `GET /v1/status` of `ovd` and of `ovsap`.
@@ -130,6 +131,43 @@ pub struct DenialList {
     pub api_version: ApiVersion,
     /// The newest first.
     pub items: Vec<Denial>,
+}
+
+/// `GET /v1/why?peer=PEER[&service=SERVICE]` of `ovd`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LocalQuestion {
+    /// An address, or the name of a member that this node's tables name.
+    pub peer: String,
+    /// Protocol and one port by number.
+    #[serde(default)]
+    pub service: Option<Service>,
+}
+
+/// What a machine knows of a flow that it would start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalWhy {
+    /// Always `ovmesh/v1`.
+    pub api_version: ApiVersion,
+    /// Whether nothing that this machine knows stops it.
+    pub passes: bool,
+    /// The overlay.
+    pub overlay: Name,
+    /// This machine.
+    pub from: EntityName,
+    /// The address that was asked about.
+    pub address: IpAddr,
+    /// Who bears it, where this node knows it.
+    pub peer: Option<EntityName>,
+    /// What was asked about.
+    pub service: Option<Service>,
+    /// The revision of the table that was asked.
+    pub revision: Revision,
+    /// Every stage, in the order of a packet's needs.
+    pub stages: Vec<Stage>,
+    /// What of it was refused lately, newest first.
+    pub denied: Vec<Denial>,
 }
 
 /// Something that this host wanted and was refused.

@@ -13,13 +13,15 @@ use super::endpoints::{Wanted, prefer_reachable, server_address};
 use super::{answers, control_loop, node, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
+use crate::agent::explain::{self, Known};
 use crate::agent::health::{Health, Topic};
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
 use crate::agent::{flows, report, snapshot, underlay};
 use crate::api::local::{
-    Denial, DenialList, HallwayStatus, NodeStatus, OverlayStatus, SapStatus, TableStatus,
+    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
+    SapStatus, TableStatus,
 };
 use crate::api::node::{NodeReport, RoundTrip};
 use crate::api::table::NodeTable;
@@ -156,6 +158,20 @@ impl Shared {
         DenialList { api_version: ApiVersion::V1, items: named.collect() }
     }
 
+    /// What is known here of a flow that this host would start.
+    fn why(&self, question: &LocalQuestion) -> Result<LocalWhy, Problem> {
+        let (status, names) = (self.status(), Arc::clone(&self.facts().names));
+        let known = Known {
+            name: &status.name,
+            names: &names,
+            saps: &status.saps,
+            table: status.table.as_ref(),
+            denials: self.denied(Some(HumanDuration(LATELY))).items,
+            now: clock::wall(),
+        };
+        explain::explain(&self.publisher.current(), &known, question)
+    }
+
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -265,6 +281,10 @@ pub(crate) async fn run(
         let shared = Arc::clone(&shared);
         move |since| shared.denied(since)
     };
+    let why = {
+        let shared = Arc::clone(&shared);
+        move |question: &LocalQuestion| shared.why(question)
+    };
     let (listener, door) = match &mut plane {
         Plane::Entity(plane, _) => plane.answering().unzip(),
         Plane::Sap(plane) => (plane.listener(), None),
@@ -298,7 +318,7 @@ pub(crate) async fn run(
             }
             Err(error) => Err(broken("cannot listen to signals", error.to_string())),
         },
-        result = socket.serve(status, denied) => match result {
+        result = socket.serve(status, denied, why) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
         },

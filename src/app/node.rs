@@ -14,10 +14,10 @@ use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{
-    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, RunArgs,
+    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdWhyArgs, RunArgs,
 };
 use crate::cli::output::Output;
-use crate::cli::{Outcome, denied, node_status};
+use crate::cli::{Outcome, denied, local_why, node_status};
 use crate::config::{node as file, user};
 use crate::sys::SysError;
 use crate::sys::udp::UdpSocket;
@@ -282,6 +282,13 @@ pub(crate) fn status(program: &'static str, args: &NodeStatusArgs) -> ExitCode {
 pub(crate) fn denied(args: &DeniedArgs) -> ExitCode {
     let mut output = Output::standard(args.output);
     let outcome = runtime().and_then(|runtime| runtime.block_on(denied::run(&mut output, args)));
+    conclude(&mut output, outcome)
+}
+
+/// `ovd why`.
+pub(crate) fn why(args: &OvdWhyArgs) -> ExitCode {
+    let mut output = Output::standard(args.output);
+    let outcome = runtime().and_then(|runtime| runtime.block_on(local_why::run(&mut output, args)));
     conclude(&mut output, outcome)
 }
 

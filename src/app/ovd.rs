@@ -33,6 +33,7 @@ pub fn main() -> ExitCode {
         OvdCommand::Leave(args) => node::finish(leave(args.into())),
         OvdCommand::Status(args) => node::status("ovd", &args),
         OvdCommand::Denied(args) => node::denied(&args),
+        OvdCommand::Why(args) => node::why(&args),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::Outcome;
 use super::args::{
-    ChangeArgs, Format, GroupCommand, GroupEditArgs, LabelEdit, NamespaceCommand, ServiceCommand,
+    ChangeArgs, Format, GroupCommand, GroupEditArgs, ItemDeleteArgs, ItemListArgs, ItemShowArgs,
+    LabelEdit, NamespaceCommand, ServiceCommand,
 };
 use super::client::{Answer, Client};
 use super::enforcement::{headline, show};
@@ -25,12 +26,12 @@ pub async fn run(
     command: GroupCommand,
 ) -> Result<Outcome, Problem> {
     match command {
-        GroupCommand::List { overlay } => {
+        GroupCommand::List(ItemListArgs { overlay }) => {
             let answer: Answer<List<Group>> = client.read("/v1/groups", &query(overlay)).await?;
             list_groups(output, &answer);
             Ok(Outcome::Done)
         }
-        GroupCommand::Show { name, overlay } => {
+        GroupCommand::Show(ItemShowArgs { name, overlay }) => {
             let answer: Answer<List<Group>> = client.read("/v1/groups", &query(overlay)).await?;
             let known = answer.value.items.iter().map(|group| &group.name);
             refuse_unknown("group", &name, known)?;
@@ -41,7 +42,7 @@ pub async fn run(
         GroupCommand::Create(args) => edit(client, output, GroupVerb::Create, args).await,
         GroupCommand::Add(args) => edit(client, output, GroupVerb::Add, args).await,
         GroupCommand::Remove(args) => edit(client, output, GroupVerb::Remove, args).await,
-        GroupCommand::Delete { name, overlay, change } => {
+        GroupCommand::Delete(ItemDeleteArgs { name, overlay, change }) => {
             let args = GroupEditArgs { name, selectors: Vec::new(), overlay, change };
             edit(client, output, GroupVerb::Delete, args).await
         }
@@ -158,13 +159,13 @@ pub async fn run_service(
     command: ServiceCommand,
 ) -> Result<Outcome, Problem> {
     match command {
-        ServiceCommand::List { overlay } => {
+        ServiceCommand::List(ItemListArgs { overlay }) => {
             let answer: Answer<List<NamedService>> =
                 client.read("/v1/services", &query(overlay)).await?;
             list_services(output, &answer);
             Ok(Outcome::Done)
         }
-        ServiceCommand::Show { name, overlay } => {
+        ServiceCommand::Show(ItemShowArgs { name, overlay }) => {
             let answer: Answer<List<NamedService>> =
                 client.read("/v1/services", &query(overlay)).await?;
             let items = answer.value.items;
@@ -187,7 +188,7 @@ pub async fn run_service(
             let body = ServiceChange { overlay, name, labels: labels.into_iter().collect() };
             change_service(client, output, body, &change, "created").await
         }
-        ServiceCommand::Delete { name, overlay, change } => {
+        ServiceCommand::Delete(ItemDeleteArgs { name, overlay, change }) => {
             let body = ServiceChange { overlay, name, labels: [].into() };
             change_service(client, output, body, &change, "deleted").await
         }

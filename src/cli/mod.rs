@@ -12,6 +12,7 @@ pub mod entity;
 pub mod flow;
 pub mod group;
 pub mod key;
+pub mod local_why;
 pub mod node_status;
 pub mod output;
 pub mod overlay;

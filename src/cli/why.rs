@@ -72,7 +72,7 @@ fn end(end: &WhyEnd) -> String {
     }
 }
 
-fn state_word(state: StageState) -> &'static str {
+pub(super) fn state_word(state: StageState) -> &'static str {
     match state {
         StageState::Ok => "ok",
         StageState::Denied => "DENIED",

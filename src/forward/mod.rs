@@ -24,6 +24,7 @@
 
 mod builder;
 mod by_source;
+mod explain;
 mod flows;
 mod judge;
 mod key_budget;
@@ -42,6 +43,7 @@ mod tests;
 use std::net::SocketAddr;
 
 pub use builder::{DestinationKeySpec, MemberSpec, OverlaySpec, PairSpec, SnapshotBuilder};
+pub use explain::{Explanation, Row, Ruling, Way};
 pub use flows::FlowTable;
 pub use matcher::{IsolationSpec, RuleSpec};
 pub use notice::Pair;

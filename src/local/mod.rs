@@ -14,11 +14,12 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::extract::Query;
+use axum::http::StatusCode;
 use axum::routing::get;
 use serde::Deserialize;
 use tokio::net::UnixListener;
 
-use crate::api::local::{DenialList, NodeStatus};
+use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus};
 use crate::api::{Problem, ProblemCode};
 use crate::types::HumanDuration;
 
@@ -63,8 +64,8 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listener) })
     }
 
-    /// Answers `GET /v1/status` with what `status` makes and `GET /v1/denied` with what `denied` makes,
-    /// for ever; stops when it is dropped.
+    /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, for ever; stops
+    /// when it is dropped.
     ///
     /// # Errors
     ///
@@ -73,6 +74,7 @@ impl Socket {
         &mut self,
         status: impl Fn() -> NodeStatus + Send + Sync + 'static,
         denied: impl Fn(Option<HumanDuration>) -> DenialList + Send + Sync + 'static,
+        why: impl Fn(&LocalQuestion) -> Result<LocalWhy, Problem> + Send + Sync + 'static,
     ) -> io::Result<()> {
         let status = Arc::new(status);
         let answer = move || {
@@ -84,9 +86,15 @@ impl Socket {
             let denied = Arc::clone(&denied);
             async move { Json(denied(asked.since)) }
         };
+        let why = Arc::new(why);
+        let explain = move |Query(question): Query<LocalQuestion>| {
+            let why = Arc::clone(&why);
+            async move { why(&question).map(Json).map_err(refusal) }
+        };
         let router = Router::new()
             .route("/v1/status", get(answer))
             .route("/v1/denied", get(denials))
+            .route("/v1/why", get(explain))
             .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
         axum::serve(listener, router).await
@@ -106,10 +114,24 @@ impl Drop for Socket {
     }
 }
 
-async fn unknown() -> (axum::http::StatusCode, Json<Problem>) {
+/// A problem as an answer.
+fn refusal(problem: Problem) -> (StatusCode, Json<Problem>) {
+    let status = match problem.code {
+        ProblemCode::NotFound => StatusCode::NOT_FOUND,
+        ProblemCode::Conflict => StatusCode::CONFLICT,
+        ProblemCode::Usage
+        | ProblemCode::Failed
+        | ProblemCode::Unreachable
+        | ProblemCode::Unauthorized
+        | ProblemCode::Findings => StatusCode::BAD_REQUEST,
+    };
+    (status, Json(problem))
+}
+
+async fn unknown() -> (StatusCode, Json<Problem>) {
     let problem = Problem::new(ProblemCode::NotFound, "this program does not answer that")
         .fix("use ovd and ovctl of the same version");
-    (axum::http::StatusCode::NOT_FOUND, Json(problem))
+    (StatusCode::NOT_FOUND, Json(problem))
 }
 
 /// Removes a socket that nobody listens on.
@@ -169,6 +191,11 @@ mod tests {
         DenialList { api_version: crate::types::ApiVersion::V1, items: Vec::new() }
     }
 
+    fn why(question: &LocalQuestion) -> Result<LocalWhy, Problem> {
+        assert_eq!((question.peer.as_str(), &question.service), ("db", &"tcp/80".parse().ok()));
+        Err(Problem::new(ProblemCode::NotFound, "nobody"))
+    }
+
     async fn ask(path: &Path, target: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
         let request = format!("GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -184,17 +211,19 @@ mod tests {
         let path = root.path().join("run").join("ovd.sock");
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(async move { socket.serve(status, denied).await });
+        let serving = tokio::spawn(async move { socket.serve(status, denied, why).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;
         let denied = ask(&path, "/v1/denied?since=10m").await;
         let wrong = ask(&path, "/v1/denied?since=soon").await;
+        let nobody = ask(&path, "/v1/why?peer=db&service=tcp/80").await;
 
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"web\""), "{answer}");
         assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
         assert!(denied.starts_with("HTTP/1.1 200") && denied.contains("\"items\""), "{denied}");
         assert!(wrong.starts_with("HTTP/1.1 400"), "{wrong}");
+        assert!(nobody.starts_with("HTTP/1.1 404") && nobody.contains("nobody"), "{nobody}");
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists(), "the file goes with the socket");

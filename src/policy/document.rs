@@ -92,10 +92,14 @@ pub(super) fn read_document(
 ) -> Result<Vec<Document>, Problem> {
     let fields = cursor.any_fields()?;
     let version = fields.field("apiVersion").map(|field| field.text()).transpose()?;
-    let is_ours = |name: &str| matches!(name, "rules" | "groups" | "tests" | "overlay");
+    // What says nothing of itself is ours, unless it looks like what Kubernetes writes: so a typing
+    // mistake in its only field is told as one.
+    let is_theirs = |name: &str| matches!(name, "metadata" | "spec" | "items");
     let is_bare = version.is_none()
         && fields.field("kind").is_none()
-        && fields.each().any(|(name, _)| is_ours(name));
+        && implied.is_none()
+        && fields.each().next().is_some()
+        && !fields.each().any(|(name, _)| is_theirs(name));
     if is_bare || version.is_some_and(|version| version.starts_with("ovmesh/")) {
         return Ok(vec![Document::Policy(Box::new(read_policy(cursor, now)?))]);
     }

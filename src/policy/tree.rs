@@ -178,10 +178,25 @@ pub(super) fn documents(source: &str, text: &str) -> Result<Vec<Tree>, Problem> 
             Some(location) if location.line() > 0 => format!("{source}:{}", location.line()),
             Some(_) | None => source.to_owned(),
         };
-        let why: String = error.to_string().chars().take(300).collect();
         Problem::new(ProblemCode::Usage, format!("{place}: not a document that can be read"))
-            .why(why.lines().next().unwrap_or_default())
+            .why(why_unreadable(&error.to_string()))
     })
+}
+
+/// The reader's words, without those that only its callers understand.
+fn why_unreadable(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    if let Some((_, rest)) = first.split_once("duplicate mapping key: ") {
+        let key = rest.split(", set ").next().unwrap_or(rest);
+        return format!("`{}` is there twice", shown(key));
+    }
+    if first.contains("recursion limit") || first.contains("budget") {
+        return "it is nested too deeply, or holds too many values".to_owned();
+    }
+    if first.contains("alias replay limit") {
+        return "its aliases stand for too many values".to_owned();
+    }
+    first.chars().take(300).collect()
 }
 
 /// Where in which file a value stands, and what is read from it.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::fleet::{Kind, parse};
 use crate::packet::hex;
-use crate::support::{LAB, Rig, SOON, number, play};
+use crate::support::{LAB, Rig, SOON, expect_refusal, number, play};
 use crate::world::poll;
 
 /// What `ovd denied` shows on a node.
@@ -54,6 +54,26 @@ fn a_refused_host_hears_at_once_and_can_ask_why() {
 
         let b = rig.at("b", 0)?.ip().to_string();
         let c = rig.at("c", 0)?.ip().to_string();
+        // What the machine itself knows, before anything is tried.
+        for (peer, service, code, said) in [
+            (b.as_str(), "tcp/80", 0, "r-1 allows tcp/80"),
+            ("b", "udp/7", 0, "s1"),
+            ("b", "tcp/81", 4, "no rule allows tcp/81"),
+            ("b", "tcp/443", 4, "r-2 refuses tcp/443"),
+            (c.as_str(), "tcp/80", 4, "no row"),
+        ] {
+            let why = rig.fleet.node("a")?.command(&["why", peer, "-p", service])?;
+            ensure!(why.code == code && why.stdout.contains(said), "{peer} {service}: {why:?}");
+        }
+        let own = rig.at("a", 0)?.ip().to_string();
+        for (peer, code, said) in [
+            ("203.0.113.9", 3, "no overlay of this machine"),
+            ("nobody", 3, "names no nobody"),
+            (own.as_str(), 2, "this machine itself"),
+        ] {
+            let why = rig.fleet.node("a")?.command(&["why", peer])?;
+            expect_refusal(&why, code, &[said])?;
+        }
         for (to, address, port, reason) in
             [("b", &b, 81, "no_rule"), ("b", &b, 443, "deny_rule"), ("c", &c, 80, "no_row")]
         {

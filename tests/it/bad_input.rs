@@ -283,7 +283,7 @@ fn state_directories_that_others_can_read_are_refused() {
 }
 
 /// Two entities that joined and do not run: names for rules.
-fn members(rig: &Rig) -> Result<()> {
+pub(crate) fn members(rig: &Rig) -> Result<()> {
     let machine = rig.world.machine("m")?;
     let ovd = binaries().ovd;
     for name in ["alpha", "beta"] {
@@ -296,7 +296,7 @@ fn members(rig: &Rig) -> Result<()> {
 }
 
 /// Everything that operators can change.
-fn everything(rig: &Rig) -> Result<Value> {
+pub(crate) fn everything(rig: &Rig) -> Result<Value> {
     // Asked for directly: this is done hundreds of times.
     let socket = rig.fleet.server.run_dir().join("ovctl.sock");
     let list = |noun: &str| {
@@ -324,7 +324,7 @@ fn refused(rig: &Rig, words: &[&str], code: i32, said: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn token_file(rig: &Rig, token: &str) -> Result<PathBuf> {
+pub(crate) fn token_file(rig: &Rig, token: &str) -> Result<PathBuf> {
     let file = rig.file("admin-token");
     std::fs::write(&file, token)?;
     std::fs::set_permissions(&file, Permissions::from_mode(0o600))?;

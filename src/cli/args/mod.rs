@@ -24,8 +24,8 @@ use crate::types::{HumanDuration, Revision};
 
 pub use flow::{FlowArgs, FlowCommand};
 pub use node::{
-    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, Ovsap, OvsapCommand,
-    RunArgs,
+    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, OvdWhyArgs, Ovsap,
+    OvsapCommand, RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,
@@ -38,7 +38,8 @@ pub use ovctl::{
 pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use policy_file::{
     ApplyArgs, ConfirmArgs, ExportArgs, GroupCommand, GroupEditArgs, HistoryArgs, ImportArgs,
-    ImportCommand, NamespaceCommand, RollbackArgs, ServiceCommand,
+    ImportCommand, ItemDeleteArgs, ItemListArgs, ItemShowArgs, NamespaceCommand, RollbackArgs,
+    ServiceCommand,
 };
 pub use token::{RoleArg, TokenCommand, TokenCreateArgs};
 pub use values::{EndpointArg, EntityRef, JoinSource, LabelEdit, NamedPort, RotateTarget};

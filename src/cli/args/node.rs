@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, HumanDuration, Lanes, Name};
+use crate::types::{DataPath, HumanDuration, Lanes, Name, Service};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -57,6 +57,15 @@ Examples:
 It shows what the daemon on this host refused since it started, 256 different ones at most. What a SaP or
 the other end refused is in `ovctl flow list --denied`.")]
     Denied(DeniedArgs),
+    /// Show what this machine knows of a flow that it would start: membership, path, key, rules, refusals
+    #[command(after_help = "\
+Examples:
+  ovd why 10.70.0.2 -p tcp/5432
+  ovd why db -p udp/53 -o json
+
+It needs no server, and exits 4 when something stops the flow here. What SaPs and the other end make of it
+the server knows: ovctl why.")]
+    Why(OvdWhyArgs),
 }
 
 /// Runs a policy point (SaP): checks every packet between members and forwards it unchanged
@@ -191,6 +200,22 @@ pub struct DeniedArgs {
     /// Only what was refused in this time, such as 10m [default: everything that is remembered]
     #[arg(long, value_name = "DURATION")]
     pub since: Option<HumanDuration>,
+    /// The local status socket [default: /run/ovmesh/ovd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// What to explain.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct OvdWhyArgs {
+    /// An overlay address, or the name of a member that this machine may talk to
+    pub peer: String,
+    /// Protocol and port by number, such as tcp/443
+    #[arg(short, long, value_name = "SERVICE")]
+    pub port: Option<Service>,
     /// The local status socket [default: /run/ovmesh/ovd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

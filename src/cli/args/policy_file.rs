@@ -100,24 +100,45 @@ pub struct ImportArgs {
     pub change: ChangeArgs,
 }
 
+/// Which groups or services to list.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ItemListArgs {
+    /// Only this overlay
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+}
+
+/// Which group or service to show.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ItemShowArgs {
+    /// Its name
+    pub name: Name,
+    /// Its overlay [default: any]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+}
+
+/// Which group or service to delete.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct ItemDeleteArgs {
+    /// Its name
+    pub name: Name,
+    /// Its overlay [default: the only one]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
+    /// How to make the change.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
 /// The verbs of `ovctl group`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum GroupCommand {
     /// List groups
     #[command(visible_alias = "ls")]
-    List {
-        /// Only this overlay
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-    },
+    List(ItemListArgs),
     /// Show one group, and who is in it
-    Show {
-        /// Its name
-        name: Name,
-        /// Its overlay [default: any]
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-    },
+    Show(ItemShowArgs),
     /// Make a group; rules say group:NAME
     #[command(after_help = "\
 Example:
@@ -129,16 +150,7 @@ Example:
     Remove(GroupEditArgs),
     /// Delete a group that no rule speaks of
     #[command(visible_alias = "rm")]
-    Delete {
-        /// Its name
-        name: Name,
-        /// Its overlay [default: the only one]
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-        /// How to make the change.
-        #[command(flatten)]
-        change: ChangeArgs,
-    },
+    Delete(ItemDeleteArgs),
 }
 
 /// A group with members.
@@ -162,19 +174,9 @@ pub struct GroupEditArgs {
 pub enum ServiceCommand {
     /// List services
     #[command(visible_alias = "ls")]
-    List {
-        /// Only this overlay
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-    },
+    List(ItemListArgs),
     /// Show one service, and who it means
-    Show {
-        /// Its name
-        name: Name,
-        /// Its overlay [default: any]
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-    },
+    Show(ItemShowArgs),
     /// Give labels a name; rules say service:NAME
     #[command(after_help = "\
 Example:
@@ -194,16 +196,7 @@ Example:
     },
     /// Delete a service that no rule speaks of
     #[command(visible_alias = "rm")]
-    Delete {
-        /// Its name
-        name: Name,
-        /// Its overlay [default: the only one]
-        #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
-        overlay: Option<Name>,
-        /// How to make the change.
-        #[command(flatten)]
-        change: ChangeArgs,
-    },
+    Delete(ItemDeleteArgs),
 }
 
 /// The verbs of `ovctl namespace`.

@@ -51,6 +51,13 @@ pub(crate) async fn refuse_pending(
         )))
 }
 
+/// Why there is nothing to confirm.
+pub(crate) fn nothing_waits() -> Problem {
+    Problem::new(ProblemCode::NotFound, "no change waits to be confirmed")
+        .why("none was made with --confirm-within, or its time is over and it was undone")
+        .fix("ovctl policy history")
+}
+
 /// Keeps the change that waits in `overlay`.
 ///
 /// # Errors
@@ -64,11 +71,7 @@ pub(crate) async fn confirm(
     let gate = Arc::clone(&server.gate).lock_owned().await;
     let mut transaction = server.store.write().await?;
     let rows = confirmations::all(&mut transaction).await?;
-    let found = rows.into_iter().find(|row| row.overlay == overlay).ok_or_else(|| {
-        Problem::new(ProblemCode::NotFound, "no change waits to be confirmed")
-            .why("none was made with --confirm-within, or its time is over and it was undone")
-            .fix("ovctl policy history")
-    })?;
+    let found = rows.into_iter().find(|row| row.overlay == overlay).ok_or_else(nothing_waits)?;
     if found.actor != admin.actor {
         admin.everywhere()?;
     }

@@ -79,6 +79,22 @@ pub(crate) fn read(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>
     Ok(documents)
 }
 
+/// As [`read`], for files that become the policy: an empty file is a mistake, not an empty policy.
+///
+/// # Errors
+///
+/// `Usage`, also when the files hold nothing.
+pub(crate) fn read_whole(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>, Problem> {
+    let documents = read(files, now)?;
+    if documents.is_empty() {
+        let names: Vec<&str> = files.iter().map(|file| file.source.as_str()).collect();
+        return Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", names.join(", ")))
+            .why("the files are empty, and applying them would remove every rule")
+            .fix("if that is meant, write: rules: []"));
+    }
+    Ok(documents)
+}
+
 /// The overlay that files speak of.
 ///
 /// # Errors
@@ -212,16 +228,7 @@ pub(crate) fn desired(
         found.policy.tests.clone_from(&before.tests);
     }
     check_references(&found)?;
-    let mut seen = BTreeSet::new();
-    for network in networks(documents) {
-        if !seen.insert(network.full_name()) {
-            let what = format!("NetworkPolicy {} is there twice", network.full_name());
-            return Err(Problem::new(ProblemCode::Usage, what)
-                .why("the second would replace the first, and it is not clear which is meant")
-                .fix("leave one of the two out"));
-        }
-        put_network(before, &mut found.policy, network, maker)?;
-    }
+    put_networks(before, &mut found.policy, documents, maker)?;
     Ok(found)
 }
 
@@ -250,13 +257,37 @@ fn check_references(found: &Desired) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Puts a NetworkPolicy into `policy`, with the id of the one of its name in `before`.
-pub(crate) fn put_network(
+/// Puts the NetworkPolicies of `documents` into `policy`, those of a name that `before` has under its
+/// id.
+///
+/// # Errors
+///
+/// `Usage` for one that is there twice, or has no name of its own.
+pub(crate) fn put_networks(
+    before: &Policy,
+    policy: &mut Policy,
+    documents: &[Document],
+    maker: &mut Maker,
+) -> Result<(), Problem> {
+    let mut seen = BTreeSet::new();
+    for network in networks(documents) {
+        if !seen.insert(network.full_name()) {
+            let what = format!("NetworkPolicy {} is there twice", network.full_name());
+            return Err(Problem::new(ProblemCode::Usage, what)
+                .why("the second would replace the first, and it is not clear which is meant")
+                .fix("leave one of the two out"));
+        }
+        put_network(before, policy, network, maker)?;
+    }
+    Ok(())
+}
+
+fn put_network(
     before: &Policy,
     policy: &mut Policy,
     network: &NetworkPolicy,
     maker: &mut Maker,
-) -> Result<RuleId, Problem> {
+) -> Result<(), Problem> {
     if network.name.ends_with('*') {
         let what = format!("NetworkPolicy {} has no name of its own", network.full_name());
         return Err(Problem::new(ProblemCode::Usage, what)
@@ -267,7 +298,7 @@ pub(crate) fn put_network(
     let known = before.network_policies.iter().find(|(_, known)| known.full_name() == name);
     let id = known.map_or_else(|| maker.network_id(), |(id, _)| *id);
     policy.network_policies.insert(id, network.clone());
-    Ok(id)
+    Ok(())
 }
 
 /// Binds what a group holds; a name that it held before stays bound as it was.

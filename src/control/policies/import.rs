@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::files::{Maker, networks, put_network};
+use super::files::{Maker, networks, put_networks};
 use crate::api::admin::Semantics;
 use crate::api::policy::ImportedPolicy;
 use crate::api::{Problem, ProblemCode};
@@ -36,17 +36,8 @@ pub(crate) fn imported(
             .fix("ovctl policy apply -f FILE makes it the policy of its overlay"));
     }
     let mut after = before.clone();
-    let mut seen = BTreeSet::new();
-    for network in networks(documents) {
-        if !seen.insert(network.full_name()) {
-            let what = format!("NetworkPolicy {} is there twice", network.full_name());
-            return Err(Problem::new(ProblemCode::Usage, what)
-                .why("the second would replace the first, and it is not clear which is meant")
-                .fix("leave one of the two out"));
-        }
-        put_network(before, &mut after, network, maker)?;
-    }
-    if seen.is_empty() {
+    put_networks(before, &mut after, documents, maker)?;
+    if networks(documents).next().is_none() {
         return Err(Problem::new(ProblemCode::Usage, "the files hold no NetworkPolicy"));
     }
     Ok(after)

@@ -16,8 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(crate) use bind::{Binder, Written, path_names};
-pub(crate) use confirm::{confirm, expired, pending, refuse_pending, roll_back_expired};
-pub(crate) use files::{Maker, bind_member, desired, export, overlay_named, read};
+pub(crate) use confirm::{
+    confirm, expired, nothing_waits, pending, refuse_pending, roll_back_expired,
+};
+pub(crate) use files::{Maker, bind_member, desired, export, overlay_named, read, read_whole};
 pub(crate) use import::{imported, left_open, report};
 pub(crate) use plan::{Plan, plan, plan_rollback, refuse_failures};
 

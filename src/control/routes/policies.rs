@@ -57,7 +57,7 @@ pub(super) async fn apply(
             .into());
     }
     let mut change = PolicyDraft::begin(&server, admin, &options).await?;
-    let documents = changes::read(&request.files, now())?;
+    let documents = changes::read_whole(&request.files, now())?;
     let is_dry = options.dry_run == Some(true);
     let named = request.overlay.as_ref();
     let mut maker = change.maker();
@@ -121,7 +121,7 @@ pub(super) async fn diff(
     Body(request): Body<PolicyApply>,
 ) -> Answer<PolicyChange> {
     let (world, policies) = looked_at(&server).await?;
-    let documents = changes::read(&request.files, now())?;
+    let documents = changes::read_whole(&request.files, now())?;
     let named = request.overlay.as_ref();
     let plan = plan(&world, &policies, &documents, named, &mut nobody(&world), true)?;
     Ok(Json(plan.result))
@@ -205,6 +205,7 @@ async fn waiting(
     let rows = confirmations::all(&mut *server.store.read().await?).await?;
     match (named, rows.as_slice()) {
         (None, [only]) => Ok(only.overlay),
+        (None, []) => Err(changes::nothing_waits()),
         _ => overlay_of(world, named),
     }
 }

@@ -17,7 +17,7 @@ const APP: u32 = 50;
 const SAP: NodeId = NodeId(ENTITIES + 1);
 
 /// Debug builds on a machine with neighbours: the release build takes a hundredth of it.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn world() -> World {
     let mut world = World::default();
