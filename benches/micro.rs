@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use fixture::batches::{Batches, PACKETS};
 use fixture::{
     Growth, NOW, RULES_MIN, Town, datagram, endpoint, key, passes, sap_endpoint, tcp, udp,
 };
@@ -29,6 +30,8 @@ use ovmesh::forward::FlowTable;
 use ovmesh::policy::{
     BoundSelector, KeySource, NodeFacts, OverlayFacts, RuleFacts, World, compile,
 };
+use ovmesh::sys::offload::coalesce::{Coalescer, Takes};
+use ovmesh::sys::offload::split::Split;
 use ovmesh::types::{
     AuthorizationKey, Generation, KeyVersion, Label, LinkId, Name, NodeId, NodeKind, OverlayId,
     RuleId, Secret, Timestamp,
@@ -52,10 +55,13 @@ const TOWNS: &[(u32, Growth, &str)] = &[
 const ROUNDS: u32 = 41;
 /// Operations of one case in one round.
 const OPERATIONS: u32 = 20_000;
+/// The same for cases of many packets.
+const BATCHES: u32 = 300;
 
 /// One thing that is done over and over. Returns something that depends on the work.
 struct Case<'a> {
     name: String,
+    operations: u32,
     work: Box<dyn FnMut(u32) -> bool + 'a>,
     nanos: Vec<f64>,
     allocations: usize,
@@ -63,21 +69,27 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(name: &str, work: impl FnMut(u32) -> bool + 'a) -> Self {
-        Self { name: name.to_owned(), work: Box::new(work), nanos: Vec::new(), allocations: 0 }
+        let (name, work) = (name.to_owned(), Box::new(work));
+        Self { name, operations: OPERATIONS, work, nanos: Vec::new(), allocations: 0 }
+    }
+
+    /// One that does much at once.
+    fn of_many(name: &str, work: impl FnMut(u32) -> bool + 'a) -> Self {
+        Self { operations: BATCHES, ..Self::new(name, work) }
     }
 
     fn round(&mut self) {
         let region = Region::new(ALLOCATOR);
         let started = Instant::now();
         let mut passed = 0_u32;
-        for number in 0..OPERATIONS {
+        for number in 0..self.operations {
             passed += u32::from((self.work)(black_box(number)));
         }
         let elapsed = started.elapsed();
         let change = region.change();
         black_box(passed);
         self.allocations += change.allocations + change.reallocations;
-        self.nanos.push(elapsed.as_secs_f64() * 1e9 / f64::from(OPERATIONS));
+        self.nanos.push(elapsed.as_secs_f64() * 1e9 / f64::from(self.operations));
     }
 
     fn median(&self) -> f64 {
@@ -104,8 +116,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         inner::parse(family, bytes).is_ok()
     })];
+    cases.extend(offloads(towns[0].1.allowed[0]));
+    cases.extend(batches(&towns[0].1, &flows[0]));
     for ((name, town), flows) in towns.iter().zip(&flows) {
         cases.extend(verdicts(name, town, flows));
+    }
+    // What is kept from batch to batch is filled by the first.
+    for case in &mut cases {
+        black_box((case.work)(0));
     }
     for _ in 0..rounds {
         cases.iter_mut().for_each(Case::round);
@@ -145,6 +163,42 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn results() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     PathBuf::from(target).join("bench/micro.json")
+}
+
+/// Cutting a large packet into its 40 segments, and joining those, checksums included.
+fn offloads<'a>(pair: fixture::Pair) -> Vec<Case<'a>> {
+    let (packet, gso) = fixture::batches::large(pair);
+    let prefix = gue::data_header(ovmesh::wire::Family::V4, key(pair).bits());
+    let split = move |_| Split::new(prefix, &packet, gso).map_or(0, Iterator::count) == 40;
+    let segments = fixture::batches::train(pair);
+    let buffer = segments.concat();
+    let mut ranges = Vec::new();
+    for segment in &segments {
+        let start = ranges.last().map_or(0, |last: &std::ops::Range<usize>| last.end);
+        ranges.push(start + gue::HEADER_LEN..start + segment.len());
+    }
+    let mut coalescer = Coalescer::new();
+    let takes = Takes { tcp: true, udp: true };
+    let coalesce = move |_| {
+        coalescer.clear();
+        ranges.iter().all(|range| coalescer.push(&buffer, range.clone(), 0, takes))
+            && coalescer.runs().count() == 1
+    };
+    vec![
+        Case::of_many("split 56,000 bytes of TCP into 40 segments", split),
+        Case::of_many("coalesce 40 segments of TCP", coalesce),
+    ]
+}
+
+/// Whole batches of 64 packets: read before, then judged and handed to the kernel.
+fn batches<'a>(town: &'a Town, flows: &'a FlowTable) -> Vec<Case<'a>> {
+    let new = || Batches::new(town, flows);
+    let (mut egress, mut transit, mut ingress) = (new(), new(), new());
+    vec![
+        Case::of_many("batch of 64, egress", move |_| egress.egress() == PACKETS),
+        Case::of_many("batch of 64, transit", move |_| transit.transit() == PACKETS),
+        Case::of_many("batch of 64, ingress", move |_| ingress.ingress() == PACKETS),
+    ]
 }
 
 /// The questions of the three hallways in one town.

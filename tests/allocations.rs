@@ -1,4 +1,5 @@
-//! Judging a packet allocates nothing, whatever comes of it. An own program, because the counting
+//! Moving a packet allocates nothing, whatever comes of it: parsing, verdicts, and whole batches of the
+//! three hallways. An own program, because the counting
 //! allocator is the whole process's.
 
 #[path = "../benches/fixture/mod.rs"]
@@ -8,6 +9,7 @@ mod fixture;
 use std::alloc::System;
 use std::hint::black_box;
 
+use fixture::batches::{Batches, PACKETS};
 use fixture::{Growth, NOW, Town, datagram, endpoint, key, passes, sap_endpoint, tcp, udp};
 use ovmesh::wire::{Family, gue, inner};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -24,7 +26,7 @@ fn allocations(work: impl FnOnce()) -> usize {
 
 /// One test, so that no other thread of this process allocates meanwhile.
 #[test]
-fn parsing_and_verdicts_allocate_nothing() {
+fn packets_and_batches_allocate_nothing() {
     let town = Town::new(1_000, Growth::Dense);
     let flows = fixture::flow_table();
     let pair = town.allowed[0];
@@ -56,4 +58,18 @@ fn parsing_and_verdicts_allocate_nothing() {
         }
     });
     assert_eq!((count, passed), (0, 400));
+
+    // Whole batches, from the second on: the first one fills what is kept from batch to batch.
+    let mut batches = Batches::new(&town, &flows);
+    let all = |batches: &mut Batches<'_>| [batches.egress(), batches.transit(), batches.ingress()];
+    assert_eq!(all(&mut batches), [PACKETS; 3]);
+    let mut moved = [0; 3];
+    let count = allocations(|| {
+        for _ in 0..50 {
+            for (moved, passed) in moved.iter_mut().zip(all(&mut batches)) {
+                *moved += passed;
+            }
+        }
+    });
+    assert_eq!((count, moved), (0, [50 * PACKETS; 3]));
 }

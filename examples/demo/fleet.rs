@@ -259,9 +259,19 @@ impl Fleet {
 
     /// Runs `netkit` on a node's machine to its end.
     pub(crate) fn netkit(&self, name: &str, arguments: &[&str]) -> Result<Output> {
+        self.netkit_for(name, arguments, Duration::from_secs(60))
+    }
+
+    /// As [`Self::netkit`], for what takes longer.
+    pub(crate) fn netkit_for(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        timeout: Duration,
+    ) -> Result<Output> {
         let mut command = vec![text(&self.binaries.netkit)];
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        self.machine(name)?.run_for(&command, Duration::from_secs(60))
+        self.machine(name)?.run_for(&command, timeout)
     }
 
     /// As [`Self::netkit`]: parses the one JSON line that it prints.

@@ -17,6 +17,7 @@ mod icmp_ping;
 mod ip_count;
 mod ip_send;
 mod probe;
+mod relay;
 mod report;
 mod tcp_rate;
 mod tcp_raw;
@@ -58,6 +59,8 @@ usage: netkit COMMAND ...
                                          datagrams, one a line, as trains; an empty line ends one
   ip-send HEX|@HEXFILE COUNT             whole IP packets, one a line, with their own headers
   ip-count ADDR FILE                     counts IP packets for ADDR, on every device, by TOS and TTL
+  relay FILE SEED LOSS DUP REORDER MTU ADDR=MAC...
+                                         hands on what comes for each ADDR, impaired (per 1000)
   raw-tcp SRC_ADDR:PORT DST_ADDR:PORT FLAGS COUNT
                                          segments with any flag byte (0x02 is SYN)
   raw-count ADDR FILE [PORT]             counts TCP segments for ADDR (to PORT) by flag byte";
@@ -114,6 +117,17 @@ fn run(arguments: &[String]) -> Result<()> {
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
         "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),
+        "relay" => relay::run(
+            rest.text(0)?,
+            &relay::Impairment {
+                seed: rest.parse(1)?,
+                loss: rest.parse(2)?,
+                duplication: rest.parse(3)?,
+                reordering: rest.parse(4)?,
+                mtu: rest.parse(5)?,
+            },
+            rest.0.get(6..).unwrap_or(&[]),
+        ),
         "raw-tcp" => {
             tcp_raw::send(rest.parse(0)?, rest.parse(1)?, byte(rest.text(2)?)?, rest.parse(3)?)
         }

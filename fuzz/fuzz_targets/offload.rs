@@ -1,11 +1,7 @@
-//! Anything that a TUN device may bring: its header, cutting, joining and half-done checksums, against
-//! naive models.
+//! See `model::offload`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ovmesh::sys::offload;
+use ovmesh_fuzz::model::offload;
 
-#[path = "../model/offload.rs"]
-mod model;
-
-fuzz_target!(|input: &[u8]| model::check(input));
+fuzz_target!(|input: &[u8]| offload::check(input));

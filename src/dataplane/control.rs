@@ -57,8 +57,9 @@ pub struct ControlPort {
 }
 
 impl ControlPort {
-    /// `udp` is any of the node's sockets: they have the same address.
-    pub(super) fn new(udp: Arc<UdpSocket>) -> (Punter, Self) {
+    /// Both ends of a new channel. `udp` is any of the node's sockets: they have the same address.
+    #[must_use]
+    pub fn new(udp: Arc<UdpSocket>) -> (Punter, Self) {
         let (to_task, receive) = mpsc::channel(PUNT_CAPACITY);
         let budget = Arc::new(Budget::of(UNKNOWN_PER_SECOND));
         let punter = Punter { to_task, budget };
@@ -100,7 +101,7 @@ impl ControlSender {
 
 /// A hallway's end of the channel; each lane has one.
 #[derive(Clone, Debug)]
-pub(super) struct Punter {
+pub struct Punter {
     to_task: mpsc::Sender<Punted>,
     budget: Arc<Budget>,
 }

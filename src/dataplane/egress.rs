@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::counters::Tally;
-use super::hallway::{Common, now};
+use super::counters::{HallwayCounters, Tally};
+use super::hallway::{Basis, Common, now};
 use super::notice::{Teller, exceeded};
 use super::publish::Reader;
 use super::train::{Leaving, Memo};
@@ -13,7 +13,7 @@ use crate::sys::offload::split::Split;
 use crate::sys::offload::vnet::VnetHeader;
 use crate::sys::offload::{Head, checksum};
 use crate::sys::tun::Tun;
-use crate::sys::udp::{Outgoing, SendQueue, TTL};
+use crate::sys::udp::{Outgoing, SendQueue, TTL, UdpSocket};
 use crate::types::{DropReason, OverlayId};
 use crate::wire::{Facts, Family, gue, inner};
 
@@ -33,56 +33,94 @@ pub(super) fn run(
     overlay: OverlayId,
     mut common: Common,
     mut mtus: Reader<PathMtus>,
-    teller: &Teller,
+    teller: Teller,
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
-    let mut queue = SendQueue::new();
-    let mut judged = Vec::with_capacity(BATCH);
-    let (mut refused, mut passed) = (Tally::new(), Tally::new());
+    let mut egress = Egress::new(overlay, teller);
     while !common.is_stopped() {
         tun.read_batch(&mut batch)?;
         if batch.is_empty() {
             continue;
         }
-        let (snapshot, mtus) = (common.snapshot.latest(), mtus.latest());
-        let now = now();
+        let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
+        egress.send(&mut batch, mtus.latest(), &common.udp, basis, &common.counters.egress);
+    }
+    Ok(())
+}
+
+/// What one queue of a device keeps from batch to batch, so that a batch allocates nothing.
+#[derive(Debug)]
+pub struct Egress {
+    overlay: OverlayId,
+    teller: Teller,
+    queue: SendQueue,
+    judged: Vec<Judged>,
+    refused: Tally,
+    passed: Tally,
+}
+
+impl Egress {
+    /// For one queue of the device of `overlay`; `teller` hears of what is refused or too long.
+    #[must_use]
+    pub fn new(overlay: OverlayId, teller: Teller) -> Self {
+        Self {
+            overlay,
+            teller,
+            queue: SendQueue::new(),
+            judged: Vec::with_capacity(BATCH),
+            refused: Tally::new(),
+            passed: Tally::new(),
+        }
+    }
+
+    /// Judges every packet of `batch` and sends what passes, wrapped, by `udp`. Checksums that the
+    /// host left half done are completed in place. What is longer than `mtus` say stays.
+    pub fn send(
+        &mut self,
+        batch: &mut PacketBatch,
+        mtus: &PathMtus,
+        udp: &UdpSocket,
+        basis: Basis<'_>,
+        counters: &HallwayCounters,
+    ) {
+        let Basis { snapshot, flows, now } = basis;
+        let Self { overlay, teller, queue, judged, refused, passed } = self;
         // A publish may have moved the overlay, or it may be gone.
-        let index = snapshot.overlay_index(overlay);
-        let mut memo = Memo::new(common.flows.records(), now);
+        let index = snapshot.overlay_index(*overlay);
+        let mut memo = Memo::new(flows.records(), now);
         judged.clear();
         for at in 0..batch.len() {
             let Some((header, packet)) = batch.packet_mut(at) else { break };
             let verdict = |facts: &Facts| match index {
                 Some(index) => {
-                    let ask = || snapshot.egress_marked(index, facts, &common.flows, now);
+                    let ask = || snapshot.egress_marked(index, facts, flows, now);
                     memo.verdict(None, facts, ask)
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };
             let mut one = judge_read(header, packet, verdict);
             if let Verdict::Drop(reason) = one.verdict {
-                teller.refused(reason, overlay, one.family, packet, now.monotonic_millis);
+                teller.refused(reason, *overlay, one.family, packet, now.monotonic_millis);
             } else if !mtus.is_empty()
                 && let Some(mtu) = exceeded(mtus, header, one.family, packet, now.monotonic_millis)
             {
                 one.verdict = Verdict::Drop(DropReason::TooBig);
-                teller.exceeds(mtu, overlay, packet, now.monotonic_millis);
+                teller.exceeds(mtu, *overlay, packet, now.monotonic_millis);
             }
             judged.push(one);
         }
         // Sealed hops: `seal` goes here, over what was judged and before it is sent.
-        let outgoing = batch.iter().zip(&judged).flat_map(|((header, packet), one)| {
+        let outgoing = batch.iter().zip(&*judged).flat_map(|((header, packet), one)| {
             one.wrap(header, packet).unwrap_or_else(|reason| {
                 refused.dropped(reason);
                 Leaving::Single(None)
             })
         });
-        common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        teller.too_long(&common.udp, Some(&mut queue));
-        common.counters.egress.add(&mut refused);
-        common.counters.egress.add(&mut passed);
+        udp.send_batch(queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(udp, Some(queue));
+        counters.add(refused);
+        counters.add(passed);
     }
-    Ok(())
 }
 
 /// Judges one packet as it came from the device. Completed first: what is judged is what leaves,

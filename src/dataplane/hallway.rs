@@ -38,6 +38,17 @@ impl Common {
     }
 }
 
+/// What one batch is judged by, from its beginning to its end.
+#[derive(Clone, Copy, Debug)]
+pub struct Basis<'a> {
+    /// Whom to let through.
+    pub snapshot: &'a Snapshot,
+    /// The flows that are known.
+    pub flows: &'a FlowTable,
+    /// When the batch came.
+    pub now: Now,
+}
+
 /// The time for one batch, and for the flow table's start.
 #[must_use]
 pub fn now() -> Now {

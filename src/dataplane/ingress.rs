@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::control::Punter;
-use super::counters::Tally;
+use super::counters::{HallwayCounters, Tally};
 use super::deliver::Delivery;
 use super::ecn;
-use super::hallway::{Common, Opened, now, open, receive};
+use super::hallway::{Basis, Common, Opened, now, open, receive};
 use super::notice::Teller;
 use super::publish::Reader;
 use super::train::{Memo, Pieces};
@@ -21,7 +21,7 @@ use crate::types::{DropReason, OverlayId};
 use crate::wire::{Facts, Family, gue};
 
 /// The TUN devices by overlay.
-pub(super) type Devices = BTreeMap<OverlayId, Arc<Tun>>;
+pub type Devices = BTreeMap<OverlayId, Arc<Tun>>;
 
 /// One datagram after the judging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,20 +47,51 @@ pub(super) fn run(
     mut common: Common,
     mut devices: Reader<Devices>,
     punter: Punter,
-    teller: &Teller,
+    teller: Teller,
 ) {
     let mut batch = DatagramBatch::new();
-    let mut delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
-    let mut overlays: Vec<(usize, OverlayId)> = Vec::new();
+    let mut ingress = Ingress::new(punter, teller);
     while !common.is_stopped() {
         let has_packets = receive(&common.udp, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
         let devices = devices.latest();
         if !has_packets {
-            teller.too_long(&common.udp, None);
+            ingress.teller.too_long(&common.udp, None);
             continue;
         }
-        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
+        let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
+        ingress.deliver(&mut batch, devices, basis, &common.counters.ingress);
+    }
+}
+
+/// What one lane keeps from batch to batch, so that a batch allocates nothing.
+#[derive(Debug)]
+pub struct Ingress {
+    delivery: Delivery,
+    /// The devices' overlays, by their index in the snapshot.
+    overlays: Vec<(usize, OverlayId)>,
+    punter: Punter,
+    teller: Teller,
+}
+
+impl Ingress {
+    /// For one lane; control messages go to `punter`, and `teller` hears of refusals.
+    #[must_use]
+    pub fn new(punter: Punter, teller: Teller) -> Self {
+        let delivery = Delivery { coalescer: Coalescer::new(), tally: Tally::new() };
+        Self { delivery, overlays: Vec::new(), punter, teller }
+    }
+
+    /// Judges every datagram of `batch` for itself and writes what passes to its overlay's device.
+    pub fn deliver(
+        &mut self,
+        batch: &mut DatagramBatch,
+        devices: &Devices,
+        basis: Basis<'_>,
+        counters: &HallwayCounters,
+    ) {
+        let Basis { snapshot, flows, now } = basis;
+        let Self { delivery, overlays, punter, teller } = self;
         overlays.clear();
         overlays.extend(devices.keys().filter_map(|id| Some((snapshot.overlay_index(*id)?, *id))));
         let device = |overlay: usize| {
@@ -116,7 +147,7 @@ pub(super) fn run(
             }
         }
         delivery.finish(batch.bytes(), device);
-        common.counters.ingress.add(&mut delivery.tally);
+        counters.add(&mut delivery.tally);
     }
 }
 

@@ -27,7 +27,17 @@
 //! UDP <── send   <── judge <── transit <─┘
 //! ```
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 mod control;
 mod counters;
@@ -42,8 +52,11 @@ pub mod publish;
 mod train;
 mod transit;
 
-pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted};
+pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted, Punter};
 pub use counters::{Counters, HallwayCounters, Passed, Way};
-pub use hallway::now;
-pub use notice::{HostDoor, Listener, Origin, Refusal, Told};
+pub use egress::Egress;
+pub use hallway::{Basis, now};
+pub use ingress::{Devices, Ingress};
+pub use notice::{HostDoor, Listener, Origin, Refusal, Teller, Told};
 pub use plane::{EntityPlane, SapPlane};
+pub use transit::Transit;

@@ -79,7 +79,7 @@ pub enum Origin {
 
 /// A hallway's end of the channel; each thread has one.
 #[derive(Clone, Debug)]
-pub(super) struct Teller {
+pub struct Teller {
     to_task: SyncSender<Told>,
     bell: Arc<Notify>,
     budget: Arc<Budget>,
@@ -99,15 +99,16 @@ pub struct HostDoor {
     mtus: Arc<Publisher<PathMtus>>,
 }
 
-/// Both ends of a new channel.
-pub(super) fn channel() -> (Teller, Listener) {
-    let (to_task, from_hallways) = sync_channel(TOLD_CAPACITY);
-    let bell = Arc::new(Notify::new());
-    let budget = Arc::new(Budget::of(PER_SECOND));
-    (Teller { to_task, bell: Arc::clone(&bell), budget }, Listener { from_hallways, bell })
-}
-
 impl Listener {
+    /// Both ends of a new channel.
+    #[must_use]
+    pub fn channel() -> (Teller, Self) {
+        let (to_task, from_hallways) = sync_channel(TOLD_CAPACITY);
+        let bell = Arc::new(Notify::new());
+        let budget = Arc::new(Budget::of(PER_SECOND));
+        (Teller { to_task, bell: Arc::clone(&bell), budget }, Self { from_hallways, bell })
+    }
+
     /// Waits until there may be something.
     pub async fn rung(&self) {
         self.bell.notified().await;
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn refusals_by_policy_are_told_and_others_are_not() {
-        let (teller, listener) = channel();
+        let (teller, listener) = Listener::channel();
         let echo = echo_request();
 
         for reason in DropReason::ALL {
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_flood_uses_the_budget_up_or_fills_the_channel_and_no_more() {
-        let (teller, listener) = channel();
+        let (teller, listener) = Listener::channel();
         let lanes = [teller.clone(), teller];
         let echo = echo_request();
 
@@ -337,7 +338,7 @@ mod tests {
 
     #[test]
     fn only_what_opens_a_flow_with_one_host_is_told() {
-        let (teller, listener) = channel();
+        let (teller, listener) = Listener::channel();
         let tell = |reason, packet: &[u8]| {
             teller.refused(reason, OVERLAY, Family::V4, packet, 1);
             count(&listener)

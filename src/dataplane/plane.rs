@@ -11,7 +11,7 @@ use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
 use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
-use super::notice::{self, HostDoor, Listener, Teller};
+use super::notice::{HostDoor, Listener, Teller};
 use super::publish::Publisher;
 use super::{egress, ingress, transit};
 use crate::forward::{FlowTable, PathMtus, Snapshot};
@@ -116,7 +116,7 @@ impl EntityPlane {
         let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let (punter, port) = control_port(&sockets)?;
         let shared = Shared::new(sockets.len(), snapshots, flows);
-        let (teller, listener) = notice::channel();
+        let (teller, listener) = Listener::channel();
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
             let devices = Arc::new(Publisher::new(Devices::new()));
@@ -124,7 +124,7 @@ impl EntityPlane {
             let common = shared.common(&udp, counters, &is_stopped);
             let (reader, punter, teller) = (devices.reader(), punter.clone(), teller.clone());
             let name = format!("ov-ingress-{}", lanes.len());
-            let body = move || ingress::run(common, reader, punter, &teller);
+            let body = move || ingress::run(common, reader, punter, teller);
             let ingress = Hallway::spawn(name, is_stopped, body)?;
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
@@ -166,7 +166,7 @@ impl EntityPlane {
         let name = format!("ov-egress-{}", self.started);
         let (device, teller, mtus) = (Arc::clone(&queue), self.teller.clone(), self.mtus.reader());
         let hallway = Hallway::spawn(name, is_stopped, move || {
-            if let Err(error) = caught(|| egress::run(&device, overlay, common, mtus, &teller)) {
+            if let Err(error) = caught(|| egress::run(&device, overlay, common, mtus, teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
                     "the overlay's device {} is gone ({error}): restart ovd to make it again",
@@ -250,13 +250,13 @@ impl SapPlane {
         let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
         let (punter, port) = control_port(&sockets)?;
         let shared = Shared::new(sockets.len(), snapshots, flows);
-        let (teller, listener) = notice::channel();
+        let (teller, listener) = Listener::channel();
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.iter().zip(shared.counters.lanes()) {
             let (is_stopped, punter, teller) = (Arc::default(), punter.clone(), teller.clone());
             let common = shared.common(udp, counters, &is_stopped);
             let name = format!("ov-transit-{}", lanes.len());
-            let body = move || transit::run(common, punter, &teller);
+            let body = move || transit::run(common, punter, teller);
             lanes.push(Hallway::spawn(name, is_stopped, body)?);
         }
         Ok((Self { shared, listener: Some(listener), _lanes: lanes }, port))

@@ -4,15 +4,15 @@
 use std::net::SocketAddr;
 
 use super::control::Punter;
-use super::counters::Tally;
-use super::hallway::{Common, Opened, now, open, receive};
+use super::counters::{HallwayCounters, Tally};
+use super::hallway::{Basis, Common, Opened, now, open, receive};
 use super::notice::Teller;
 use super::train::{Leaving, Memo, Pieces};
 use crate::forward::Verdict;
 use crate::sys::batch::{DatagramBatch, Meta};
 use crate::sys::offload::Head;
 use crate::sys::offload::split::Split;
-use crate::sys::udp::{Outgoing, SendQueue};
+use crate::sys::udp::{Outgoing, SendQueue, UdpSocket};
 use crate::types::DropReason;
 use crate::wire::{Facts, gue};
 
@@ -32,16 +32,48 @@ enum Judged {
 }
 
 /// Runs until the thread is told to stop.
-pub(super) fn run(mut common: Common, punter: Punter, teller: &Teller) {
+pub(super) fn run(mut common: Common, punter: Punter, teller: Teller) {
     let mut batch = DatagramBatch::new();
-    let mut queue = SendQueue::new();
-    let (mut refused, mut passed) = (Tally::new(), Tally::new());
+    let mut transit = Transit::new(punter, teller);
     while !common.is_stopped() {
         if !receive(&common.udp, &mut batch) {
-            teller.too_long(&common.udp, None);
+            transit.teller.too_long(&common.udp, None);
             continue;
         }
-        let (snapshot, flows, now) = (common.snapshot.latest(), &common.flows, now());
+        let basis = Basis { snapshot: common.snapshot.latest(), flows: &common.flows, now: now() };
+        transit.forward(&batch, &common.udp, basis, &common.counters.transit);
+    }
+}
+
+/// What one lane keeps from batch to batch, so that a batch allocates nothing.
+#[derive(Debug)]
+pub struct Transit {
+    queue: SendQueue,
+    refused: Tally,
+    passed: Tally,
+    punter: Punter,
+    teller: Teller,
+}
+
+impl Transit {
+    /// For one lane; control messages go to `punter`, and `teller` hears of refusals and of what was
+    /// too long.
+    #[must_use]
+    pub fn new(punter: Punter, teller: Teller) -> Self {
+        let (refused, passed) = (Tally::new(), Tally::new());
+        Self { queue: SendQueue::new(), refused, passed, punter, teller }
+    }
+
+    /// Judges every datagram of `batch` for itself and sends on what passes, by `udp`.
+    pub fn forward(
+        &mut self,
+        batch: &DatagramBatch,
+        udp: &UdpSocket,
+        basis: Basis<'_>,
+        counters: &HallwayCounters,
+    ) {
+        let Basis { snapshot, flows, now } = basis;
+        let Self { queue, refused, passed, punter, teller } = self;
         let mut memo = Memo::new(flows.records(), now);
         let pieces = batch.iter().flat_map(|(meta, bytes)| {
             let is_known = snapshot.knows(meta.from);
@@ -56,7 +88,7 @@ pub(super) fn run(mut common: Common, punter: Punter, teller: &Teller) {
                 memo.verdict(Some((from, key)), facts, ask)
             };
             let leaving = match judge(|_| is_known, verdict, meta, datagram) {
-                Judged::Send { hop, ttl } => forward(meta, datagram, piece.large, hop, ttl),
+                Judged::Send { hop, ttl } => onward(meta, datagram, piece.large, hop, ttl),
                 Judged::Punt { is_known } => punter
                     .punt(meta.from, is_known, datagram, now.monotonic_millis)
                     .map(|()| Leaving::Single(None)),
@@ -71,10 +103,10 @@ pub(super) fn run(mut common: Common, punter: Punter, teller: &Teller) {
                 Leaving::Single(None)
             })
         });
-        common.udp.send_batch(&mut queue, outgoing, |sent| passed.sent(sent));
-        teller.too_long(&common.udp, Some(&mut queue));
-        common.counters.transit.add(&mut refused);
-        common.counters.transit.add(&mut passed);
+        udp.send_batch(queue, outgoing, |sent| passed.sent(sent));
+        teller.too_long(udp, Some(queue));
+        counters.add(refused);
+        counters.add(passed);
     }
 }
 
@@ -103,7 +135,7 @@ fn judge(
 
 /// The same bytes towards the next hop. A large packet that nobody cut is cut here, which changes no
 /// byte that the one who sent it did not leave to be changed.
-fn forward<'a>(
+fn onward<'a>(
     meta: &Meta,
     datagram: &'a [u8],
     large: Option<u16>,
@@ -145,7 +177,7 @@ mod tests {
 
     fn leave<'a>(meta: &Meta, bytes: &'a [u8]) -> Vec<Outgoing<'a>> {
         match judge_allowed(meta, bytes) {
-            Judged::Send { hop, ttl } => forward(meta, bytes, None, hop, ttl).unwrap().collect(),
+            Judged::Send { hop, ttl } => onward(meta, bytes, None, hop, ttl).unwrap().collect(),
             Judged::Punt { .. } | Judged::Drop(_) => Vec::new(),
         }
     }

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Now;
+use super::by_source::BySource;
 use super::key_budget::KeyBudget;
 use super::records::{RecordMark, RecordTable};
 
@@ -168,7 +169,7 @@ const HOP_KNOWN: u64 = 1 << 63;
 pub struct FlowTable {
     slots: Box<[Slot]>,
     /// Flows by starter, for the quota.
-    by_source: Box<[AtomicU32]>,
+    by_source: BySource,
     occupied: AtomicUsize,
     /// Where the next search for something to reclaim begins.
     cursor: AtomicUsize,
@@ -399,7 +400,7 @@ impl FlowTable {
         let capacity = capacity.max(8 * BUCKET).next_power_of_two();
         Self {
             slots: (0..capacity).map(|_| Slot::default()).collect(),
-            by_source: (0..SOURCES).map(|_| AtomicU32::new(0)).collect(),
+            by_source: BySource::new(SOURCES),
             occupied: AtomicUsize::new(0),
             cursor: AtomicUsize::new(0),
             hasher: RandomState::new(),
@@ -587,8 +588,7 @@ impl FlowTable {
     }
 
     fn count_of(&self, starter: (u64, u64, u64)) -> &AtomicU32 {
-        let hash = self.hasher.hash_one(starter) as usize;
-        self.by_source.get(hash % SOURCES).expect("invariant: there are SOURCES counters")
+        self.by_source.of(self.hasher.hash_one(starter))
     }
 }
 

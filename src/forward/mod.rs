@@ -15,6 +15,7 @@
     deny(
         clippy::indexing_slicing,
         clippy::unwrap_used,
+        clippy::expect_used,
         clippy::panic,
         clippy::unreachable,
         reason = "packets must not panic"
@@ -22,6 +23,7 @@
 )]
 
 mod builder;
+mod by_source;
 mod explain;
 mod flows;
 mod judge;

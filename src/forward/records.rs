@@ -11,6 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use super::by_source::BySource;
 use crate::types::{DropReason, NodeId, OverlayId, RuleId, Timestamp};
 
 /// Many flows share a record.
@@ -251,7 +252,7 @@ pub struct RecordTable {
     slots: Box<[Slot]>,
     /// A power of two.
     capacity: usize,
-    by_source: Box<[AtomicU32]>,
+    by_source: BySource,
     denied: AtomicU32,
     /// Keyed at random, so that nobody can aim at a place.
     hasher: RandomState,
@@ -330,7 +331,7 @@ impl RecordTable {
         Self {
             slots,
             capacity,
-            by_source: (0..SOURCES).map(|_| AtomicU32::new(0)).collect(),
+            by_source: BySource::new(SOURCES),
             denied: AtomicU32::new(0),
             hasher: RandomState::new(),
         }
@@ -447,8 +448,7 @@ impl RecordTable {
     }
 
     fn count_of(&self, key: &RecordKey) -> &AtomicU32 {
-        let hash = self.hasher.hash_one(key.source()) as usize;
-        self.by_source.get(hash % SOURCES).expect("invariant: there are SOURCES counters")
+        self.by_source.of(self.hasher.hash_one(key.source()))
     }
 }
 

@@ -5,6 +5,20 @@
 //! length(usize) level(4) type(4) data, padded to the size of usize
 //! ```
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
+
+use super::offload::{get, put};
+
 /// Room for the three messages that we send and the three that we ask for, with reserve.
 const CAPACITY: usize = 128;
 const WORD: usize = size_of::<usize>();
@@ -64,23 +78,23 @@ impl Control {
     }
 
     fn put<const N: usize>(&mut self, at: usize, level: i32, kind: i32, value: [u8; N]) {
-        let message = &mut self.0[at..at + HEADER + N];
-        message[..WORD].copy_from_slice(&(HEADER + N).to_ne_bytes());
-        message[WORD..WORD + 4].copy_from_slice(&level.to_ne_bytes());
-        message[WORD + 4..HEADER].copy_from_slice(&kind.to_ne_bytes());
-        message[HEADER..].copy_from_slice(&value);
+        let Self(bytes) = self;
+        put(bytes, at, (HEADER + N).to_ne_bytes());
+        put(bytes, at + WORD, level.to_ne_bytes());
+        put(bytes, at + WORD + 4, kind.to_ne_bytes());
+        put(bytes, at + HEADER, value);
     }
 
     /// The messages in the first `len` bytes: level, type and data of each.
     fn messages(&self, len: usize) -> impl Iterator<Item = (i32, i32, &[u8])> {
         let mut rest = self.0.get(..len).unwrap_or(&self.0);
         std::iter::from_fn(move || {
-            let (header, _) = rest.split_at_checked(HEADER)?;
-            let word = |at: usize| i32::from_ne_bytes([0, 1, 2, 3].map(|i| header[at + i]));
-            let message_len = header[..WORD].try_into().map_or(0, usize::from_ne_bytes);
+            let message_len = usize::from_ne_bytes(get(rest, 0)?);
+            let level = i32::from_ne_bytes(get(rest, WORD)?);
+            let kind = i32::from_ne_bytes(get(rest, WORD + 4)?);
             let data = rest.get(HEADER..message_len)?;
             rest = rest.get(message_len.next_multiple_of(WORD)..).unwrap_or_default();
-            Some((word(WORD), word(WORD + 4), data))
+            Some((level, kind, data))
         })
     }
 

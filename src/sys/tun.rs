@@ -4,6 +4,18 @@
 //! to its network card: one read then brings up to 64 KiB of one flow, and one write gives as much.
 //! Each offload is asked for by itself, so that an older kernel gives what it has.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
+
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
@@ -81,6 +93,27 @@ impl Tun {
             takes_udp: AtomicBool::new(granted & USO != 0),
             must_ask: AtomicBool::new(false),
         })
+    }
+
+    /// A queue that is any file which keeps packets apart, as one end of a socket pair does: for tests
+    /// and benchmarks without a device. Each packet has a header before it.
+    #[must_use]
+    pub fn over(file: File, takes: Takes) -> Self {
+        Self {
+            name: "file".to_owned(),
+            file,
+            path: DataPath::Full,
+            has_header: true,
+            takes_tcp: AtomicBool::new(takes.tcp),
+            takes_udp: AtomicBool::new(takes.udp),
+            must_ask: AtomicBool::new(false),
+        }
+    }
+
+    /// As an old kernel has it, that said it takes large packets.
+    #[cfg(test)]
+    pub(crate) fn without_header(self) -> Self {
+        Self { has_header: false, ..self }
     }
 
     /// The device's name.
@@ -341,7 +374,52 @@ fn explain(name: &str, error: &tun::Error) -> SysError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
+
+    const NOTHING: Takes = Takes { tcp: false, udp: false };
+
+    /// A queue, and the end that the kernel has of a real one.
+    fn pair() -> (Tun, UnixDatagram) {
+        let (ours, kernels) = UnixDatagram::pair().unwrap();
+        (Tun::over(File::from(OwnedFd::from(ours)), NOTHING), kernels)
+    }
+
+    /// Before Linux 5.11 the kernel cannot read a TUN without waiting. It says so, and is asked before
+    /// each further read from then on.
+    #[test]
+    fn an_old_kernel_is_asked_before_each_further_read() {
+        // A file of the same kind: it gives what it has, and refuses `RWF_NOWAIT`.
+        let tun = Tun::over(File::open("/proc/self/status").unwrap(), NOTHING);
+        let mut batch = PacketBatch::new();
+        tun.read_batch(&mut batch).unwrap();
+        assert_eq!(batch.len(), 1);
+        assert!(tun.must_ask.load(Ordering::Relaxed), "it did not refuse");
+
+        for must_ask in [false, true] {
+            let (tun, kernels) = pair();
+            tun.must_ask.store(must_ask, Ordering::Relaxed);
+            for number in 1..=3 {
+                kernels.send(&[[0; VNET_LEN].as_slice(), &[number; 30]].concat()).unwrap();
+            }
+            // Would it wait for a fourth, it would wait for ever.
+            tun.read_batch(&mut batch).unwrap();
+            let first = |(_, packet): (_, &[u8])| (packet.len(), packet[0]);
+            assert_eq!(batch.iter().map(first).collect::<Vec<_>>(), [(30, 1), (30, 2), (30, 3)]);
+            assert_eq!(tun.must_ask.load(Ordering::Relaxed), must_ask);
+        }
+    }
+
+    #[test]
+    fn a_packet_leaves_in_one_write_behind_its_header() {
+        let (tun, kernels) = pair();
+        tun.write(&VnetHeader::PLAIN, 0, [&b"head"[..], b"payload"]).unwrap();
+
+        let mut buffer = [0xff; 64];
+        let len = kernels.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..len], [[0; VNET_LEN].as_slice(), b"headpayload"].concat());
+    }
 
     #[test]
     fn names_that_the_kernel_or_a_path_would_misread_are_refused() {

@@ -11,7 +11,7 @@ use crate::world::Machine;
 const TCP_BYTES: u64 = 3_000_000;
 
 /// How a, the SaP and b move packets.
-type Modes = [&'static str; 3];
+pub(crate) type Modes = [&'static str; 3];
 
 /// Every mode at every place, next to every other.
 const MIXES: [Modes; 4] = [
@@ -23,7 +23,7 @@ const MIXES: [Modes; 4] = [
 
 /// Every parity and alignment; both sides of what fits one datagram in IPv4 (1436) and IPv6 (1416),
 /// of the underlay's MTU, and of two and three fragments.
-const LENGTHS: &str = "1-70,127-130,255-257,511-513,997,1023-1025,1279-1281,1350-1475,\
+pub(crate) const LENGTHS: &str = "1-70,127-130,255-257,511-513,997,1023-1025,1279-1281,1350-1475,\
                        1499-1501,1999-2001,2816-2890,3999,4000";
 
 /// Datagrams of each length: enough to make trains of each.

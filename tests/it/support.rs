@@ -31,7 +31,7 @@ pub(crate) const LAB_CIDR: &str = "10.70.0.0/16";
 pub(crate) const SOON: Duration = Duration::from_secs(8);
 
 /// How long nodes may take to find the server again.
-const READY: Duration = Duration::from_secs(20);
+pub(crate) const READY: Duration = Duration::from_secs(20);
 
 /// How long nothing has to happen to count as stopped.
 pub(crate) const QUIET: Duration = Duration::from_millis(700);
@@ -135,6 +135,21 @@ impl Rig {
     /// Makes a machine and joins it to [`LAB`] with a token made with `token_options` added.
     pub(crate) fn join(&mut self, name: &str, kind: Kind, token_options: &[&str]) -> Result<()> {
         self.fleet.join(name, kind, &[LAB], token_options)?;
+        self.names.push(name.to_owned());
+        Ok(())
+    }
+
+    /// As [`Self::join`], with an IPv6 endpoint on the underlay.
+    pub(crate) fn join_over_v6(&mut self, name: &str, kind: Kind) -> Result<()> {
+        let machine = self.world.machine(name)?;
+        let role = match kind {
+            Kind::Entity => "entity",
+            Kind::Sap => "sap",
+        };
+        let token = self.fleet.token(&["--role", role, "--overlay", LAB])?;
+        let endpoint = SocketAddr::new(machine.ip6.into(), DATA_PORT).to_string();
+        let options = ["--listen", "[::]:6080", "--endpoint", &endpoint];
+        self.fleet.add(machine, kind, &token, &options)?;
         self.names.push(name.to_owned());
         Ok(())
     }
@@ -245,6 +260,27 @@ impl Rig {
         let words = [&[command, first, path.as_str()], rest].concat();
         let process = self.run(node, &words)?;
         Ok(Counter { _process: process, file })
+    }
+
+    /// As [`Self::counter`], on any machine: `COMMAND FILE REST...`.
+    pub(crate) fn counter_on(
+        &self,
+        machine: &Machine,
+        command: &str,
+        rest: &[String],
+    ) -> Result<Counter> {
+        let file = self.file("json");
+        let netkit = self.binaries.netkit.to_string_lossy().into_owned();
+        let mut words = vec![netkit, command.to_owned(), file.to_string_lossy().into_owned()];
+        words.extend(rest.iter().cloned());
+        let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
+        let mut process = machine.spawn(&log, &words)?;
+        poll(SOON, &format!("netkit {command}"), || {
+            let log = process.log_text();
+            ensure!(process.is_running(), "netkit {command} ended: {log}");
+            Ok(log.lines().any(|line| line == "ready").then_some(()))
+        })?;
+        Ok(Counter { _process: Running(process), file })
     }
 
     /// Starts a sink for datagrams at an entity's port.

@@ -11,7 +11,17 @@
 //! | [`split`] | one large packet into segments, without copying what they carry |
 //! | [`coalesce`] | runs of packets of one flow into one large packet, without copying either |
 
-#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::unwrap_used))]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 pub mod checksum;
 pub mod coalesce;
@@ -19,8 +29,6 @@ pub mod layout;
 pub mod split;
 pub mod vnet;
 
-#[cfg(test)]
-mod corpus_tests;
 #[cfg(test)]
 mod tests;
 
@@ -76,13 +84,13 @@ impl std::fmt::Debug for Head {
 }
 
 /// Overwrites the bytes at `at`; outside of `bytes` nothing happens.
-fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
+pub(in crate::sys) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) {
     if let Some(place) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<N>) {
         *place = value;
     }
 }
 
 /// The bytes at `at`.
-fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+pub(in crate::sys) fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk::<N>().copied()
 }

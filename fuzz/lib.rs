@@ -1,0 +1,4 @@
+//! What the fuzz targets check.
+
+#[path = "model/mod.rs"]
+pub mod model;
