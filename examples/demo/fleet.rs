@@ -59,6 +59,16 @@ pub(crate) enum Kind {
     Sap,
 }
 
+impl Kind {
+    /// What `ovctl token create --role` calls it.
+    pub(crate) fn role(self) -> &'static str {
+        match self {
+            Self::Entity => "entity",
+            Self::Sap => "sap",
+        }
+    }
+}
+
 /// A machine with `ovd` or `ovsap` on it.
 pub(crate) struct Node {
     /// Where it runs.
@@ -187,10 +197,7 @@ impl Fleet {
         token_options: &[&str],
     ) -> Result<()> {
         let machine = self.world.machine(name)?;
-        let mut options = match kind {
-            Kind::Entity => vec!["--role", "entity"],
-            Kind::Sap => vec!["--role", "sap"],
-        };
+        let mut options = vec!["--role", kind.role()];
         for overlay in overlays {
             options.extend(["--overlay", overlay]);
         }

@@ -1,17 +1,5 @@
 //! The buffers that hallways work on: allocated once per thread, filled and emptied batch by batch.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        reason = "packets must not panic"
-    )
-)]
-
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::ops::Range;
 

@@ -5,18 +5,6 @@
 //! length(usize) level(4) type(4) data, padded to the size of usize
 //! ```
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        reason = "packets must not panic"
-    )
-)]
-
 use super::offload::{get, put};
 
 /// Room for the three messages that we send and the three that we ask for, with reserve.

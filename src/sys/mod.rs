@@ -18,6 +18,17 @@
     unsafe_code,
     reason = "this room owns the kernel's interfaces; each block says why it is sound"
 )]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        reason = "packets must not panic"
+    )
+)]
 
 pub mod batch;
 pub mod clock;

@@ -5,18 +5,6 @@
 //! IPv6  family(2, native) port(2) flow(4) address(16) scope(4, native)   28 bytes
 //! ```
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        reason = "packets must not panic"
-    )
-)]
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 const V4_LEN: usize = 16;

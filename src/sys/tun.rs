@@ -4,18 +4,6 @@
 //! to its network card: one read then brings up to 64 KiB of one flow, and one write gives as much.
 //! Each offload is asked for by itself, so that an older kernel gives what it has.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        reason = "packets must not panic"
-    )
-)]
-
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};

@@ -142,11 +142,7 @@ impl Rig {
     /// As [`Self::join`], with an IPv6 endpoint on the underlay.
     pub(crate) fn join_over_v6(&mut self, name: &str, kind: Kind) -> Result<()> {
         let machine = self.world.machine(name)?;
-        let role = match kind {
-            Kind::Entity => "entity",
-            Kind::Sap => "sap",
-        };
-        let token = self.fleet.token(&["--role", role, "--overlay", LAB])?;
+        let token = self.fleet.token(&["--role", kind.role(), "--overlay", LAB])?;
         let endpoint = SocketAddr::new(machine.ip6.into(), DATA_PORT).to_string();
         let options = ["--listen", "[::]:6080", "--endpoint", &endpoint];
         self.fleet.add(machine, kind, &token, &options)?;
