@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use ovmesh::api::table::{Action, DestinationKey as KeyRow};
 use ovmesh::keys::DestinationKey;
-use ovmesh::policy::{Blueprint, KeySource, World};
+use ovmesh::policy::{Blueprint, KeySource, RuleFacts, World};
 use ovmesh::types::{
     AuthorizationKey, Generation, KeyVersion, NodeId, OverlayId, RuleId, Secret, Timestamp,
 };
@@ -145,11 +145,13 @@ fn pure(size: Size, lines: &[Line]) -> serde_json::Value {
     });
     let label = change("one entity gets another label", &|world, round| {
         if let Some(facts) = world.nodes.get_mut(&NodeId(1 + round)) {
+            let facts = Arc::make_mut(facts);
             facts.labels = town::label(size.groups() / 2);
         }
     });
     let endpoint = change("one entity is somewhere else", &|world, round| {
         if let Some(facts) = world.nodes.get_mut(&NodeId(1 + round)) {
+            let facts = Arc::make_mut(facts);
             facts.endpoints = vec![town::endpoint(60_000)];
         }
     });
@@ -165,10 +167,11 @@ fn pure(size: Size, lines: &[Line]) -> serde_json::Value {
 }
 
 fn add_rule(world: &mut World, line: &Line) {
-    let Some(mut rule) = world.rules.values().next().cloned() else { return };
+    let Some(rule) = world.rules.values().next() else { return };
+    let mut rule = RuleFacts::clone(rule);
     (rule.action, rule.from, rule.to) = (line.action, line.from.selector(), line.to.selector());
     rule.services = line.services();
-    world.rules.insert(RuleId(1_000_000), rule);
+    world.rules.insert(RuleId(1_000_000), rule.into());
 }
 
 fn cores() -> usize {

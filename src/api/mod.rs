@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod can;
 pub mod flows;
+pub mod gzip;
 pub mod key;
 pub mod local;
 pub mod node;

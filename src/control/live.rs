@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -26,15 +27,25 @@ const BETWEEN_POLLS: Duration = Duration::from_secs(3);
 const NEWS_EVERY: Duration = Duration::from_secs(1);
 const NEWS_LINE: Duration = Duration::from_secs(3);
 
+/// What is in memory of a table's bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Kept {
+    /// Nothing: nobody is likely to ask for it.
+    Nothing,
+    /// The body as JSON, which its node will ask for.
+    Body(Arc<str>),
+    /// All that is sent, compressed: its node asked for it, and has not acknowledged it.
+    Document(Bytes),
+}
+
 /// A compiled table.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     pub(crate) serial: Serial,
-    /// SHA-256 of `body`.
+    /// SHA-256 of its body.
     pub(crate) hash: Secret,
-    /// The body as JSON, while its node is likely to ask for it.
-    pub(crate) body: Option<Arc<str>>,
-    /// What `body` can be compiled from again.
+    pub(crate) kept: Kept,
+    /// What its body can be compiled from again.
     pub(crate) source: Arc<Source>,
     pub(crate) revision: Revision,
 }

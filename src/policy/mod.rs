@@ -54,7 +54,9 @@ pub use judge::End;
 pub use kubernetes::NetworkPolicy;
 pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
-pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
+pub use model::{
+    BoundSelector, Links, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+};
 pub use nearest::did_you_mean;
 pub use question::{Asked, asked, overlays_of, strangers};
 pub use reach::Reach;

@@ -12,6 +12,7 @@
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`wake`] | gets a thread out of the call that it waits in |
+//! | [`limits`] | what the kernel lets a process have |
 //! | [`clock`] | the only place that reads the time for packets |
 
 #![allow(
@@ -32,6 +33,7 @@
 
 pub mod batch;
 pub mod clock;
+pub mod limits;
 pub mod net;
 pub mod offload;
 pub mod tun;

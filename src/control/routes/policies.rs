@@ -319,7 +319,7 @@ pub(super) async fn matrix(
 /// What the server has seen of the policy at work.
 async fn observed(server: &Server, policy: &Policy, days: u64) -> Result<Observed, Problem> {
     let hits = flows::hits(&mut *server.store.read().await?).await?;
-    let used = |(id, rule): (&RuleId, &StoredRule)| {
+    let used = |(id, rule): (&RuleId, &Arc<StoredRule>)| {
         let hit = hits.get(id).map_or(rule.created, |sums| sums.last);
         (*id, hit.max(rule.created))
     };

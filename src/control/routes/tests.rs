@@ -1,6 +1,7 @@
 mod clock;
 mod flows;
 mod policies;
+mod tables;
 mod why;
 
 use std::time::Duration;

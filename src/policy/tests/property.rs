@@ -239,7 +239,8 @@ fn check_pair(
     let candidates = path_between(world, overlay, from, to, NOW);
     let backwards = path_between(world, overlay, to, from, NOW);
     let has_own_path = world.rules.values().any(|rule| {
-        let along = |a, b| model::speaks(world, &RuleFacts { both: false, ..rule.clone() }, a, b);
+        let along =
+            |a, b| model::speaks(world, &RuleFacts { both: false, ..RuleFacts::clone(rule) }, a, b);
         rule.overlay == overlay
             && rule.path.is_some()
             && rule.not_after.is_none_or(|end| NOW < end)
