@@ -35,7 +35,7 @@ async fn keep(token: Arc<JoinToken>, name: &str, count: u16) -> Result<()> {
     let joining = Arc::new(Semaphore::new(JOINING));
     let (tell, mut told) = mpsc::unbounded_channel();
     for number in 0..count {
-        let name = Name::new(format!("{name}-{number}"))?;
+        let name = Name::new(&format!("{name}-{number}"))?;
         let (token, joining, tell) = (Arc::clone(&token), Arc::clone(&joining), tell.clone());
         tokio::spawn(async move {
             if let Err(problem) = node(&token, name, number, &joining, &tell).await {
