@@ -37,7 +37,7 @@ impl Table {
         if let Kept::Body(body) = &self.kept {
             return Some(Arc::clone(body));
         }
-        self.source.table(id, true).filter(|table| table.hash == self.hash)?.body
+        self.source.table(id).filter(|table| table.hash == self.hash)?.body
     }
 
     /// A [`crate::api::table::NodeTable`] around the bytes of its body.

@@ -79,13 +79,12 @@ impl Blueprint {
     }
 
     /// As [`Self::table`], without the overlays in [`Self::shared_by`].
-    #[must_use]
-    pub fn own_table(&self, keys: &dyn KeySource, id: NodeId) -> Option<TableBody> {
+    pub(super) fn own_table(&self, keys: &dyn KeySource, id: NodeId) -> Option<TableBody> {
         self.table_of(keys, id, |plan| !compile_sap::is_ordinary(plan, id))
     }
 
     /// The overlays whose part of a SaP's table is [`Self::shared`]: those in which no path names it.
-    pub fn shared_by(&self, id: NodeId) -> impl Iterator<Item = OverlayId> + '_ {
+    pub(super) fn shared_by(&self, id: NodeId) -> impl Iterator<Item = OverlayId> + '_ {
         let sap = self.world.nodes.get(&id).filter(|facts| facts.kind == NodeKind::Sap);
         let served = sap.into_iter().flat_map(|facts| &facts.serves);
         let plans = served.filter_map(|overlay| self.plans.get(overlay));
@@ -94,8 +93,7 @@ impl Blueprint {
 
     /// An overlay's part of the table of every SaP that no path names; none for an overlay that is not
     /// there.
-    #[must_use]
-    pub fn shared(&self, keys: &dyn KeySource, overlay: OverlayId) -> Option<OverlayTable> {
+    pub(super) fn shared(&self, keys: &dyn KeySource, overlay: OverlayId) -> Option<OverlayTable> {
         // No node has this id, so no path names it.
         let anybody = NodeId(0);
         let plan = self.plans.get(&overlay)?;

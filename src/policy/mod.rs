@@ -4,6 +4,7 @@
 //! path (`forward`) is held against it by a property test. A [`Scene`] is a world of one overlay with
 //! names for its rules: files make one, and so does a server's world.
 
+mod bodies;
 mod can;
 mod check;
 mod compile;
@@ -42,6 +43,7 @@ mod verdict;
 mod why;
 mod write;
 
+pub use bodies::{Bodies, Body, Task};
 pub use can::{can, is_about};
 pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
