@@ -18,9 +18,6 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::binaries;
 use crate::world::poll;
 
-/// How often it is killed.
-const KILLS: usize = 20;
-
 /// How many change things at the same time.
 const HANDS: usize = 4;
 
@@ -84,12 +81,23 @@ fn change(socket: PathBuf, done: Arc<Mutex<Vec<(String, u64)>>>, stop: Arc<Atomi
 
 #[test]
 fn no_acknowledged_change_is_lost_when_the_server_is_killed() {
+    kill_in_bursts(20);
+}
+
+#[test]
+#[ignore = "long"]
+fn no_acknowledged_change_is_lost_when_the_server_is_killed_fifty_times() {
+    kill_in_bursts(50);
+}
+
+/// Kills the server in the middle of so many bursts of changes, and looks for what it acknowledged.
+fn kill_in_bursts(kills: usize) {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
     let socket = dir.path().join("s");
     let done: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();
     let mut pin = None;
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let server = Server::start(dir.path());
         let key = fs::read(dir.path().join("data/server.key")).unwrap();
         assert_eq!(*pin.get_or_insert_with(|| key.clone()), key, "the key is another");
@@ -130,6 +138,7 @@ fn no_acknowledged_change_is_lost_when_the_server_is_killed() {
         .filter_map(|rest| rest.split(' ').next())
         .collect();
     assert_eq!(recorded, there);
+    println!("{kills} kills, {} acknowledged changes, all there", done.len());
     drop(server);
     check_integrity(&dir.path().join("data/server.db"));
 }
