@@ -172,6 +172,8 @@ pub(crate) struct Live {
     pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
+    /// The SaPs of each overlay in `world`.
+    pub(crate) saps: BTreeMap<OverlayId, Vec<NodeId>>,
     /// Who stamps keys of a destination, by the tables in force.
     pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
     /// For rings under way: the serials that carry the step.

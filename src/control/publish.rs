@@ -127,6 +127,7 @@ impl Server {
             live.world = Arc::clone(&world);
             live.policies = policies;
             live.keys = Arc::clone(&source.keys);
+            live.saps.clone_from(source.blueprint.saps());
             live.source = Some(Arc::clone(&source));
             live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
             assign(&mut live, &source, compiled, &published, &held);

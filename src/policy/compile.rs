@@ -69,6 +69,12 @@ impl Blueprint {
         &self.world
     }
 
+    /// Who serves each overlay, reachable or not.
+    #[must_use]
+    pub fn saps(&self) -> &BTreeMap<OverlayId, Vec<NodeId>> {
+        &self.saps
+    }
+
     /// Cuts the table of one node; none for a node that is not there.
     ///
     /// A pair whose own path cannot be walked (a SaP of the chain is gone, an end of a direct pair has no
