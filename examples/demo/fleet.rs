@@ -378,6 +378,10 @@ impl Node {
     fn spawn(&mut self, extra: &[&str]) -> Result<()> {
         let mut command = vec![text(&self.program), "run".to_owned()];
         command.extend(self.options.iter().cloned());
+        // Machines of a world guard nothing unless they are asked to: most of them test something else.
+        if self.kind == Kind::Entity && !self.options.iter().any(|option| option == "--guard") {
+            command.extend(["--guard", "off"].map(str::to_owned));
+        }
         command.extend(extra.iter().map(|&option| option.to_owned()));
         self.process = Some(self.machine.spawn(self.log(), &command)?);
         Ok(())

@@ -10,6 +10,8 @@ use crate::sys::SysError;
 /// Where the program is when the PATH does not lead there, as the PATH of services often does not.
 const PLACES: [&str; 4] = ["nft", "/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft"];
 
+const NO_PROGRAM: &str = "there is no program `nft` on this machine";
+
 /// What to do where there can be no guard.
 const WITHOUT: &str = "or run without a guard: `guard = \"off\"` in ovd.toml, or --guard off; then \
      nothing but routes keeps packets of overlays off other interfaces, and services are open there";
@@ -40,7 +42,7 @@ pub(super) fn run(arguments: &[&str], script: &str) -> Result<String, SysError> 
         }
         return Err(refusal(what(), &String::from_utf8_lossy(&output.stderr)));
     }
-    Err(SysError::new(what(), "there is no program `nft` on this machine")
+    Err(SysError::new(what(), NO_PROGRAM)
         .fix(format!("install it (apt-get install nftables), {WITHOUT}")))
 }
 
@@ -57,6 +59,12 @@ fn refusal(what: String, complaint: &str) -> SysError {
             .fix(format!("load it (modprobe nf_tables nft_ct), {WITHOUT}"));
     }
     error
+}
+
+/// Whether `nft` could not be run because this machine has none.
+#[must_use]
+pub fn is_missing(error: &SysError) -> bool {
+    error.why.starts_with(NO_PROGRAM)
 }
 
 /// Whether `nft` failed because what it was asked about is not there.
@@ -143,8 +151,10 @@ mod tests {
     fn refusals_say_what_to_do() {
         let no_right = refusal("x".into(), "Operation not permitted (you must be root)\nlist");
         assert!(no_right.fix.contains("CAP_NET_ADMIN"), "{no_right}");
-        let no_kernel =
-            refusal("x".into(), "netlink: Error: cache initialization failed: Protocol not supported");
+        let no_kernel = refusal(
+            "x".into(),
+            "netlink: Error: cache initialization failed: Protocol not supported",
+        );
         assert!(no_kernel.why.contains("no nf_tables"), "{no_kernel}");
         assert!(no_kernel.fix.contains("guard = \"off\""), "{no_kernel}");
         let absent = refusal("x".into(), "Error: No such file or directory\nlist table");

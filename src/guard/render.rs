@@ -81,12 +81,11 @@ mod tests {
         let text = render(&[rule]);
 
         let at = |line: &str| text.lines().position(|found| found == line).unwrap();
-        let rule = at(
-            "add rule inet ovmesh input iifname != { \"lo\" } counter name closed drop",
-        );
+        let rule = at("add rule inet ovmesh input iifname != { \"lo\" } counter name closed drop");
         assert!(at("add table inet ovmesh") < at("flush table inet ovmesh"));
         assert!(at("add counter inet ovmesh closed") < rule);
-        let chain = "add chain inet ovmesh input { type filter hook input priority -10; policy accept; }";
+        let chain =
+            "add chain inet ovmesh input { type filter hook input priority -10; policy accept; }";
         assert!(at(chain) < rule);
     }
 }

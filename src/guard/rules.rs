@@ -127,9 +127,7 @@ impl RuleName {
             Self::OverlayAddressElsewhere => {
                 "for this machine's overlay address, arrived on another interface"
             }
-            Self::OverlaySourceElsewhere => {
-                "from an overlay address, arrived on another interface"
-            }
+            Self::OverlaySourceElsewhere => "from an overlay address, arrived on another interface",
             Self::OverlayInClear => "for an overlay, would have left on another interface",
             Self::OwnReplies => "replies to flows that this machine started",
             Self::Ssh => "ssh from peers that were connected when the guard came",
@@ -228,12 +226,7 @@ impl<'a> Draft<'a> {
         }
         for (family, ranges) in &ranges {
             let source = format!("{family} saddr {ranges}");
-            self.add(
-                Chain::Prerouting,
-                RuleName::OverlaySourceElsewhere,
-                &source,
-                Verdict::Drop,
-            );
+            self.add(Chain::Prerouting, RuleName::OverlaySourceElsewhere, &source, Verdict::Drop);
             let target = format!("{family} daddr {ranges}");
             self.add(Chain::Output, RuleName::OverlayInClear, &target, Verdict::Reject);
             // Wherever it came from, the overlay's own device too.
@@ -346,9 +339,8 @@ impl<'a> Draft<'a> {
     /// Connection tracking begins with the guard, at the latest. Of a flow that is older it sees a segment
     /// of the service first and would call it our own flow, and what the other side sends a reply.
     fn older_flows(&mut self, ports: &str) {
-        let condition = format!(
-            "tcp sport {ports} ct state {{ new, invalid }} tcp flags & (syn | ack) != syn"
-        );
+        let condition =
+            format!("tcp sport {ports} ct state {{ new, invalid }} tcp flags & (syn | ack) != syn");
         self.add(Chain::Output, RuleName::OlderFlow, &condition, Verdict::Drop);
     }
 }

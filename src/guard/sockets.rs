@@ -97,8 +97,12 @@ mod tests {
     #[test]
     fn listeners_and_ssh_peers_are_told_apart() {
         let tables = [
-            ["header".to_owned(), line(22, "0.0.0.0", LISTENING), line(22, "192.0.2.7", ESTABLISHED)]
-                .join("\n"),
+            [
+                "header".to_owned(),
+                line(22, "0.0.0.0", LISTENING),
+                line(22, "192.0.2.7", ESTABLISHED),
+            ]
+            .join("\n"),
             [
                 "header".to_owned(),
                 line(8080, "::", LISTENING),

@@ -91,23 +91,20 @@ impl Table {
         self.wanted = None;
         blocking(sweep).await
     }
+}
 
-    /// How often each rule matched, since the table was made.
-    ///
-    /// # Errors
-    ///
-    /// When the table cannot be read.
-    pub fn counts(&self) -> Result<Vec<Count>, SysError> {
-        if self.wanted.is_none() {
-            return Ok(Vec::new());
-        }
-        let counters = nft::counters(TABLE)?;
-        let count = |rule: RuleName| {
-            let found = counters.iter().find(|counter| counter.name == rule.name())?;
-            Some(Count { rule, packets: found.packets, bytes: found.bytes })
-        };
-        Ok(RuleName::ALL.into_iter().filter_map(count).collect())
-    }
+/// How often each rule matched, since the table was made. Waits for `nft`, a few milliseconds.
+///
+/// # Errors
+///
+/// When the table cannot be read.
+pub fn counts() -> Result<Vec<Count>, SysError> {
+    let counters = nft::counters(TABLE)?;
+    let count = |rule: RuleName| {
+        let found = counters.iter().find(|counter| counter.name == rule.name())?;
+        Some(Count { rule, packets: found.packets, bytes: found.bytes })
+    };
+    Ok(RuleName::ALL.into_iter().filter_map(count).collect())
 }
 
 /// Takes the table away, whoever put it there. One that is not there is no error.

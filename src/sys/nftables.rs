@@ -49,10 +49,10 @@ fn read_answer(answer: &[u8]) -> io::Result<u32> {
     if kind != NEW_GENERATION {
         // An error message has the number behind its header.
         let code = answer.get(HEADER_LEN..HEADER_LEN + 4).and_then(|code| code.try_into().ok());
-        return Err(code.map(i32::from_ne_bytes).filter(|code| *code < 0).map_or_else(
-            strange,
-            |code| io::Error::from_raw_os_error(code.wrapping_neg()),
-        ));
+        return Err(code
+            .map(i32::from_ne_bytes)
+            .filter(|code| *code < 0)
+            .map_or_else(strange, |code| io::Error::from_raw_os_error(code.wrapping_neg())));
     }
     let mut attributes = answer.get(PREFIX_LEN..).unwrap_or_default();
     while let Some(len) = u16_at(attributes, 0).map(usize::from).filter(|len| *len >= 4) {

@@ -99,7 +99,10 @@ mod tests {
         for egress in GuardEgress::ALL {
             assert_eq!(egress.to_string().parse(), Ok(egress));
         }
-        assert_eq!("on".parse::<GuardMode>().unwrap_err().to_string(), "expected ports, all or off");
+        assert_eq!(
+            "on".parse::<GuardMode>().unwrap_err().to_string(),
+            "expected ports, all or off"
+        );
         assert!("on".parse::<GuardEgress>().is_err());
     }
 }

@@ -12,7 +12,10 @@ fn intent(mode: GuardMode) -> Intent {
             member("ov0", "100.70.0.0/16", "100.70.0.5"),
             member("ov1", "fd01::/64", "fd01::5"),
         ],
-        services: ["tcp/8000-8010", "tcp/443", "udp/53"].iter().map(|s| s.parse().unwrap()).collect(),
+        services: ["tcp/8000-8010", "tcp/443", "udp/53"]
+            .iter()
+            .map(|s| s.parse().unwrap())
+            .collect(),
         data_port: 6080,
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: vec!["192.0.2.7".parse().unwrap()],
@@ -31,9 +34,8 @@ fn shown(intent: &Intent) -> Vec<String> {
 
 /// The place of the one rule that has all `parts`.
 fn place(lines: &[String], parts: &[&str]) -> usize {
-    let found: Vec<usize> = (0..lines.len())
-        .filter(|&at| parts.iter().all(|part| lines[at].contains(part)))
-        .collect();
+    let found: Vec<usize> =
+        (0..lines.len()).filter(|&at| parts.iter().all(|part| lines[at].contains(part))).collect();
     assert_eq!(found.len(), 1, "{parts:?}: {found:?} of\n{}", lines.join("\n"));
     found[0]
 }
@@ -52,7 +54,8 @@ fn packets_of_overlays_stay_inside_in_both_families_and_modes() {
             [("ip ", "100.70.0.5/32", "100.70.0.0/16"), ("ip6 ", "fd01::5/128", "fd01::/64")]
         {
             for chain in ["Prerouting", "Input"] {
-                let own = ["iifname != { \"lo\", \"ov0\", \"ov1\" }", family, "daddr", address, "Drop"];
+                let own =
+                    ["iifname != { \"lo\", \"ov0\", \"ov1\" }", family, "daddr", address, "Drop"];
                 place(&lines, &[&own[..], &[chain]].concat());
             }
             let source = place(&lines, &["Prerouting", "saddr", family, range, "Drop"]);
@@ -107,10 +110,11 @@ fn ssh_peers_go_before_what_closes_their_port_and_can_be_left_out() {
         let mut intent = intent(mode);
         intent.services = ["tcp/22"].iter().map(|text| text.parse().unwrap()).collect();
         let lines = shown(&intent);
-        let ssh = place(&lines, &["Input ssh", "ip saddr { 192.0.2.7/32 } tcp dport { 22 } Accept"]);
-        let first_drop = lines.iter().position(|line| {
-            line.starts_with("Input service") || line.starts_with("Input closed")
-        });
+        let ssh =
+            place(&lines, &["Input ssh", "ip saddr { 192.0.2.7/32 } tcp dport { 22 } Accept"]);
+        let first_drop = lines
+            .iter()
+            .position(|line| line.starts_with("Input service") || line.starts_with("Input closed"));
         assert!(Some(ssh) < first_drop);
 
         intent.ssh_peers.clear();
