@@ -1,5 +1,6 @@
 //! Makes this host do what tables say, and what its operator orders: snapshots, guard, devices, links.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::daemon::{Plane, Shared};
 use super::endpoints::{Wanted, prefer_reachable, server_address};
-use super::guarding::{Guarding, KEEP_EVERY};
+use super::guarding::Guarding;
 use super::{devices, node};
 use crate::agent::client::Client;
 use crate::agent::health::Topic;
@@ -23,6 +24,9 @@ use crate::types::NodeKind;
 
 /// How often endpoints are looked at again and failed devices are tried again.
 const TICK: Duration = Duration::from_secs(5);
+
+/// How often a broken guard is made again, and one that was lifted for a time is looked at.
+const MEND_EVERY: Duration = Duration::from_millis(500);
 
 /// A table on its way from the puller, and where to say whether it could be applied.
 pub(crate) struct Delivery {
@@ -75,6 +79,8 @@ pub(crate) struct Applier<'a> {
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
+    /// Where the server is, as far as it is known.
+    pub(crate) server: Option<SocketAddr>,
 }
 
 impl Applier<'_> {
@@ -84,7 +90,7 @@ impl Applier<'_> {
         mut deliveries: mpsc::Receiver<Delivery>,
         orders: &mut mpsc::Receiver<Ordered>,
     ) {
-        let [mut tick, mut keep] = [TICK, KEEP_EVERY].map(|every| {
+        let [mut tick, mut mend] = [TICK, MEND_EVERY].map(|every| {
             let mut interval = tokio::time::interval(every);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             interval
@@ -105,7 +111,7 @@ impl Applier<'_> {
                     }
                 }
                 _ = tick.tick() => self.tick().await,
-                _ = keep.tick(), if self.guarding.is_some() => self.keep_guard().await,
+                _ = mend.tick(), if self.guarding.is_some() => self.mend_guard().await,
             }
         }
     }
@@ -217,13 +223,12 @@ impl Applier<'_> {
         let Some(guarding) = &mut self.guarding else { return };
         let table = self.in_force.as_ref();
         let names = table.map(|table| devices::names(self.state, table)).unwrap_or_default();
-        let server = server_address(self.client.url()).await;
-        guarding.follow(table, &names, server, &self.shared.health).await;
+        guarding.follow(table, &names, self.server, &self.shared.health).await;
     }
 
-    async fn keep_guard(&mut self) {
-        let Some(guarding) = &mut self.guarding else { return };
-        if guarding.keep(&self.shared.health).await {
+    /// Makes the guard again where that is due, and what waited for it.
+    async fn mend_guard(&mut self) {
+        if self.guarding.as_mut().is_some_and(Guarding::is_due) {
             self.follow_guard().await;
             self.follow_devices().await;
         }
@@ -256,8 +261,9 @@ impl Applier<'_> {
     }
 
     pub(crate) async fn find_endpoints(&mut self) {
-        let server = server_address(self.client.url()).await;
-        let found = self.wanted.pick(self.in_force.as_ref(), server);
+        // Without an answer the last one is the best guess.
+        self.server = server_address(self.client.url()).await.or(self.server);
+        let found = self.wanted.pick(self.in_force.as_ref(), self.server);
         let lines = if found.is_empty() {
             vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
         } else {

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use super::applier::{Applier, pull};
 use super::devices::Devices;
 use super::endpoints::Wanted;
-use super::guarding::{GuardView, Guarding};
+use super::guarding::{Guarding, SharedGuard};
 use super::{answers, control_loop, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
@@ -80,7 +80,7 @@ pub(crate) struct Shared {
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
     pub(crate) health: Arc<Health>,
-    pub(crate) guard: GuardView,
+    pub(crate) guard: Arc<SharedGuard>,
     facts: Mutex<Facts>,
     pub(crate) identity: Identity,
     started: Timestamp,
@@ -115,7 +115,7 @@ impl Shared {
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
-            guard: GuardView::default(),
+            guard: Arc::default(),
             facts: Mutex::default(),
             identity,
             started,
@@ -296,6 +296,7 @@ pub(crate) async fn run(
         wanted,
         guarding,
         in_force: None,
+        server: None,
     };
     applier.find_endpoints().await;
     applier.follow_guard().await;
@@ -331,6 +332,9 @@ pub(crate) async fn run(
         () = applier.run(receive, &mut ordered) => {
             tracing::info!("stopping, by order");
             Ok(())
+        }
+        () = shared.guard.watch(&shared.health) => {
+            Err(broken("the guard's watch ended", String::new()))
         }
         () = reporting => {
             Err(broken("the report loop ended", String::new()))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,13 +28,21 @@ pub(crate) struct GuardSettings {
     pub(crate) lock_ssh: bool,
 }
 
-/// What `status` shows of the guard; its rules are counted when it is asked.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct GuardView(Arc<Mutex<Option<GuardStatus>>>);
+/// The guard as the tasks of a node share it.
+#[derive(Debug, Default)]
+pub(crate) struct SharedGuard {
+    table: tokio::sync::Mutex<Table>,
+    status: Mutex<Option<GuardStatus>>,
+    is_broken: AtomicBool,
+    put_back: AtomicU64,
+}
 
-impl GuardView {
+impl SharedGuard {
+    /// What `status` shows; rules are counted when it is asked.
     pub(crate) fn status(&self) -> Option<GuardStatus> {
-        let mut status = self.lock().clone()?;
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        status.put_back = self.put_back.load(Ordering::Relaxed);
+        status.in_force = status.in_force && self.holds();
         if status.in_force {
             // A status without counts is better than none; what is wrong is a problem of its own.
             status.rules = guard::counts().unwrap_or_default().into_iter().map(shown).collect();
@@ -41,8 +50,29 @@ impl GuardView {
         Some(status)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<GuardStatus>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether packets of overlays may flow: the guard is in force, or is not wanted.
+    pub(crate) fn holds(&self) -> bool {
+        !self.is_broken.load(Ordering::Relaxed)
+    }
+
+    /// Puts the guard back whenever somebody touched it, for ever. By itself, because nothing that a node
+    /// may wait for (a server's name, a device) may hold it up.
+    pub(crate) async fn watch(&self, health: &Health) {
+        loop {
+            tokio::time::sleep(KEEP_EVERY).await;
+            match self.table.lock().await.keep().await {
+                Ok(Condition::Whole) => {}
+                Ok(Condition::PutBack) => {
+                    self.put_back.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!("somebody changed or removed the table inet ovmesh; it is back");
+                }
+                // Following it again is the way to mend it.
+                Err(error) => {
+                    self.is_broken.store(true, Ordering::Relaxed);
+                    health.set(Topic::Guard, vec![format!("guard: {error}")]);
+                }
+            }
+        }
     }
 }
 
@@ -58,13 +88,10 @@ pub(crate) struct Guarding {
     settings: GuardSettings,
     data_port: u16,
     network: Network,
-    table: Table,
+    shared: Arc<SharedGuard>,
     /// What was there when the guard came; looked at once, because later there is only what it let in.
     sockets: Option<Sockets>,
     ordered_off: Option<Off>,
-    is_broken: bool,
-    put_back: u64,
-    view: GuardView,
 }
 
 /// For how long the operator wants no guard.
@@ -79,24 +106,25 @@ impl Guarding {
         settings: GuardSettings,
         data_port: u16,
         network: Network,
-        view: GuardView,
+        shared: Arc<SharedGuard>,
     ) -> Self {
-        Self {
-            settings,
-            data_port,
-            network,
-            table: Table::default(),
-            sockets: None,
-            ordered_off: None,
-            is_broken: false,
-            put_back: 0,
-            view,
-        }
+        Self { settings, data_port, network, shared, sockets: None, ordered_off: None }
     }
 
-    /// Whether packets of overlays may flow: the guard is in force, or is not wanted.
+    /// Whether packets of overlays may flow.
     pub(crate) fn holds(&self) -> bool {
-        !self.is_broken
+        self.shared.holds()
+    }
+
+    /// Whether it is to be followed now: it is broken, or the time without it is over.
+    pub(crate) fn is_due(&mut self) -> bool {
+        if let Some(Off::Until(until)) = self.ordered_off
+            && until <= clock::wall()
+        {
+            self.order(Order::GuardOn);
+            return true;
+        }
+        !self.holds()
     }
 
     /// Makes the guard what `table` asks for; without one it knows no overlay yet. `devices` are the names
@@ -110,18 +138,25 @@ impl Guarding {
     ) {
         let mode = if self.ordered_off.is_some() { GuardMode::Off } else { self.settings.mode };
         let intent = self.intent(mode, table, devices, server).await;
+        let mut table = self.shared.table.lock().await;
         let done = match mode {
-            // A guard of an earlier start, or one that was ordered away just now.
-            GuardMode::Off => self.table.remove().await,
+            // One of an earlier start, or one that was ordered away just now.
+            GuardMode::Off => match table.remove().await {
+                Err(error) if guard::is_missing(&error) => Ok(()),
+                removed => removed,
+            },
             GuardMode::Ports | GuardMode::All => {
-                self.table.put(guard::render(&guard::rules(&intent))).await
+                table.put(guard::render(&guard::rules(&intent))).await
             }
         };
-        self.settle(done, health);
-        *self.view.lock() = Some(GuardStatus {
+        let in_force = table.is_kept();
+        drop(table);
+        self.shared.is_broken.store(done.is_err(), Ordering::Relaxed);
+        health.set(Topic::Guard, self.problems(done.err().as_ref()));
+        let status = GuardStatus {
             mode: self.settings.mode,
             egress: GuardEgress::Off,
-            in_force: self.table.is_kept() && !self.is_broken,
+            in_force,
             underlay_open: is_open(mode, &intent),
             off_until: match self.ordered_off {
                 Some(Off::Until(until)) => Some(until),
@@ -129,31 +164,10 @@ impl Guarding {
             },
             services: intent.services.iter().collect(),
             ssh_peers: intent.ssh_peers,
-            put_back: self.put_back,
+            put_back: 0,
             rules: Vec::new(),
-        });
-    }
-
-    /// Looks whether somebody touched the guard, and puts it back. True when it should be followed again:
-    /// the time without a guard is over.
-    pub(crate) async fn keep(&mut self, health: &Health) -> bool {
-        if let Some(Off::Until(until)) = self.ordered_off
-            && until <= clock::wall()
-        {
-            self.order(Order::GuardOn);
-            return true;
-        }
-        let kept = self.table.keep().await;
-        if let Ok(Condition::PutBack) = kept {
-            self.put_back += 1;
-            tracing::warn!("somebody changed or removed the table inet ovmesh; the guard is back");
-            if let Some(status) = &mut *self.view.lock() {
-                status.put_back = self.put_back;
-            }
-        }
-        let was_broken = self.is_broken;
-        self.settle(kept.map(drop), health);
-        was_broken && !self.is_broken
+        };
+        *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
     /// Notes an order; [`Self::follow`] carries it out.
@@ -171,21 +185,15 @@ impl Guarding {
         tracing::warn!(?order, "the operator of this machine ordered the guard");
     }
 
-    fn settle(&mut self, done: Result<(), SysError>, health: &Health) {
-        self.is_broken = done.is_err();
-        let mut lines: Vec<String> =
-            done.err().map(|error| format!("guard: {error}")).into_iter().collect();
-        // In the reports, too: the server's operators see it.
-        match self.ordered_off {
-            Some(Off::Until(until)) => {
-                lines.push(format!("guard: off until {until}, by order of this machine's operator"))
-            }
-            Some(Off::UntilOrdered) => lines.push(
-                "guard: off until `ovd guard on`, by order of this machine's operator".to_owned(),
-            ),
-            None => {}
-        }
-        health.set(Topic::Guard, lines);
+    /// In the reports, too: the server's operators see what the operator of this machine ordered.
+    fn problems(&self, error: Option<&SysError>) -> Vec<String> {
+        let by_order =
+            |until: String| format!("guard: off until {until}, by order on this machine");
+        let ordered = self.ordered_off.map(|off| match off {
+            Off::Until(until) => by_order(until.to_string()),
+            Off::UntilOrdered => by_order("`ovd guard on`".to_owned()),
+        });
+        error.map(|error| format!("guard: {error}")).into_iter().chain(ordered).collect()
     }
 
     async fn intent(

@@ -154,7 +154,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     let network = Network::open().map_err(node::failed)?;
-    let guarding = Guarding::new(settings.guard, bound.port(), network, shared.guard.clone());
+    let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
     daemon::run(shared, state, plane, port, socket, wanted, Some(guarding)).await
 }
 

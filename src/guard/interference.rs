@@ -11,8 +11,11 @@ pub struct Interference {
     pub meaning: &'static str,
 }
 
+/// Whether a chain is a tool's.
+type IsTheirs = fn(&ForeignChain) -> bool;
+
 /// What gives a tool away: a chain's name or its table's.
-const TOOLS: [(&str, fn(&ForeignChain) -> bool, &str); 7] = [
+const TOOLS: [(&str, IsTheirs, &str); 7] = [
     (
         "Docker",
         |chain| chain.name.starts_with("DOCKER") || chain.table == "docker-bridges",
@@ -47,7 +50,7 @@ const TOOLS: [(&str, fn(&ForeignChain) -> bool, &str); 7] = [
     ),
     (
         "Calico",
-        |chain| chain.name.starts_with("cali-") || chain.name.starts_with("cali"),
+        |chain| chain.name.starts_with("cali"),
         "has policies of its own, which wrapped packets (6080/udp) must be allowed by",
     ),
 ];

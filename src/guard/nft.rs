@@ -11,6 +11,7 @@ use crate::sys::SysError;
 const PLACES: [&str; 4] = ["nft", "/usr/sbin/nft", "/sbin/nft", "/usr/local/sbin/nft"];
 
 const NO_PROGRAM: &str = "there is no program `nft` on this machine";
+const NO_KERNEL: &str = "this kernel has no nf_tables";
 
 /// What to do where there can be no guard.
 const WITHOUT: &str = "or run without a guard: `guard = \"off\"` in ovd.toml, or --guard off; then \
@@ -55,16 +56,16 @@ fn refusal(what: String, complaint: &str) -> SysError {
         return error.fix(crate::sys::NET_ADMIN);
     }
     if says("rotocol not supported") || says("peration not supported") || says("nvalid argument") {
-        return SysError::new(error.what, format!("this kernel has no nf_tables: {}", error.why))
+        return SysError::new(error.what, format!("{NO_KERNEL}: {}", error.why))
             .fix(format!("load it (modprobe nf_tables nft_ct), {WITHOUT}"));
     }
     error
 }
 
-/// Whether `nft` could not be run because this machine has none.
+/// Whether this machine cannot have had a guard, for want of the program or of the kernel's part.
 #[must_use]
 pub fn is_missing(error: &SysError) -> bool {
-    error.why.starts_with(NO_PROGRAM)
+    error.why.starts_with(NO_PROGRAM) || error.why.starts_with(NO_KERNEL)
 }
 
 /// Whether `nft` failed because what it was asked about is not there.
@@ -155,7 +156,7 @@ mod tests {
             "x".into(),
             "netlink: Error: cache initialization failed: Protocol not supported",
         );
-        assert!(no_kernel.why.contains("no nf_tables"), "{no_kernel}");
+        assert!(is_missing(&no_kernel) && !is_missing(&no_right), "{no_kernel}");
         assert!(no_kernel.fix.contains("guard = \"off\""), "{no_kernel}");
         let absent = refusal("x".into(), "Error: No such file or directory\nlist table");
         assert!(is_absent(&absent) && absent.fix.is_empty(), "{absent}");

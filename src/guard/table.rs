@@ -10,6 +10,8 @@ use crate::types::GuardMode;
 #[derive(Debug, Default)]
 pub struct Table {
     wanted: Option<Wanted>,
+    /// Whether the one of an earlier process was taken away, if there was any.
+    is_swept: bool,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,9 @@ impl Table {
             return Ok(Condition::Whole);
         }
         let script = wanted.script.clone();
-        *wanted = blocking(move || put(script)).await?;
+        // What cannot be put back is not in force: the next attempt is a new one.
+        self.wanted = None;
+        self.wanted = Some(blocking(move || put(script)).await?);
         Ok(Condition::PutBack)
     }
 
@@ -82,14 +86,18 @@ impl Table {
         self.wanted.is_some()
     }
 
-    /// Takes the table away.
+    /// Takes the table away; nothing happens where it was taken away before.
     ///
     /// # Errors
     ///
     /// When `nft` or the kernel refuses.
     pub async fn remove(&mut self) -> Result<(), SysError> {
-        self.wanted = None;
-        blocking(sweep).await
+        if self.wanted.is_some() || !self.is_swept {
+            blocking(sweep).await?;
+            self.wanted = None;
+            self.is_swept = true;
+        }
+        Ok(())
     }
 }
 

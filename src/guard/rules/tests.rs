@@ -99,8 +99,8 @@ fn all_ends_with_a_drop_of_everything_that_was_not_let_in() {
     for open in ["udp dport 6080", "nd-neighbor-solicit", "udp dport 68", "udp dport 546"] {
         assert!(place(&lines, &["Input", open, "Accept"]) < closed);
     }
-    let inputs = lines.iter().filter(|line| line.starts_with("Input"));
-    assert_eq!(inputs.last(), Some(&lines[closed]));
+    let mut inputs = lines.iter().filter(|line| line.starts_with("Input"));
+    assert_eq!(inputs.next_back(), Some(&lines[closed]));
     place(&lines, &["Output older_flow", "tcp sport { 22, 443 }"]);
 }
 
