@@ -32,9 +32,10 @@ impl Times {
     }
 
     /// Prints what was measured, and fails when it is too much.
+    #[expect(clippy::print_stderr, reason = "the figures that were asked for")]
     fn hold(&self, what: &str, median: Duration, worst: Duration) -> Result<()> {
         let [half, most, all] = [50, 99, 100].map(|percent| self.percentile(percent));
-        println!("{what}, {} changes: p50 {half:?}, p99 {most:?}, max {all:?}", self.0.len());
+        eprintln!("{what}, {} changes: p50 {half:?}, p99 {most:?}, max {all:?}", self.0.len());
         ensure!(half <= median && most <= worst, "slower than p50 {median:?}, p99 {worst:?}");
         Ok(())
     }
@@ -236,16 +237,17 @@ impl Town {
     }
 }
 
+#[expect(clippy::print_stderr, reason = "the figures that were asked for")]
 fn crowd(size: u16, changes: usize, worst: Duration, restart: Duration) -> Result<()> {
     let started = Instant::now();
     let mut town = Town::new(size)?;
-    println!("{size} simulated nodes have joined after {:?}", started.elapsed());
+    eprintln!("{size} simulated nodes have joined after {:?}", started.elapsed());
     let node = |number: usize| format!("sim-{}", number % usize::from(size));
     let pairs: Vec<_> = (0..changes).map(|at| (node(at * 7), node(at * 13 + 1))).collect();
     let times = change(&town.socket(), &pairs, changes)?;
     times.hold(&format!("{size} simulated nodes"), worst, worst)?;
     let (since_answer, since_kill) = town.restart()?;
-    println!(
+    eprintln!(
         "{size} simulated nodes after kill -9 of the server: all have new tables {since_answer:?} after it \
          answers, {since_kill:?} after it was killed"
     );

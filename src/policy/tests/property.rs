@@ -1,6 +1,7 @@
 //! Random worlds: tables, the evaluator, and a naive model written for this test say the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -397,7 +398,7 @@ proptest! {
         // The same members under another policy, or under one that differs in little.
         let mut other = World { network_policies: policy.network_policies, ..world.clone() };
         if few {
-            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, r.clone())).collect(), ..world.clone() };
+            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, Arc::clone(r))).collect(), ..world.clone() };
         }
         let rotated = BTreeMap::from([((NodeId(1), NodeId(2)), vec![Generation(1)])]);
         let keys = FakeKeys { rotated };

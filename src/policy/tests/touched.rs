@@ -25,7 +25,7 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
         let mut at = choice.index(kinds.iter().sum());
         if let Some(id) = nodes.iter().nth(at) {
             match change.nodes.get(id) {
-                Some(facts) => world.nodes.insert(*id, facts.clone()),
+                Some(facts) => world.nodes.insert(*id, Arc::clone(facts)),
                 None => world.nodes.remove(id),
             };
             continue;
@@ -33,7 +33,7 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
         at -= nodes.len();
         if let Some(id) = rules.iter().nth(at) {
             match change.rules.get(id) {
-                Some(rule) => world.rules.insert(*id, rule.clone()),
+                Some(rule) => world.rules.insert(*id, Arc::clone(rule)),
                 None => world.rules.remove(id),
             };
             continue;
