@@ -143,6 +143,7 @@ fn opening(
         fragment: Fragment::Whole,
         len: 60,
         ecn: 0,
+        tracer: None,
     }
 }
 

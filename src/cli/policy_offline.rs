@@ -74,7 +74,7 @@ impl Files {
         let documents = self.inventory.policies.iter().chain(&self.policies);
         let in_policies = documents.flat_map(|document| match document {
             Document::Policy(policy) => policy.tests.as_slice(),
-            Document::Network(_) => &[],
+            Document::Network(..) => &[],
         });
         Ok((scene, self.inventory.tests.iter().chain(in_policies).collect()))
     }
@@ -183,7 +183,8 @@ fn test(output: &mut Output, args: &PolicyTestArgs) -> Result<Outcome, Problem> 
     let examination = examine(&scene, tests)?;
     let failures = examination.failures().into_iter();
     let failures = failures.map(|(what, why)| TestFailure { what, why }).collect();
-    let answer = TestAnswer { failures, examination: examination.json() };
+    let examination = examination.json();
+    let answer = TestAnswer { failures, examination, skipped: Vec::new() };
     Ok(policy_answers::tests(output, &answer))
 }
 

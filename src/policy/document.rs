@@ -13,8 +13,8 @@ use crate::types::{ApiVersion, Label, Name, Selector, Service, Timestamp};
 pub enum Document {
     /// An ovmesh policy.
     Policy(Box<PolicyDocument>),
-    /// A NetworkPolicy.
-    Network(Box<NetworkPolicy>),
+    /// A NetworkPolicy, and where it stands: `FILE:LINE`.
+    Network(Box<NetworkPolicy>, String),
 }
 
 /// An ovmesh policy.
@@ -104,7 +104,8 @@ pub(super) fn read_document(
         return Ok(vec![Document::Policy(Box::new(read_policy(cursor, now)?))]);
     }
     let policies = kubernetes::read(cursor, implied)?;
-    Ok(policies.into_iter().map(|policy| Document::Network(Box::new(policy))).collect())
+    let network = |(policy, place)| Document::Network(Box::new(policy), place);
+    Ok(policies.into_iter().map(network).collect())
 }
 
 fn read_policy(cursor: &Cursor<'_>, now: Timestamp) -> Result<PolicyDocument, Problem> {

@@ -235,13 +235,8 @@ fn read_one(item: &Cursor<'_>) -> Result<Test, Problem> {
         }
         Some(TestPort::Name(name)) => Service::Named(protocol, name.clone()),
     });
-    let source = item.at.source;
-    let place = match item.tree.line {
-        0 => format!("{source}: {}", item.path),
-        line => format!("{source}:{line}"),
-    };
     Ok(Test {
-        place,
+        place: item.place(),
         from: fields.needed("from")?.text()?.to_owned(),
         to: fields.needed("to")?.text()?.to_owned(),
         protocol: written,

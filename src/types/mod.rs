@@ -20,7 +20,7 @@ pub use cidr::{CidrBlock, CidrError};
 pub use data_path::{DataPath, ParseDataPathError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};
-pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId};
+pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId, TracerId};
 pub use ipnet::IpNet as Prefix;
 pub use key::{AuthorizationKey, Epoch, Generation, KeyVersion, Secret};
 pub use lanes::{Lanes, ParseLanesError};

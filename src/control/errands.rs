@@ -1,0 +1,64 @@
+//! Asks nodes to do something while they wait for a table, and waits for what they say.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tokio::sync::oneshot;
+
+use super::server::Server;
+use crate::api::errand::{Errand, ErrandReport, Order, Sighting, TRACERS_MAX};
+use crate::types::NodeId;
+
+/// How long a node may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Most errands that wait for one node.
+const WAITING_MAX: usize = 8;
+
+/// Errands that were not answered yet.
+#[derive(Debug, Default)]
+pub(crate) struct Errands(BTreeMap<u64, (NodeId, oneshot::Sender<Vec<Sighting>>)>);
+
+impl Errands {
+    /// A node says that it is done. What nobody asked it for is nothing.
+    pub(crate) fn settle(&mut self, node: NodeId, report: ErrandReport) {
+        let is_asked = self.0.get(&report.errand).is_some_and(|(asked, _)| *asked == node);
+        if let Some((_, answer)) = self.0.remove(&report.errand).filter(|_| is_asked) {
+            let mut sightings = report.sightings;
+            sightings.truncate(TRACERS_MAX);
+            // Whoever asked may have given up.
+            let _ = answer.send(sightings);
+        }
+    }
+}
+
+/// Forgets an errand, also when whoever asked goes away.
+struct Asked<'a> {
+    server: &'a Server,
+    id: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.server.errands().0.remove(&self.id);
+    }
+}
+
+/// What the node says; none when it says nothing in time.
+pub(super) async fn ask(server: &Server, node: NodeId, order: Order) -> Option<Vec<Sighting>> {
+    let id = rand::rng().random();
+    let (answer, answered) = oneshot::channel();
+    server.errands().0.insert(id, (node, answer));
+    let _asked = Asked { server, id };
+    {
+        let mut live = server.live();
+        let state = live.nodes.get_mut(&node)?;
+        if state.errands.len() == WAITING_MAX {
+            state.errands.pop_front();
+        }
+        state.errands.push_back(Errand { id, order });
+        state.wake.send_modify(|count| *count = count.wrapping_add(1));
+    }
+    tokio::time::timeout(ANSWER_WITHIN, answered).await.ok()?.ok()
+}
