@@ -17,7 +17,7 @@ use crate::policy::{
 };
 use crate::types::{
     ApiVersion, AuthorizationKey, Generation, Incarnation, KeyVersion, NodeId, NodeKind, OverlayId,
-    Protocol, Revision, Secret, Serial, Service,
+    Protocol, Revision, Secret, Serial, Service, TracerId,
 };
 use crate::wire::inner::{Facts, Family, Fragment, Upper};
 
@@ -233,6 +233,9 @@ proptest! {
                         delivered, is_allowed && reachable,
                         "{} -> {} {} in {}: {:?}", from, to, service, overlay, decision
                     );
+                    let tracer = Facts { tracer: Some(TracerId(1)), ..facts };
+                    let traced = net.is_delivered(&world, overlay, from, &tracer);
+                    prop_assert_eq!(traced, delivered, "a tracer: {} -> {} {}", from, to, service);
                     if !is_allowed {
                         let leaks = net.leaks(&world, from, to, &facts);
                         prop_assert!(leaks.is_empty(), "{:?} pass {} -> {} {}", leaks, from, to, service);

@@ -195,6 +195,22 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
             5,
             "policy.yaml:4",
         ),
+        // What a server refuses, too.
+        (rule("action: allow, from: web, to: web"), 4, "both ends of the rule are web"),
+        (rule("action: allow, from: [shop/web, db], to: db"), 4, "both ends of the rule are db"),
+        (rule("action: allow, from: 10.0.0.0/8, to: 192.0.2.1"), 4, "is a member"),
+        (rule("action: allow, from: web, to: db, ports: tcp/sqk"), 4, "db has no port tcp/sqk"),
+        (rule("action: allow, from: web, to: db, ports: udp/sql"), 4, "db has no port udp/sql"),
+        (
+            rule(&format!("action: allow, from: web, to: db, name: {}", "n".repeat(101))),
+            4,
+            "100 bytes",
+        ),
+        (
+            rule(&format!("action: allow, from: web, to: db, reason: {}", "n".repeat(1001))),
+            4,
+            "too long",
+        ),
         ("groups: {a: ['group:b']}".to_owned(), 1, "holds no groups"),
         ("groups: {a: dbb}".to_owned(), 1, "did you mean db?"),
         ("groups: {A: db}".to_owned(), 1, "not a valid name"),
@@ -216,6 +232,17 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
             "tpc",
         ),
     ];
+    // The other direction has the port; labels may mean somebody who has it later.
+    for fits in [
+        "from: web, to: db, ports: tcp/sql",
+        "from: db, to: web, both: true, ports: tcp/sql",
+        "from: db, to: role=web, ports: tcp/sql",
+        "from: 10.0.0.0/8, to: db",
+    ] {
+        assert!(
+            scene_with(Semantics::DefaultDeny, &rule(&format!("action: allow, {fits}"))).is_ok()
+        );
+    }
     for (policy, line, says) in table {
         let problem = scene_with(Semantics::DefaultDeny, &policy).unwrap_err();
         let text = problem.to_string();
