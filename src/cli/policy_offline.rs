@@ -15,6 +15,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::policy::{
     DOCUMENT_BYTES_MAX, Document, Finding, Inventory, Matrix, MatrixPair, Observed, PairChange,
     Scene, difference, examine, lint, read_inventory, read_policies, read_test_file,
+    refuse_nothing,
 };
 use crate::types::ApiVersion;
 
@@ -81,12 +82,17 @@ impl Files {
 }
 
 fn policies(output: &Output, paths: &[PathBuf]) -> Result<Vec<Document>, Problem> {
-    let mut documents = Vec::new();
+    let (mut documents, mut sources) = (Vec::new(), Vec::new());
     for path in paths {
         for file in files_in(path)? {
             let source = file.display().to_string();
             documents.extend(read_policies(&source, &text(&file)?, output.now())?);
+            sources.push(source);
         }
+    }
+    if !sources.is_empty() {
+        let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+        refuse_nothing(&documents, &sources)?;
     }
     Ok(documents)
 }

@@ -4,8 +4,8 @@
 use super::examine::{Test, read_tests};
 use super::kubernetes::{self, NetworkPolicy};
 use super::tree::{At, Cursor, Node, documents, shown};
-use crate::api::Problem;
 use crate::api::table::Action;
+use crate::api::{Problem, ProblemCode};
 use crate::types::{ApiVersion, Label, Name, Selector, Service, Timestamp};
 
 /// One document of a policy file.
@@ -82,6 +82,20 @@ pub fn read_policies(source: &str, text: &str, now: Timestamp) -> Result<Vec<Doc
         read.extend(read_document(&cursor, None, now)?);
     }
     Ok(read)
+}
+
+/// Refuses files that hold no document at all: that is a mistake, and no policy without rules.
+///
+/// # Errors
+///
+/// `Usage`, with the files.
+pub fn refuse_nothing(documents: &[Document], files: &[&str]) -> Result<(), Problem> {
+    if !documents.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", files.join(", ")))
+        .why("the files are empty, and as a policy they would have no rule")
+        .fix("if that is meant, write: rules: []"))
 }
 
 /// Reads one document. `implied` is the Kubernetes kind of what does not say its own.

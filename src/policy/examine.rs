@@ -254,5 +254,9 @@ fn read_port(field: &Cursor<'_>) -> Result<TestPort, Problem> {
             .map(TestPort::Number)
             .ok_or_else(|| field.wrong(format!("`{}` is no port: 1-65535", shown(text))));
     }
+    // Without a letter it was meant to be a number, and nobody would have a port of that name.
+    if !text.bytes().any(|b| b.is_ascii_alphabetic()) {
+        return Err(field.wrong(format!("`{}` is no port: a number or a name", shown(text))));
+    }
     field.parsed().map(TestPort::Name)
 }

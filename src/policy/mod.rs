@@ -47,7 +47,9 @@ mod write;
 pub use can::{can, is_about};
 pub use check::{RuleConflict, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
-pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
+pub use document::{
+    Document, DocumentPath, DocumentRule, PolicyDocument, read_policies, refuse_nothing,
+};
 pub use evaluate::{Decision, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};

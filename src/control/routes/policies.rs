@@ -271,7 +271,10 @@ async fn scene(
     question: &PolicyQuestion,
 ) -> Result<(Scene, OverlayId, Policy), Refusal> {
     let (world, policies) = looked_at(server).await?;
-    let documents = changes::read(&question.files, now())?;
+    let documents = match question.files.as_slice() {
+        [] => Vec::new(),
+        files => changes::read_whole(files, now())?,
+    };
     let meant = changes::overlay_named(&documents, question.overlay.as_ref())?;
     let overlay = overlay_of(&world, meant.as_ref())?;
     let mut policy = policies.get(&overlay).cloned().unwrap_or_default();

@@ -221,6 +221,11 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
         ("rules: []\ntests: [{from: web, to: db}]".to_owned(), 2, "`allow` is missing"),
         ("rules: []\ntests: [{from: web, to: db, port: 0, allow: true}]".to_owned(), 2, "port"),
         (
+            "rules: []\ntests: [{from: web, to: db, port: 80-90, allow: false}]".to_owned(),
+            2,
+            "80-90",
+        ),
+        (
             "rules: []\ntests: [{from: web, to: db, port: 1, protocol: icmp, allow: true}]"
                 .to_owned(),
             2,
