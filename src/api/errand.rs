@@ -1,5 +1,5 @@
 //! What the server asks of a node that waits for a table: to send tracers, and to tell what it saw of some
-//! (docs/adr/0011). It comes as the answer to the node's poll, with status 202.
+//! (docs/adr/0012). It comes as the answer to the node's poll, with status 202.
 //!
 //! | request | who | answer |
 //! |---|---|---|

@@ -6,11 +6,15 @@
 #[cfg(test)]
 mod agreement;
 mod answers;
+mod applier;
 mod control_loop;
 mod daemon;
 mod devices;
+mod down;
 mod endpoints;
 mod errands;
+mod guard_command;
+mod guarding;
 pub mod node;
 pub mod ovctl;
 pub mod ovd;

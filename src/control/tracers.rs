@@ -1,4 +1,4 @@
-//! Sends tracers along the real path, and asks everybody on it what became of them (docs/adr/0011).
+//! Sends tracers along the real path, and asks everybody on it what became of them (docs/adr/0012).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Tracers: opening packets that live tests of the policy send along the real path (docs/adr/0011).
+//! Tracers: opening packets that live tests of the policy send along the real path (docs/adr/0012).
 //!
 //! ```text
 //! IP header | TCP SYN, UDP, SCTP or echo request | mark(16) | id(8)

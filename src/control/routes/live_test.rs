@@ -1,4 +1,4 @@
-//! Tests of the policy on the real path: tracers tell whether each holds (docs/adr/0011).
+//! Tests of the policy on the real path: tracers tell whether each holds (docs/adr/0012).
 
 use std::sync::Arc;
 
