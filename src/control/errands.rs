@@ -33,15 +33,19 @@ impl Errands {
     }
 }
 
-/// Forgets an errand, also when whoever asked goes away.
+/// Forgets an errand, also when whoever asked goes away: nobody does it an hour later.
 struct Asked<'a> {
     server: &'a Server,
+    node: NodeId,
     id: u64,
 }
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
         self.server.errands().0.remove(&self.id);
+        if let Some(state) = self.server.live().nodes.get_mut(&self.node) {
+            state.errands.retain(|errand| errand.id != self.id);
+        }
     }
 }
 
@@ -50,7 +54,7 @@ pub(super) async fn ask(server: &Server, node: NodeId, order: Order) -> Option<V
     let id = rand::rng().random();
     let (answer, answered) = oneshot::channel();
     server.errands().0.insert(id, (node, answer));
-    let _asked = Asked { server, id };
+    let _asked = Asked { server, node, id };
     {
         let mut live = server.live();
         let state = live.nodes.get_mut(&node)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::fleet::parse;
-use crate::support::{LAB, READY, Rig, SOON, play};
+use crate::support::{LAB, READY, Rig, SOON, play, play_in};
 use crate::world::poll;
 
 /// A test, as files have it.
@@ -139,7 +139,15 @@ fn live_tests_find_what_packets_find_and_nobody_else_gets_them() {
 /// A node whose own table lets everything through is refused by the next one, which says so.
 #[test]
 fn live_tests_name_the_policy_point_that_refuses() {
-    play(&["s1"], &["a", "b"], |rig| {
+    play_in("fd70::/64", &["s1"], &["a", "b"], |rig| {
+        // Without a SaP between them both ways are the ends' alone.
+        let direct = rig.allow(&["a", "b", "--direct", "--port", "icmp"])?;
+        let rows = [row("a", "b", "icmp", true), row("a", "b", "tcp/80", false)];
+        let (answer, code) = live(rig, &rows)?;
+        let told = outcomes(&answer);
+        ensure!(told == ["delivered - -", "refused a no_rule"] && code == 0, "{told:?}");
+        rig.revoke(&[&direct])?;
+
         rig.allow(&["a", "b", "--port", "tcp/80"])?;
         let rows = [row("a", "b", "tcp/80", true), row("a", "b", "tcp/81", false)];
         for (loosened, refuses) in [(None, "a"), (Some("a"), "s1"), (Some("s1"), "b")] {

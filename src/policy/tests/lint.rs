@@ -49,7 +49,7 @@ fn audit_rules_and_network_policies_are_asked_whether_they_decide() {
         |at| Observed { used_since: Some(Timestamp(500)), used: used(at), live_saps: None };
 
     let dangling = (FindingKind::Dangling, "r-2".to_owned());
-    assert_eq!(found(&world, &observed(501)), [dangling.clone()]);
+    assert_eq!(found(&world, &observed(501)), std::slice::from_ref(&dangling));
     let unused = |rule: &str| (FindingKind::Unused, rule.to_owned());
     let expected = [unused("r-1"), dangling, unused("NetworkPolicy default/p")];
     assert_eq!(found(&world, &observed(500)), expected);
