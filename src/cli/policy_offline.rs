@@ -82,18 +82,16 @@ impl Files {
 }
 
 fn policies(output: &Output, paths: &[PathBuf]) -> Result<Vec<Document>, Problem> {
-    let (mut documents, mut sources) = (Vec::new(), Vec::new());
+    let (mut documents, mut texts) = (Vec::new(), Vec::new());
     for path in paths {
         for file in files_in(path)? {
             let source = file.display().to_string();
-            documents.extend(read_policies(&source, &text(&file)?, output.now())?);
-            sources.push(source);
+            let text = text(&file)?;
+            documents.extend(read_policies(&source, &text, output.now())?);
+            texts.push((source, text));
         }
     }
-    if !sources.is_empty() {
-        let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
-        refuse_nothing(&documents, &sources)?;
-    }
+    refuse_nothing(texts.iter().map(|(source, text)| (source.as_str(), text.as_str())))?;
     Ok(documents)
 }
 

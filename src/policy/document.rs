@@ -84,16 +84,26 @@ pub fn read_policies(source: &str, text: &str, now: Timestamp) -> Result<Vec<Doc
     Ok(read)
 }
 
-/// Refuses files that hold no document at all: that is a mistake, and no policy without rules.
+/// Refuses files (names and texts) that hold no document at all, if there are files: that is a mistake, and
+/// no policy without rules. A list of no NetworkPolicies is a document.
 ///
 /// # Errors
 ///
 /// `Usage`, with the files.
-pub fn refuse_nothing(documents: &[Document], files: &[&str]) -> Result<(), Problem> {
-    if !documents.is_empty() {
+pub fn refuse_nothing<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Problem> {
+    let mut empty = Vec::new();
+    for (source, text) in files {
+        if !documents(source, text)?.is_empty() {
+            return Ok(());
+        }
+        empty.push(source);
+    }
+    if empty.is_empty() {
         return Ok(());
     }
-    Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", files.join(", ")))
+    Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", empty.join(", ")))
         .why("the files are empty, and as a policy they would have no rule")
         .fix("if that is meant, write: rules: []"))
 }

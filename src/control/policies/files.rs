@@ -12,7 +12,7 @@ use crate::control::store::rules::StoredRule;
 use crate::policy::kubernetes::NetworkPolicy;
 use crate::policy::{
     BoundSelector, Document, DocumentPath, DocumentRule, PolicyDocument, Test, World,
-    read_policies, refuse_nothing, write_policy,
+    read_policies, write_policy,
 };
 use crate::types::{Name, OverlayId, Revision, RuleId, Selector, Timestamp};
 
@@ -79,15 +79,19 @@ pub(crate) fn read(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>
     Ok(documents)
 }
 
-/// As [`read`], for files that are the policy: an empty file is a mistake, not an empty policy.
+/// As [`read`], for files that become the policy: an empty file is a mistake, not an empty policy.
 ///
 /// # Errors
 ///
 /// `Usage`, also when the files hold nothing.
 pub(crate) fn read_whole(files: &[PolicyFile], now: Timestamp) -> Result<Vec<Document>, Problem> {
     let documents = read(files, now)?;
-    let names: Vec<&str> = files.iter().map(|file| file.source.as_str()).collect();
-    refuse_nothing(&documents, &names)?;
+    if documents.is_empty() {
+        let names: Vec<&str> = files.iter().map(|file| file.source.as_str()).collect();
+        return Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", names.join(", ")))
+            .why("the files are empty, and applying them would remove every rule")
+            .fix("if that is meant, write: rules: []"));
+    }
     Ok(documents)
 }
 

@@ -271,15 +271,14 @@ async fn scene(
     question: &PolicyQuestion,
 ) -> Result<(Scene, OverlayId, Policy), Refusal> {
     let (world, policies) = looked_at(server).await?;
-    let documents = match question.files.as_slice() {
-        [] => Vec::new(),
-        files => changes::read_whole(files, now())?,
-    };
+    let texts = question.files.iter().map(|file| (file.source.as_str(), file.text.as_str()));
+    policy::refuse_nothing(texts)?;
+    let documents = changes::read(&question.files, now())?;
     let meant = changes::overlay_named(&documents, question.overlay.as_ref())?;
     let overlay = overlay_of(&world, meant.as_ref())?;
     let mut policy = policies.get(&overlay).cloned().unwrap_or_default();
     let mut places = BTreeMap::new();
-    if !documents.is_empty() {
+    if !question.files.is_empty() {
         let mut maker = nobody(&world);
         let found = changes::desired(&world, overlay, &policy, &documents, &mut maker)?;
         policy = found.policy;

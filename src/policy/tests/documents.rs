@@ -4,7 +4,7 @@ use crate::api::Problem;
 use crate::api::admin::Semantics;
 use crate::policy::{
     FindingKind, Matrix, Observed, Scene, difference, examine, lint, read_inventory, read_policies,
-    read_test_file,
+    read_test_file, refuse_nothing,
 };
 use crate::types::Timestamp;
 
@@ -255,6 +255,17 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
         assert!(text.starts_with(&format!("policy.yaml:{line}")), "{policy}: {text}");
         assert!(text.contains(says), "{policy}: {text}");
     }
+}
+
+#[test]
+fn files_that_hold_nothing_are_no_policy() {
+    let nothing = ["", "---\n", "# rules: []\n"].map(|text| ("f", text));
+    let problem = refuse_nothing(nothing).unwrap_err();
+    assert_eq!(problem.what, "f, f, f: no policy");
+    for something in ["rules: []", "apiVersion: v1\nkind: List\nitems: []"] {
+        assert!(refuse_nothing([("f", ""), ("g", something)]).is_ok(), "{something}");
+    }
+    assert!(refuse_nothing([]).is_ok(), "no files");
 }
 
 #[test]
