@@ -24,7 +24,7 @@ impl Errands {
     /// A node says that it is done. What nobody asked it for is nothing.
     pub(crate) fn settle(&mut self, node: NodeId, report: ErrandReport) {
         let is_asked = self.0.get(&report.errand).is_some_and(|(asked, _)| *asked == node);
-        if let Some((_, answer)) = self.0.remove(&report.errand).filter(|_| is_asked) {
+        if is_asked && let Some((_, answer)) = self.0.remove(&report.errand) {
             let mut sightings = report.sightings;
             sightings.truncate(TRACERS_MAX);
             // Whoever asked may have given up.
@@ -65,4 +65,27 @@ pub(super) async fn ask(server: &Server, node: NodeId, order: Order) -> Option<V
         state.wake.send_modify(|count| *count = count.wrapping_add(1));
     }
     tokio::time::timeout(ANSWER_WITHIN, answered).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TracerId;
+
+    #[test]
+    fn only_the_node_that_was_asked_answers_and_no_more_than_was_asked() {
+        let mut errands = Errands::default();
+        let (answer, mut answered) = oneshot::channel();
+        errands.0.insert(7, (NodeId(1), answer));
+        let sighting = Sighting { tracer: TracerId(1), refused: None };
+        let sightings = vec![sighting; 2 * TRACERS_MAX];
+        let report = |errand| ErrandReport { errand, sightings: sightings.clone() };
+
+        errands.settle(NodeId(2), report(7));
+        errands.settle(NodeId(1), report(8));
+        assert!(answered.try_recv().is_err(), "not asked");
+
+        errands.settle(NodeId(1), report(7));
+        assert_eq!(answered.try_recv().map(|told| told.len()), Ok(TRACERS_MAX));
+    }
 }
