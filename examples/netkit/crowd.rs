@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ovmesh::agent::client::Client;
+use ovmesh::agent::client::{Client, Polled};
 use ovmesh::agent::sync::backoff;
 use ovmesh::api::Problem;
 use ovmesh::api::node::{JoinRequest, JoinToken};
@@ -83,9 +83,9 @@ async fn node(
     let (mut after, mut incarnation, mut failures) = (Serial(0), None, 0);
     loop {
         match client.table(&credential, after, incarnation.as_ref()).await {
-            Ok(table) => {
+            Ok(Polled::Nothing | Polled::Errand(_)) => failures = 0,
+            Ok(Polled::Table(table)) => {
                 failures = 0;
-                let Some(table) = table else { continue };
                 if after == Serial(0) {
                     let _ = tell.send(Ok(()));
                 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Answer, Body, Params, Refusal};
+use crate::api::errand::ErrandReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::control::auth::Node;
@@ -138,13 +139,17 @@ pub(super) async fn table(
             if let Some(table) = shown.filter(|table| table.serial == serial) {
                 table.kept = Kept::Document(document.clone());
             }
+            drop(live);
             return answer(&headers, document);
         }
         {
-            let live = server.live();
-            let state = live.nodes.get(&id).ok_or_else(gone)?;
+            let mut live = server.live();
+            let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
             if state.poll_number != number || *stopping.borrow() {
                 return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+            if let Some(errand) = state.errands.pop_front() {
+                return Ok((StatusCode::ACCEPTED, Json(errand)).into_response());
             }
         }
         tokio::select! {
@@ -184,6 +189,15 @@ fn answer(asked: &HeaderMap, document: Bytes) -> Result<Response, Refusal> {
     let plain = gzip::unpack(&document, usize::MAX)
         .map_err(|why| Problem::new(ProblemCode::Failed, "a table cannot be sent").why(why))?;
     Ok(([json], plain).into_response())
+}
+
+pub(super) async fn errand(
+    State(server): Shared,
+    Node(id): Node,
+    Body(report): Body<ErrandReport>,
+) -> StatusCode {
+    server.errands().settle(id, report);
+    StatusCode::NO_CONTENT
 }
 
 pub(super) async fn report(
