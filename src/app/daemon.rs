@@ -415,8 +415,8 @@ impl Applier<'_> {
             let mut probes = shared.probes();
             probes.replace_links(&table, shared.now());
             // What is known of the SaPs is in the snapshot before anybody sees it.
-            for (sap, is_alive) in probes.liveness_changes() {
-                next.set_alive(sap, is_alive);
+            for change in probes.changes() {
+                control_loop::apply(&next, change);
             }
         }
         shared.publisher.publish(next);

@@ -1,7 +1,7 @@
 //! Builds a [`Snapshot`] from specifications, checking that they agree with each other.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::keyring::{KeyCache, Keyring, MEMBERS_MAX};
 use super::matcher::{IsolationSpec, Matcher, RuleSpec};
@@ -170,7 +170,12 @@ fn overlay(
         }
         let endpoints: Vec<SocketAddr> = member.endpoints.into_iter().map(canonical).collect();
         snapshot.known.extend(endpoints.iter().copied());
-        members.push(Member { id: member.id, endpoints: endpoints.into_boxed_slice() });
+        members.push(Member {
+            id: member.id,
+            endpoints: endpoints.into_boxed_slice(),
+            lost_by: AtomicU64::new(0),
+            was_sent_to: AtomicBool::new(false),
+        });
     }
     if spec.info.address.is_some() && own.is_none() {
         return Err("the node's own address is no member's".to_owned());
