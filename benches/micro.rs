@@ -308,6 +308,8 @@ fn overlay(entities: u32, rules: u32) -> World {
                 .collect(),
             serves: is_sap.then_some(overlay).into_iter().collect(),
             is_quarantined: false,
+            round_trips: BTreeMap::new(),
+            drain: Drain::No,
         };
         world.nodes.insert(NodeId(number), facts);
         if !is_sap {

@@ -84,6 +84,7 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
                 apply(&snapshot, change);
             }
             announce(shared, &snapshot);
+            shared.report_soon();
         }
     }
 }

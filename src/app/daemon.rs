@@ -139,6 +139,11 @@ impl Shared {
         }
     }
 
+    /// Tells the server soon how this node is.
+    pub(crate) fn report_soon(&self) {
+        self.health.poke();
+    }
+
     pub(crate) fn flows(&self) -> &FlowTable {
         &self.flows
     }
@@ -339,6 +344,23 @@ pub(crate) async fn run(
     result
 }
 
+/// Whether both tables prefer the same SaPs for the same members.
+fn are_ways_alike(one: &NodeTable, two: &NodeTable) -> bool {
+    let ways = |table: &NodeTable| {
+        let overlays = table.body.overlays.iter();
+        let ways = overlays.map(|overlay| {
+            let preferences = overlay.preferences.iter().map(|row| {
+                let with = overlay.sets.get(row.with as usize).into_iter().flatten();
+                let member = |at: &u32| Some(overlay.members.get(*at as usize)?.id);
+                (with.filter_map(member).collect::<Vec<_>>(), row.saps.clone())
+            });
+            (overlay.default_saps.clone(), preferences.collect(), overlay.empty_saps.clone())
+        });
+        ways.collect::<Vec<(_, Vec<_>, _)>>()
+    };
+    ways(one) == ways(two)
+}
+
 /// Hands over the table on disk, then whatever the server has.
 async fn pull(mut puller: Puller, send: mpsc::Sender<Delivery>) {
     // The one before serves when the newest can be read and cannot be applied.
@@ -419,7 +441,12 @@ impl Applier<'_> {
                 control_loop::apply(&next, change);
             }
         }
+        let has_moved = self.in_force.as_ref().is_none_or(|old| !are_ways_alike(old, &table));
         shared.publisher.publish(next);
+        if has_moved {
+            // Before the table is acknowledged: then nothing stands in the way of replies.
+            control_loop::announce(shared, &shared.publisher.current());
+        }
         shared.control_due.notify_one();
         shared.facts().table = Some(TableStatus {
             serial: table.serial,

@@ -15,8 +15,8 @@ use super::rotation::Serials;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::node::RoundTrip;
-use crate::policy::World;
-use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
+use crate::policy::{Leg, NodeFacts, World};
+use crate::types::{NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
 
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
 const BETWEEN_POLLS: Duration = Duration::from_secs(3);
@@ -62,6 +62,8 @@ pub(crate) struct NodeState {
     pub(crate) version: String,
     pub(crate) problems: Vec<String>,
     pub(crate) round_trips: Vec<RoundTrip>,
+    /// The same as paths are chosen by; empty before the first report.
+    pub(crate) legs: BTreeMap<NodeId, Leg>,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
@@ -86,6 +88,7 @@ impl NodeState {
             version: String::new(),
             problems: Vec::new(),
             round_trips: Vec::new(),
+            legs: BTreeMap::new(),
             endpoints: Vec::new(),
             news_from: Instant::now(),
             wake: watch::Sender::new(0),
@@ -113,6 +116,30 @@ impl NodeState {
     /// Whether nothing was heard of it for `limit`. A server that was away itself counts from its start.
     pub(crate) fn is_gone_for(&self, limit: Duration) -> bool {
         self.polls == 0 && self.polled.unwrap_or(self.known).elapsed() >= limit
+    }
+
+    /// Takes what it measured; gives the round trips that count from now on, in microseconds, where they
+    /// are others than before.
+    pub(crate) fn measure(&mut self, world: &World, own: &NodeFacts) -> BTreeMap<NodeId, u32> {
+        let mut changed = BTreeMap::new();
+        for RoundTrip { sap, micros } in &self.round_trips {
+            let is_sap = |facts: &NodeFacts| facts.kind == NodeKind::Sap;
+            let (Some(micros), true) = (*micros, world.nodes.get(sap).is_some_and(is_sap)) else {
+                continue;
+            };
+            let held = own.round_trips.get(sap).copied();
+            let leg = self
+                .legs
+                .entry(*sap)
+                .or_insert_with(|| held.map_or_else(Leg::default, Leg::held_at));
+            if leg.measure(micros)
+                && let Some(step) = leg.held()
+                && held != Some(step)
+            {
+                changed.insert(*sap, step);
+            }
+        }
+        changed
     }
 
     /// Takes a turn to bring news, one each `NEWS_EVERY`, so that a node that keeps changing its mind

@@ -16,6 +16,7 @@
 
 mod auth;
 mod compile;
+mod drain;
 mod driver;
 mod enforce;
 pub mod files;
@@ -23,6 +24,7 @@ mod flows;
 mod keyset;
 pub mod listen;
 mod live;
+mod paths;
 mod policies;
 mod publish;
 mod risk;

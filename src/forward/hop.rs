@@ -83,8 +83,9 @@ impl Snapshot {
     fn best_sap(&self, overlay: &Overlay, to: u32, mark: Option<HopMark>) -> Option<NodeId> {
         let has_endpoint =
             |sap: &NodeId| self.sap(*sap).is_some_and(|sap| !sap.info.endpoints.is_empty());
-        let usable = || overlay.default_saps.iter().copied().filter(has_endpoint);
-        let live = || usable().filter(|&sap| self.is_alive(sap));
+        let usable = || overlay.saps_for(to).iter().copied().filter(has_endpoint);
+        let open = || usable().filter(|sap| !overlay.empty_saps.contains(sap));
+        let live = || open().filter(|&sap| self.is_alive(sap));
         let reaching = || live().filter(|&sap| overlay.reaches(sap, to));
         let is_marked = |sap: &NodeId| mark.is_some_and(|mark| mark.sap == sap.0);
         reaching()
@@ -93,6 +94,7 @@ impl Snapshot {
             // Whoever all of them have lost may be back before they say so.
             .or_else(|| live().find(is_marked))
             .or_else(|| live().next())
+            .or_else(|| open().next())
             .or_else(|| usable().next())
     }
 
@@ -133,7 +135,44 @@ impl Snapshot {
     }
 }
 
+/// The orders of the default SaPs, by the member at the other end.
+#[derive(Debug, Default)]
+pub(super) struct Preference {
+    orders: Box<[Box<[NodeId]>]>,
+    /// For each member one more than the index of its order; 0 for the usual one. Empty where all have that.
+    order_of: Box<[u32]>,
+}
+
+impl Preference {
+    /// `specs` name sets of indexes below `members`; both were validated.
+    pub(super) fn new(members: usize, sets: &[Vec<u32>], specs: Vec<(u32, Vec<NodeId>)>) -> Self {
+        if specs.is_empty() {
+            return Self::default();
+        }
+        let mut order_of = vec![0; members];
+        for (number, (with, _)) in (1..).zip(&specs) {
+            for &member in sets.get(*with as usize).into_iter().flatten() {
+                if let Some(slot) = order_of.get_mut(member as usize) {
+                    *slot = number;
+                }
+            }
+        }
+        let orders = specs.into_iter().map(|(_, saps)| saps.into_boxed_slice()).collect();
+        Self { orders, order_of: order_of.into_boxed_slice() }
+    }
+
+    fn of(&self, member: u32) -> Option<&[NodeId]> {
+        let order = self.order_of.get(member as usize)?.checked_sub(1)?;
+        self.orders.get(order as usize).map(AsRef::as_ref)
+    }
+}
+
 impl Overlay {
+    /// The SaPs for pairs with the member, the preferred one first.
+    fn saps_for(&self, to: u32) -> &[NodeId] {
+        self.preference.of(to).unwrap_or(&self.default_saps)
+    }
+
     /// Whether `sap` has not said that it lost the member.
     fn reaches(&self, sap: NodeId, to: u32) -> bool {
         let lost_by = self.member(to).map_or(0, |member| member.lost_by.load(Ordering::Relaxed));

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::flows::HopMark;
+use super::hop::Preference;
 use super::judge::{Crossing, Judge, Place};
 use super::key_budget::Pair;
 use super::keyring::{KeyCache, Keyring};
@@ -77,6 +78,9 @@ pub(super) struct Overlay {
     pub(super) matcher: Matcher,
     pub(super) paths: Paths,
     pub(super) default_saps: Box<[NodeId]>,
+    pub(super) preference: Preference,
+    /// The default SaPs to which nothing is sent.
+    pub(super) empty_saps: Box<[NodeId]>,
     pub(super) keyring: Keyring,
     pub(super) send_keys: Box<[Option<AuthorizationKey>]>,
 }

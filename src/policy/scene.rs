@@ -473,6 +473,8 @@ fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
         is_quarantined: false,
+        round_trips: BTreeMap::new(),
+        drain: Drain::No,
     }
 }
 

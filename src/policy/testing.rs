@@ -63,6 +63,8 @@ pub(super) fn add_node(world: &mut World, kind: NodeKind, id: u32, name: &str) -
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
         is_quarantined: false,
+        round_trips: BTreeMap::new(),
+        drain: Drain::No,
     };
     world.nodes.insert(NodeId(id), facts);
     NodeId(id)

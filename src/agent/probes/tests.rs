@@ -58,6 +58,8 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 rules: Vec::new(),
                 paths: Vec::new(),
                 default_saps: vec![SAP],
+                preferences: Vec::new(),
+                empty_saps: Vec::new(),
                 destination_keys: Vec::new(),
                 pair_generations: Vec::new(),
                 send_keys: Vec::new(),
