@@ -29,6 +29,7 @@ mod lanes;
 mod loops;
 mod matrix;
 mod narrow;
+mod old_kernels;
 mod open;
 mod packet;
 mod paths;
