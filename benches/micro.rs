@@ -28,7 +28,7 @@ use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::{Action, DestinationKey};
 use ovmesh::forward::FlowTable;
 use ovmesh::policy::{
-    BoundSelector, KeySource, NodeFacts, OverlayFacts, RuleFacts, World, compile,
+    BoundSelector, Drain, KeySource, NodeFacts, OverlayFacts, RuleFacts, World, compile,
 };
 use ovmesh::sys::offload::coalesce::{Coalescer, Takes};
 use ovmesh::sys::offload::split::Split;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::Action;
-use ovmesh::policy::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
+use ovmesh::policy::{BoundSelector, Drain, NodeFacts, OverlayFacts, RuleFacts, World};
 use ovmesh::types::{
     EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Service,
 };

@@ -12,6 +12,7 @@ use super::publish::Hold;
 use super::server::{Server, now};
 use super::store::{self, nodes};
 use crate::api::admin::{Enforcement, Pending};
+use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::policy::{Drain, World};
 use crate::types::{NodeId, NodeKind};
@@ -105,7 +106,7 @@ pub(crate) fn refuse_needed(world: &World, sap: NodeId) -> Result<(), Problem> {
     let name = super::rotation::name_of(world, sap).name;
     let refused =
         || Problem::new(ProblemCode::Conflict, format!("the SaP {name} cannot be drained"));
-    let goes_over = |path: &crate::api::table::PathHops| matches!(path, crate::api::table::PathHops::Via(chain) if chain.contains(&sap));
+    let goes_over = |path: &PathHops| matches!(path, PathHops::Via(chain) if chain.contains(&sap));
     let rule = world.rules.iter().find(|(_, rule)| rule.path.as_ref().is_some_and(goes_over));
     if let Some((id, _)) = rule {
         return Err(refused()

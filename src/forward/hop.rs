@@ -169,7 +169,7 @@ impl Preference {
 
 impl Overlay {
     /// The SaPs for pairs with the member, the preferred one first.
-    fn saps_for(&self, to: u32) -> &[NodeId] {
+    pub(super) fn saps_for(&self, to: u32) -> &[NodeId] {
         self.preference.of(to).unwrap_or(&self.default_saps)
     }
 

@@ -131,7 +131,7 @@ impl Plan {
         let roster = Roster::new(world, overlay);
         let default_saps = default_saps(world, overlay);
         let is_empty =
-            |sap: &&NodeId| world.nodes.get(sap).is_some_and(|facts| facts.drain == Drain::Empty);
+            |sap: &&NodeId| world.nodes.get(*sap).is_some_and(|facts| facts.drain == Drain::Empty);
         let mut plan = Self {
             id: overlay,
             facts: world

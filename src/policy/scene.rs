@@ -11,8 +11,8 @@ use super::kubernetes::NetworkPolicy;
 use super::select::{carries, is_member};
 use super::tree::{At, shown};
 use super::{
-    BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World, check_rule,
-    did_you_mean,
+    BoundSelector, Drain, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+    check_rule, did_you_mean,
 };
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::{BoundSelector, KeySource, NodeFacts, OverlayFacts, RuleFacts, World};
+use super::{BoundSelector, Drain, KeySource, NodeFacts, OverlayFacts, RuleFacts, World};
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, DestinationKey, OverlayTable, PathHops};
 use crate::types::{

@@ -47,8 +47,8 @@ pub(super) async fn drain(
         let done = Done {
             result: view,
             action: format!("sap {word} {}", full.name),
-            before: to_value(&before),
-            after: to_value(&after),
+            before: to_value(&sap_view(&server.live(), &before).drain),
+            after: to_value(&sap_view(&server.live(), &after).drain),
         };
         draft.finish(done, Hold::Nobody, Vec::new()).await?
     };
