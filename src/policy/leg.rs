@@ -1,8 +1,9 @@
 //! Measured round trips as paths are chosen by. A measurement jitters all the time and a table must not:
 //! what counts is a step on a ladder, which is left only for good.
 
-/// The lowest step, in microseconds: below, all round trips count as the same.
-const FIRST_STEP: u64 = 1_000;
+/// The lowest step, in microseconds: up to the next one, all round trips count as the same. Within a site they
+/// differ by what a machine happens to do, and zones say who is near.
+pub(super) const FIRST_STEP: u64 = 4_000;
 
 /// A measurement has to be beyond the step it is held at so many times in a row.
 const BEYOND_MIN: u8 = 2;
@@ -74,13 +75,13 @@ mod tests {
         let mut leg = Leg::default();
         assert!(!leg.measure(300) && leg.held().is_none());
         assert!(leg.measure(400));
-        assert_eq!(leg.held(), Some(1_000));
+        assert_eq!(leg.held(), Some(4_000));
         assert!(!leg.measure(20_000), "once is noise");
         assert!(!leg.measure(500) && !leg.measure(20_000));
         assert!(leg.measure(21_000));
-        assert_eq!(leg.held(), Some(18_175));
+        assert_eq!(leg.held(), Some(19_071));
         assert!(!leg.measure(400) && leg.measure(400));
-        assert_eq!(leg.held(), Some(1_000));
+        assert_eq!(leg.held(), Some(4_000));
     }
 
     proptest! {
@@ -94,14 +95,14 @@ mod tests {
         }
 
         #[test]
-        fn a_lasting_change_by_more_than_double_is_always_followed(mean in 1_000_u64..1_000_000) {
+        fn a_lasting_change_by_more_than_double_is_always_followed(mean in 4_000_u64..1_000_000) {
             let mut leg = Leg::default();
             for micros in [mean, mean * 9 / 4] {
                 leg.measure(micros);
                 prop_assert!(leg.measure(micros));
             }
             leg.measure(mean / 2);
-            prop_assert!(leg.measure(mean / 2) || mean < 2_250);
+            prop_assert!(leg.measure(mean / 2));
         }
     }
 }

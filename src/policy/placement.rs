@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::evaluate::default_saps;
+use super::leg::FIRST_STEP;
 use super::{RuleFacts, World, is_in_force, members_of};
 use crate::api::path::{PlannedSite, SapPlan};
 use crate::api::table::Action;
@@ -167,13 +168,17 @@ fn sap_name(world: &World, sap: NodeId) -> Option<Name> {
     world.nodes.get(&sap).map(|facts| facts.name.name.clone())
 }
 
-/// The round trip between two entities, of which only those to SaPs are known: no SaP is nearer to one than
-/// it is to the other by more than that, and the way over each SaP is longer. The middle of the two.
+/// The round trip between two entities, of which only those to SaPs are known, in microseconds: at least the
+/// largest difference, at most the way over the nearest SaP; more often near the least. Who measures the same
+/// everywhere stands at the same place.
 fn estimate(one: &[u64], two: &[u64]) -> u64 {
+    if one == two {
+        return FIRST_STEP;
+    }
     let legs = || one.iter().zip(two);
     let least = legs().map(|(one, two)| one.abs_diff(*two)).max().unwrap_or(0);
     let most = legs().map(|(one, two)| one + two).min().unwrap_or(0);
-    (least + most) / 2
+    (least + most.saturating_sub(least) / 4).max(FIRST_STEP)
 }
 
 #[cfg(test)]
@@ -270,7 +275,8 @@ mod tests {
 
     #[test]
     fn estimates_lie_between_what_is_possible() {
-        assert_eq!(estimate(&[1_000, 30_000], &[1_000, 30_000]), 1_000);
-        assert_eq!(estimate(&[1_000, 30_000], &[30_000, 1_000]), 30_000);
+        assert_eq!(estimate(&[4_000, 30_000], &[4_000, 30_000]), FIRST_STEP);
+        assert_eq!(estimate(&[4_000, 30_000], &[30_000, 4_000]), 28_000);
+        assert_eq!(estimate(&[4_000, 30_000], &[5_000, 30_000]), FIRST_STEP);
     }
 }
