@@ -76,6 +76,8 @@ pub struct PeerState {
     pub is_alive: bool,
     /// The smoothed round trip, where this end measures it.
     pub round_trip: Option<Duration>,
+    /// At a SaP: where the entity was heard from, when that is none of its endpoints.
+    pub translated: Option<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -363,6 +365,10 @@ impl Probes {
                     },
                     is_alive,
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),
+                    translated: heard.map(|(_, from)| from).filter(|from| {
+                        let is_own = |endpoint: &SocketAddr| canonical(*endpoint) == *from;
+                        link.prober.is_none() && !link.endpoints.iter().any(is_own)
+                    }),
                 }
             })
             .collect()

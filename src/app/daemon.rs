@@ -23,7 +23,7 @@ use crate::api::local::{
     Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
     SapStatus, TableStatus,
 };
-use crate::api::node::{NodeReport, RoundTrip};
+use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
@@ -42,6 +42,9 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// How many notices of peers may wait.
 const HEARD_CAPACITY: usize = 64;
+
+/// How many entities behind NATs a SaP reports.
+const TRANSLATED_MAX: usize = 1024;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -224,13 +227,18 @@ impl Shared {
 
     fn report(&self) -> NodeReport {
         let measures = self.identity.kind == NodeKind::Entity;
-        let peers = if measures { self.peers() } else { Vec::new() };
+        let peers = self.peers();
+        let translated = peers
+            .iter()
+            .filter_map(|peer| Some(Translated { entity: peer.peer, from: peer.translated? }));
         NodeReport {
+            translated: translated.take(TRANSLATED_MAX).collect(),
             version: VERSION.to_owned(),
             endpoints: self.facts().endpoints.clone(),
             problems: self.health.problems(),
             round_trips: peers
                 .into_iter()
+                .filter(|_| measures)
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
         }

@@ -14,7 +14,8 @@ use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
-use crate::api::node::RoundTrip;
+use crate::api::node::{RoundTrip, Translated};
+use crate::api::{Problem, ProblemCode};
 use crate::policy::{Leg, NodeFacts, World};
 use crate::types::{NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
 
@@ -64,6 +65,8 @@ pub(crate) struct NodeState {
     pub(crate) round_trips: Vec<RoundTrip>,
     /// The same as paths are chosen by; empty before the first report.
     pub(crate) legs: BTreeMap<NodeId, Leg>,
+    /// Of a SaP: entities behind NATs.
+    pub(crate) translated: Vec<Translated>,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
@@ -89,6 +92,7 @@ impl NodeState {
             problems: Vec::new(),
             round_trips: Vec::new(),
             legs: BTreeMap::new(),
+            translated: Vec::new(),
             endpoints: Vec::new(),
             news_from: Instant::now(),
             wake: watch::Sender::new(0),
@@ -203,6 +207,26 @@ impl Live {
     /// Whether the node acknowledged `serial`; a node that is gone counts as having done so.
     pub(crate) fn has_acknowledged(&self, id: NodeId, serial: Serial) -> bool {
         self.nodes.get(&id).is_none_or(|node| node.acknowledged >= serial)
+    }
+
+    /// Refuses a direct path to or from an entity that sits behind a NAT, as far as SaPs reported.
+    pub(crate) fn refuse_translated(
+        &self,
+        entities: impl IntoIterator<Item = NodeId>,
+    ) -> Result<(), Problem> {
+        let saps = self.nodes.iter().filter(|(id, _)| {
+            self.world.nodes.get(id).is_some_and(|facts| facts.kind == NodeKind::Sap)
+        });
+        let reported: BTreeMap<NodeId, SocketAddr> = saps
+            .flat_map(|(_, node)| &node.translated)
+            .map(|translated| (translated.entity, translated.from))
+            .collect();
+        let found = entities.into_iter().find_map(|id| Some((id, reported.get(&id)?)));
+        let Some((id, from)) = found else { return Ok(()) };
+        let name = super::rotation::name_of(&self.world, id);
+        Err(Problem::new(ProblemCode::Conflict, format!("{name} cannot be reached directly"))
+            .why(format!("it is behind a NAT: SaPs hear it from {from}, which it does not say itself"))
+            .fix("let the pair go over a SaP, or start its ovd with --endpoint and forward that port"))
     }
 
     /// A node that is behind, for people.

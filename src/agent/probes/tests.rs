@@ -93,6 +93,15 @@ fn an_entity_and_its_sap_find_each_other() {
     let seen = &sap.peers(ms(2))[0];
     assert!(seen.is_alive && seen.name == "web", "{seen:?}");
     assert!(!sap.peers(ms(60_000))[0].is_alive);
+    assert_eq!(seen.translated, None);
+
+    let request = (0..).find_map(|t| {
+        entity.handle_timeout(ms(t));
+        entity.poll_transmit(ms(t))
+    });
+    let elsewhere: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+    sap.handle_datagram(elsewhere, &request.unwrap().bytes, ms(300)).unwrap();
+    assert_eq!(sap.peers(ms(300))[0].translated, Some(elsewhere), "behind a NAT");
 }
 
 #[test]

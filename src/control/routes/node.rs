@@ -23,7 +23,7 @@ use crate::types::{Incarnation, NodeId, Serial};
 
 type Shared = State<Arc<Server>>;
 
-/// Most lines and letters of what a node complains of, and most round trips, that are kept.
+/// Most lines and letters of what a node complains of, and most round trips and entities behind NATs, that are kept.
 const PROBLEMS_MAX: usize = 16;
 const PROBLEM_LEN_MAX: usize = 200;
 const ROUND_TRIPS_MAX: usize = 1024;
@@ -196,6 +196,8 @@ pub(super) async fn report(
             .collect();
         state.round_trips = report.round_trips;
         state.round_trips.truncate(ROUND_TRIPS_MAX);
+        state.translated = report.translated;
+        state.translated.truncate(ROUND_TRIPS_MAX);
         let held = world.nodes.get(&id).map(|own| state.measure(&world, own)).unwrap_or_default();
         let is_news =
             state.version != version || state.endpoints != report.endpoints || !held.is_empty();

@@ -126,3 +126,26 @@ async fn the_last_sap_is_not_drained() {
     let (status, value) = world.post("/v1/saps/s1/drain", json!({"on": false})).await;
     assert_eq!((status, &value["result"]["drain"]), (StatusCode::OK, &Value::Null));
 }
+
+#[tokio::test]
+async fn a_direct_path_to_an_entity_behind_a_nat_is_refused() {
+    let (world, ..) = town().await;
+    let sap = world.join("s3", "sap", json!({})).await;
+    let direct = json!({"from": "web", "to": "db", "path": "direct"});
+    let (status, value) = world.post("/v1/paths", direct.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let (status, _) = world.post("/v1/paths", json!({"from": "web", "to": "db"})).await;
+    assert_eq!(status, StatusCode::OK);
+
+    let db = world.get("/v1/entities/default/db").await["id"].clone();
+    let report = json!({"version": "", "endpoints": ["198.51.100.7:6080"], "problems": [],
+        "roundTrips": [], "translated": [{"entity": db, "from": "203.0.113.9:4000"}]});
+    let path = "/v1/node/report";
+    let (status, _) = world.ask(Method::POST, path, Some(&sap), &report.to_string()).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, value) = world.post("/v1/paths", direct).await;
+    assert_problem(status, &value, 409, "db cannot be reached directly");
+    let rule = json!({"action": "allow", "from": "web", "to": "db", "path": "direct"});
+    let (status, value) = world.post("/v1/rules", rule).await;
+    assert_problem(status, &value, 409, "203.0.113.9:4000");
+}
