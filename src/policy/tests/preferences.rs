@@ -1,7 +1,7 @@
 //! Which SaP a pair goes over by default, and what is set for it.
 
 use crate::api::table::{OverlayTable, PathHops};
-use crate::policy::testing::{FakeKeys, NOW, O, add_rule, endpoint, ids, town};
+use crate::policy::testing::{FakeKeys, NOW, O, add_rule, endpoint, town};
 use crate::policy::{Drain, PathSource, Paths, World, check_pair_path, compile};
 use crate::types::NodeId;
 
@@ -90,7 +90,7 @@ fn what_was_set_goes_before_rules_and_measurements() {
         let paths = Paths::new(world, O, NOW);
         (paths.source(DB, WEB), paths.between(WEB, DB), paths.between(DB, WEB))
     };
-    let via = |saps: &[u32]| vec![PathHops::Via(ids(saps))];
+    let via = |saps: &[u32]| vec![PathHops::Via(saps.iter().map(|id| NodeId(*id)).collect())];
     assert_eq!(
         paths(&world),
         (Some(PathSource::Rule(crate::types::RuleId(1))), via(&[11]), via(&[11]))
