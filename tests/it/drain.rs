@@ -5,30 +5,31 @@ use anyhow::ensure;
 use crate::support::{SOON, expect_refusal, play};
 use crate::world::poll;
 
-/// Between two datagrams: 2,000 a second.
-const PACE_MICROS: &str = "500";
+/// Between two datagrams: 500 a second, and 2,000 in the long run. A busy machine that stands still for a
+/// quarter of a second loses some of the latter in its own devices.
+const PACE_MICROS: [&str; 2] = ["2000", "500"];
 
 #[test]
 fn draining_a_sap_loses_nothing() {
-    drains(1);
+    drains(1, PACE_MICROS[0]);
 }
 
 #[test]
 #[ignore = "long"]
 fn draining_a_sap_many_times_loses_nothing() {
-    drains(20);
+    drains(20, PACE_MICROS[1]);
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are what this is for")]
-fn drains(times: u32) {
+fn drains(times: u32, pace_micros: &str) {
     play(&["s1", "s2"], &["a", "b"], |rig| {
         let _servers = [rig.udp_echo("b", 9)?, rig.tcp_echo("b", 7)?];
         rig.allow(&["a", "b", "--port", "udp/9,udp/10,tcp/7"])?;
         let target = |port| Ok::<_, anyhow::Error>(rig.at("b", port)?.to_string());
-        let udp = rig.counter("a", "udp-stream", &target(9)?, &[PACE_MICROS])?;
+        let udp = rig.counter("a", "udp-stream", &target(9)?, &[pace_micros])?;
         let tcp = rig.counter("a", "tcp-stream", &target(7)?, &[])?;
         // Only what the other side sends: the next SaP sees no packet of the one who asked.
-        let pour = format!("udp-pour {} {PACE_MICROS}", target(10)?);
+        let pour = format!("udp-pour {} {pace_micros}", target(10)?);
         let _pours = rig.run("b", &pour.split(' ').collect::<Vec<_>>())?;
         let poured = rig.counter("a", "udp-stream", &target(10)?, &["3600000000"])?;
         for stream in [&udp, &tcp, &poured] {
@@ -83,7 +84,7 @@ fn a_sap_that_somebody_needs_is_not_drained() {
         rig.fleet.node_mut("a")?.process()?.signal("STOP")?;
         let late = rig.fleet.ovctl(&["sap", "drain", "s1", "--wait", "2s"])?;
         rig.fleet.node_mut("a")?.process()?.signal("CONT")?;
-        ensure!(late.code == 1 && late.stderr.contains('a'), "{late:?}");
+        ensure!(late.code == 1 && late.stderr.contains("a, has not answered"), "{late:?}");
         poll(SOON, "the drain to end when `a` is back", || {
             let sap = rig.fleet.ovctl_json(&["sap", "show", "s1"])?;
             Ok((sap["drain"] == "drained").then_some(()))
