@@ -44,11 +44,13 @@ pub(super) async fn drain(
     } else {
         nodes::set_drain(draft.conn(), id, after.drain).await?;
         let word = if switch.on { "drain" } else { "undrain" };
+        let [before, after] =
+            [&before, &after].map(|record| sap_view(&server.live(), record).drain);
         let done = Done {
             result: view,
             action: format!("sap {word} {}", full.name),
-            before: to_value(&sap_view(&server.live(), &before).drain),
-            after: to_value(&sap_view(&server.live(), &after).drain),
+            before: to_value(&before),
+            after: to_value(&after),
         };
         draft.finish(done, Hold::Nobody, Vec::new()).await?
     };
