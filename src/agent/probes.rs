@@ -367,7 +367,9 @@ impl Probes {
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),
                     translated: heard.map(|(_, from)| from).filter(|from| {
                         let is_own = |endpoint: &SocketAddr| canonical(*endpoint) == *from;
-                        link.prober.is_none() && !link.endpoints.iter().any(is_own)
+                        // Of those whose packets go elsewhere a SaP's table has no endpoints.
+                        let is_known = link.prober.is_none() && !link.endpoints.is_empty();
+                        is_known && !link.endpoints.iter().any(is_own)
                     }),
                 }
             })

@@ -84,7 +84,7 @@ fn a_sap_that_somebody_needs_is_not_drained() {
         rig.fleet.node_mut("a")?.process()?.signal("STOP")?;
         let late = rig.fleet.ovctl(&["sap", "drain", "s1", "--wait", "2s"])?;
         rig.fleet.node_mut("a")?.process()?.signal("CONT")?;
-        ensure!(late.code == 1 && late.stderr.contains("a, has not answered"), "{late:?}");
+        ensure!(late.code == 1 && late.stderr.contains("not yet enforced: a, "), "{late:?}");
         poll(SOON, "the drain to end when `a` is back", || {
             let sap = rig.fleet.ovctl_json(&["sap", "show", "s1"])?;
             Ok((sap["drain"] == "drained").then_some(()))
