@@ -49,8 +49,17 @@ impl Snapshot {
         };
         let family = if source.is_ipv4() { Family::V4 } else { Family::V6 };
         let fragment = Fragment::Whole;
-        let facts =
-            Facts { family, source, destination, protocol, upper, fragment, len: 0, ecn: 0 };
+        let facts = Facts {
+            family,
+            source,
+            destination,
+            protocol,
+            upper,
+            fragment,
+            len: 0,
+            ecn: 0,
+            tracer: None,
+        };
         let pair = self.pair(source, destination).filter(|pair| pair.source() == starter);
         let pair = pair.filter(|pair| self.owner.is_some_and(|(own, _)| pair.goes_over(own)));
         pair.is_some_and(|Pair { overlay, from, to, .. }| {
