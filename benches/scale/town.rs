@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::Action;
-use ovmesh::policy::{BoundSelector, Links, NodeFacts, OverlayFacts, RuleFacts, World};
+use ovmesh::policy::{BoundSelector, Drain, Links, NodeFacts, OverlayFacts, RuleFacts, World};
 use ovmesh::types::{
     EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Service,
 };
@@ -177,6 +177,8 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
             },
             serves: is_sap.then_some(OVERLAY).into_iter().collect(),
             is_quarantined: false,
+            round_trips: BTreeMap::new(),
+            drain: Drain::No,
         };
         world.nodes.insert(NodeId(id), facts.into());
         for sap in (size.entities + 1..=size.entities + SAPS).filter(|_| !is_sap) {

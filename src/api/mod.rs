@@ -12,6 +12,7 @@ pub mod gzip;
 pub mod key;
 pub mod local;
 pub mod node;
+pub mod path;
 pub mod policy;
 pub mod problem;
 pub mod table;

@@ -19,6 +19,7 @@
 mod auth;
 mod compile;
 mod document;
+mod drain;
 mod driver;
 mod enforce;
 mod errands;
@@ -27,6 +28,7 @@ mod flows;
 mod keyset;
 pub mod listen;
 mod live;
+mod paths;
 mod policies;
 mod publish;
 mod risk;

@@ -15,6 +15,8 @@ mod crash;
 mod crowd;
 mod direction;
 mod doors;
+mod drain;
+mod failover;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
