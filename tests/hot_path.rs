@@ -110,7 +110,7 @@ impl Rig {
             paths: Vec::new(),
             default_saps: vec![SAP],
             destination_keys: (0..2)
-                .map(|to| DestinationKeySpec { to, accept: vec![secret(to)] })
+                .map(|to| DestinationKeySpec { to, accept: vec![secret(to)], old_until: None })
                 .collect(),
             pairs: Vec::new(),
             send_keys: Vec::new(),

@@ -152,7 +152,11 @@ impl Sap {
             paths: Vec::new(),
             default_saps: vec![NodeId(100)],
             destination_keys: (0..2)
-                .map(|to| DestinationKeySpec { to, accept: vec![secret(to + 2 * id)] })
+                .map(|to| DestinationKeySpec {
+                    to,
+                    accept: vec![secret(to + 2 * id)],
+                    old_until: None,
+                })
                 .collect(),
             pairs: Vec::new(),
             send_keys: Vec::new(),

@@ -174,6 +174,21 @@ pub struct NodeReport {
     pub problems: Vec<String>,
     /// Round trips to SaPs, in microseconds.
     pub round_trips: Vec<RoundTrip>,
+    /// Pairs that saw too many wrong keys since the last report: somebody guesses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guessed: Vec<Guessed>,
+}
+
+/// A pair whose key somebody guesses at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Guessed {
+    /// The overlay.
+    pub overlay: OverlayId,
+    /// The entity in whose name the packets came.
+    pub from: NodeId,
+    /// The entity that they were for.
+    pub to: NodeId,
 }
 
 /// A measured round trip to one SaP.

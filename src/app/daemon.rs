@@ -10,10 +10,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::devices::Devices;
 use super::endpoints::{Wanted, prefer_reachable, server_address};
-use super::{answers, control_loop, node, shutdown};
+use super::{answers, control_loop, guessing, node, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
+use crate::agent::guesses::Guesses;
 use crate::agent::health::{Health, Topic};
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
@@ -81,6 +82,7 @@ pub(crate) struct Shared {
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
+    guesses: Mutex<Guesses>,
     health: Arc<Health>,
     facts: Mutex<Facts>,
     identity: Identity,
@@ -115,6 +117,7 @@ impl Shared {
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
+            guesses: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
             facts: Mutex::default(),
             identity,
@@ -145,6 +148,15 @@ impl Shared {
 
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn guesses(&self) -> MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server should hear something soon.
+    pub(crate) fn ask_for_report(&self) {
+        self.health.poke();
     }
 
     /// What was refused in this time, or at all.
@@ -228,6 +240,7 @@ impl Shared {
                 .into_iter()
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
+            guessed: self.guesses().take(),
         }
     }
 }
@@ -334,6 +347,7 @@ pub(crate) async fn run(
             Err(broken("the report loop ended", String::new()))
         }
         () = counting => Err(broken("the report loop ended", String::new())),
+        () = guessing::run(&shared) => Err(broken("the alarm loop ended", String::new())),
     };
     plane.stop();
     result

@@ -10,6 +10,7 @@ mod control_loop;
 mod daemon;
 mod devices;
 mod endpoints;
+mod guessing;
 pub mod node;
 pub mod ovctl;
 pub mod ovd;

@@ -73,7 +73,7 @@ impl Server {
             Some(old) => (old, changes),
             None => (Arc::default(), Changes::All),
         };
-        let conn = &mut *transaction;
+        let (conn, old_keys) = (&mut *transaction, Arc::clone(&old.keys));
         let known = (&**old.blueprint.world(), &*policies);
         let (world, policies) = store::world::load_changed(conn, known, &changes).await?;
         let (world, policies) = (Arc::new(world), Arc::new(policies));
@@ -130,6 +130,7 @@ impl Server {
             live.source = Some(Arc::clone(&source));
             live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
             assign(&mut live, &source, compiled, &published, &held);
+            live.note_asked(&old_keys);
             published
                 .iter()
                 .filter(|(id, _)| !held.contains(id))

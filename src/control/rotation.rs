@@ -7,12 +7,16 @@ use super::keyset::{Keys, RingId};
 use super::live::Live;
 use super::store::{self, keys::RingRow};
 use crate::api::admin::{KeyRotate, KeyStatus};
+use crate::api::node::Guessed;
 use crate::api::{Problem, ProblemCode};
-use crate::keys::rotation::{HURRY_MILLIS, Ring, StartError, Step};
+use crate::keys::rotation::{HURRY_MILLIS, Ring, Step};
 use crate::policy::World;
 use crate::types::{
     EntityName, Epoch, Generation, KeyVersion, Name, NodeId, NodeKind, OverlayId, Serial, Timestamp,
 };
+
+/// How long a pair's new key rests before an alarm changes it again.
+const ALARM_REST_SECONDS: u64 = 600;
 
 /// Which serial each node had when a step's tables were published.
 pub(crate) type Serials = Arc<BTreeMap<NodeId, Serial>>;
@@ -93,43 +97,87 @@ pub(crate) async fn start(
     }
     let mut changed = Vec::new();
     for overlay in overlays {
-        let busy = keys.rings.values().find(|row| {
-            row.overlay == overlay
-                && row.destination == to_id
-                && row.ring.step != Step::Steady
-                && (row.source.is_none() || from_id.is_none() || row.source == from_id)
-        });
-        if let Some(row) = busy {
-            if !request.now {
-                return Err(under_way_problem(world, row));
-            }
-            let mut row = row.clone();
-            row.ring.hurry(now_millis, HURRY_MILLIS);
-            store::keys::put_ring(conn, &row).await?;
-            changed.push(row);
+        let id = (overlay, from_id, to_id);
+        if let Some(row) = busy(keys, id).filter(|_| !request.now) {
+            return Err(under_way_problem(world, row));
+        }
+        changed.push(start_ring(conn, keys, id, hurry, now_millis).await?);
+    }
+    Ok(changed)
+}
+
+/// Rotates the keys of pairs that somebody guesses at, each at most once in [`ALARM_REST_SECONDS`]: more
+/// would only serve whoever wants to see keys change. Gives the rings that changed, with who raised the
+/// alarm.
+pub(crate) async fn start_guessed(
+    conn: &mut store::Connection,
+    keys: &Keys,
+    guessed: &BTreeMap<Guessed, NodeId>,
+    now_millis: u64,
+) -> Result<Vec<(RingRow, NodeId)>, Problem> {
+    let mut changed = Vec::new();
+    for (&Guessed { overlay, from, to }, by) in guessed {
+        let id = (overlay, Some(from), to);
+        let is_fresh = |row: &RingRow| {
+            row.rotated.0.saturating_add(ALARM_REST_SECONDS) > now_millis / 1000
+        };
+        let before = busy(keys, id).or(keys.rings.get(&id));
+        if before.is_some_and(|row| row.ring.step == Step::Steady && is_fresh(row)) {
             continue;
         }
-        let id = (overlay, from_id, to_id);
-        let mut row = keys.rings.get(&id).cloned().unwrap_or_else(|| RingRow {
+        let row = start_ring(conn, keys, id, Some(HURRY_MILLIS), now_millis).await?;
+        // One that was in a hurry already is as it was.
+        if before.map(|row| row.ring) != Some(row.ring) {
+            changed.push((row, *by));
+        }
+    }
+    Ok(changed)
+}
+
+/// The rotation under way that keeps these keys from being rotated: two keys of a pair are all that is
+/// accepted.
+fn busy(keys: &Keys, (overlay, from, to): RingId) -> Option<&RingRow> {
+    keys.rings.values().find(|row| {
+        row.overlay == overlay
+            && row.destination == to
+            && row.ring.step != Step::Steady
+            && (row.source.is_none() || from.is_none() || row.source == from)
+    })
+}
+
+/// Starts the rotation of a destination's or a pair's keys; one that is in its way gets a deadline instead.
+async fn start_ring(
+    conn: &mut store::Connection,
+    keys: &Keys,
+    id: RingId,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Result<RingRow, Problem> {
+    let (overlay, source, destination) = id;
+    let row = if let Some(row) = busy(keys, id) {
+        let mut row = row.clone();
+        row.ring.hurry(now_millis, HURRY_MILLIS);
+        row
+    } else {
+        let known = keys.rings.get(&id).cloned();
+        let mut row = known.unwrap_or_else(|| RingRow {
             overlay,
-            source: from_id,
-            destination: to_id,
+            source,
+            destination,
             ring: Ring::steady(KeyVersion::default(), now_millis),
             rotated: Timestamp(now_millis / 1000),
         });
         let mut next = row.ring.current;
         next.generation = Generation(next.generation.0.saturating_add(1));
-        row.ring.start(next, now_millis, hurry).map_err(|error| match error {
-            StartError::UnderWay(_) => under_way_problem(world, &row),
-            StartError::NotNewer => {
-                Problem::new(ProblemCode::Failed, "the generations of this key are used up")
-                    .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
-            }
+        // Nothing is under way, so only this can be.
+        row.ring.start(next, now_millis, hurry).map_err(|_| {
+            Problem::new(ProblemCode::Failed, "the generations of this key are used up")
+                .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
         })?;
-        store::keys::put_ring(conn, &row).await?;
-        changed.push(row);
-    }
-    Ok(changed)
+        row
+    };
+    store::keys::put_ring(conn, &row).await?;
+    Ok(row)
 }
 
 fn overlay_named(world: &World, name: &Name) -> Result<OverlayId, Problem> {

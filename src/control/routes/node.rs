@@ -183,6 +183,10 @@ pub(super) async fn report(
         text.chars().filter(|c| !c.is_control()).take(max).collect()
     };
     let version = plain(&report.version, 40);
+    if !report.guessed.is_empty() {
+        server.live().note_guessed(id, &report.guessed);
+        server.tick();
+    }
     let turn = {
         let mut live = server.live();
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
