@@ -122,10 +122,10 @@ impl Server {
         }
         let gate = Arc::clone(&self.gate).lock_owned().await;
         let at = now_millis();
-        let ((moved, cut_off), may_begin) = {
+        let (moved, may_begin) = {
             let live = self.live();
             let may_begin = !live.guessed.is_empty() || !live.keys.due(interval, at).is_empty();
-            (self.moved(&live, at), may_begin)
+            (rotation::moved(&live, at, millis(self.settings.key_grace)), may_begin)
         };
         if moved.is_empty() && !may_begin {
             return Ok(());
@@ -134,7 +134,7 @@ impl Server {
         let changed = if moved.is_empty() {
             self.begin_rotations(&mut transaction, interval, at).await?
         } else {
-            self.go_on(&mut transaction, &moved, cut_off).await?;
+            self.go_on(&mut transaction, &moved).await?;
             true
         };
         if changed {
@@ -148,20 +148,29 @@ impl Server {
         Ok(())
     }
 
-    /// Writes down the rings that go a step on.
+    /// Writes down the rings that go a step on, and says whom that cuts off.
     async fn go_on(
         &self,
         transaction: &mut store::WriteTransaction,
-        moved: &[RingRow],
-        cut_off: Vec<String>,
+        moved: &[(RingRow, Vec<NodeId>)],
     ) -> Result<(), Problem> {
-        for row in moved {
+        let world = Arc::clone(&self.live().world);
+        let name = |id: &NodeId| rotation::name_of(&world, *id).to_string();
+        for (row, cut_off) in moved {
             store::keys::put_ring(transaction, row).await?;
+            if !cut_off.is_empty() {
+                let to = name(&row.destination);
+                let laggards = cut_off.iter().map(name).collect::<Vec<_>>().join(" ");
+                tracing::warn!(
+                    %to,
+                    %laggards,
+                    "a hurried key rotation cut off who had not acknowledged"
+                );
+                let action = format!("key rotation to {to} cut off {laggards}");
+                self.record(transaction, "rotation", action).await?;
+            }
         }
-        for action in cut_off {
-            self.record(transaction, "rotation", action).await?;
-        }
-        for row in moved.iter().filter(|row| row.ring.step == Step::Steady) {
+        for (row, _) in moved.iter().filter(|(row, _)| row.ring.step == Step::Steady) {
             store::keys::forget_epochs(transaction, row.overlay).await?;
         }
         Ok(())
@@ -218,41 +227,6 @@ impl Server {
         let done = Done { result: (), action, before: null.clone(), after: null };
         let revision = store::revision(transaction).await?;
         store::audit::record(transaction, revision, now(), actor, &done).await
-    }
-
-    /// The rings that go a step on, and whom that cuts off, in words.
-    fn moved(&self, live: &Live, at: u64) -> (Vec<RingRow>, Vec<String>) {
-        let grace = millis(self.settings.key_grace);
-        let mut moved = Vec::new();
-        let mut cut_off = Vec::new();
-        for (id, row) in &live.keys.rings {
-            if row.ring.step == Step::Steady {
-                continue;
-            }
-            let laggards = rotation::laggards(live, row, live.asked.get(id));
-            let mut row = row.clone();
-            let acked = laggards.is_empty();
-            let Some(change) = row.ring.handle_timeout(at, acked, acked, grace) else { continue };
-            if change.cut_off {
-                let names: Vec<String> = laggards
-                    .iter()
-                    .map(|id| rotation::name_of(&live.world, *id).to_string())
-                    .collect();
-                let (to, laggards) =
-                    (rotation::name_of(&live.world, row.destination), names.join(" "));
-                tracing::warn!(
-                    %to,
-                    %laggards,
-                    "a hurried key rotation cut off who had not acknowledged"
-                );
-                cut_off.push(format!("key rotation to {to} cut off {laggards}"));
-            }
-            if change.to == Step::Steady {
-                row.rotated = Timestamp(at / 1000);
-            }
-            moved.push(row);
-        }
-        (moved, cut_off)
     }
 
     /// Who has not acknowledged its newest table, for the status.

@@ -90,9 +90,18 @@ impl Keys {
                 }
             }
         }
+        Ok(Self::new(epochs, rings, older))
+    }
+
+    /// Of these secrets and rings; what `older` derived is taken over where it still holds.
+    pub(crate) fn new(
+        epochs: BTreeMap<(OverlayId, Epoch), (Secret, Timestamp)>,
+        rings: BTreeMap<RingId, RingRow>,
+        older: &Self,
+    ) -> Self {
         let mut keys = Self { epochs, rings, ..Self::default() };
         keys.derive(older);
-        Ok(keys)
+        keys
     }
 
     fn derive(&mut self, older: &Self) {
@@ -183,12 +192,7 @@ impl KeySource for Keys {
         })
     }
 
-    fn old_until(
-        &self,
-        overlay: OverlayId,
-        from: Option<NodeId>,
-        to: NodeId,
-    ) -> Option<Timestamp> {
+    fn old_until(&self, overlay: OverlayId, from: Option<NodeId>, to: NodeId) -> Option<Timestamp> {
         Versions::of(self.rings.get(&(overlay, from, to))?).old_until
     }
 

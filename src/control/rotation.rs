@@ -34,18 +34,32 @@ pub(crate) async fn start_overlay(
     let Some((newest, _)) = keys.newest(overlay) else { return Ok(Vec::new()) };
     let next = Epoch(newest.0.saturating_add(1));
     store::keys::add_epoch(conn, overlay, next, now).await?;
-    let mut changed = Vec::new();
-    for row in keys.rings.values().filter(|row| row.overlay == overlay) {
+    let changed = started_overlay(keys, overlay, next, hurry, now_millis);
+    for row in &changed {
+        store::keys::put_ring(conn, row).await?;
+    }
+    Ok(changed)
+}
+
+/// The rings of an overlay once its rotation to the epoch `next` has started.
+pub(super) fn started_overlay(
+    keys: &Keys,
+    overlay: OverlayId,
+    next: Epoch,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Vec<RingRow> {
+    let rows = keys.rings.values().filter(|row| row.overlay == overlay);
+    let started = rows.map(|row| {
         let mut row = row.clone();
         let rests = row.source.is_none() && !keys.pair_rotates(overlay, row.destination);
         let target = KeyVersion { epoch: next, generation: row.ring.current.generation };
         if !rests || row.ring.start(target, now_millis, hurry).is_err() {
             row.ring.hurry(now_millis, HURRY_MILLIS);
         }
-        store::keys::put_ring(conn, &row).await?;
-        changed.push(row);
-    }
-    Ok(changed)
+        row
+    });
+    started.collect()
 }
 
 /// Starts what an operator asked for; gives the rings that changed.
@@ -118,9 +132,8 @@ pub(crate) async fn start_guessed(
     let mut changed = Vec::new();
     for (&Guessed { overlay, from, to }, by) in guessed {
         let id = (overlay, Some(from), to);
-        let is_fresh = |row: &RingRow| {
-            row.rotated.0.saturating_add(ALARM_REST_SECONDS) > now_millis / 1000
-        };
+        let is_fresh =
+            |row: &RingRow| row.rotated.0.saturating_add(ALARM_REST_SECONDS) > now_millis / 1000;
         let before = busy(keys, id).or(keys.rings.get(&id));
         if before.is_some_and(|row| row.ring.step == Step::Steady && is_fresh(row)) {
             continue;
@@ -153,31 +166,56 @@ async fn start_ring(
     hurry: Option<u64>,
     now_millis: u64,
 ) -> Result<RingRow, Problem> {
-    let (overlay, source, destination) = id;
-    let row = if let Some(row) = busy(keys, id) {
-        let mut row = row.clone();
-        row.ring.hurry(now_millis, HURRY_MILLIS);
-        row
-    } else {
-        let known = keys.rings.get(&id).cloned();
-        let mut row = known.unwrap_or_else(|| RingRow {
-            overlay,
-            source,
-            destination,
-            ring: Ring::steady(KeyVersion::default(), now_millis),
-            rotated: Timestamp(now_millis / 1000),
-        });
-        let mut next = row.ring.current;
-        next.generation = Generation(next.generation.0.saturating_add(1));
-        // Nothing is under way, so only this can be.
-        row.ring.start(next, now_millis, hurry).map_err(|_| {
-            Problem::new(ProblemCode::Failed, "the generations of this key are used up")
-                .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
-        })?;
-        row
-    };
+    let row = started(keys, id, hurry, now_millis).ok_or_else(|| {
+        Problem::new(ProblemCode::Failed, "the generations of this key are used up")
+            .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
+    })?;
     store::keys::put_ring(conn, &row).await?;
     Ok(row)
+}
+
+/// The ring once its rotation has started, or the one in its way with a deadline; none when no newer
+/// generation is left.
+pub(super) fn started(
+    keys: &Keys,
+    id: RingId,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Option<RingRow> {
+    let (overlay, source, destination) = id;
+    if let Some(row) = busy(keys, id) {
+        let mut row = row.clone();
+        row.ring.hurry(now_millis, HURRY_MILLIS);
+        return Some(row);
+    }
+    let known = keys.rings.get(&id).cloned();
+    let mut row = known.unwrap_or_else(|| RingRow {
+        overlay,
+        source,
+        destination,
+        ring: Ring::steady(KeyVersion::default(), now_millis),
+        rotated: Timestamp(now_millis / 1000),
+    });
+    let mut next = row.ring.current;
+    next.generation = Generation(next.generation.0.saturating_add(1));
+    row.ring.start(next, now_millis, hurry).ok()?;
+    Some(row)
+}
+
+/// The rings that go a step on, each with whom that cuts off.
+pub(super) fn moved(live: &Live, at: u64, grace_millis: u64) -> Vec<(RingRow, Vec<NodeId>)> {
+    let under_way = live.keys.rings.iter().filter(|(_, row)| row.ring.step != Step::Steady);
+    let moved = under_way.filter_map(|(id, row)| {
+        let laggards = laggards(live, row, live.asked.get(id));
+        let mut row = row.clone();
+        let acked = laggards.is_empty();
+        let change = row.ring.handle_timeout(at, acked, acked, grace_millis)?;
+        if change.to == Step::Steady {
+            row.rotated = Timestamp(at / 1000);
+        }
+        Some((row, if change.cut_off { laggards } else { Vec::new() }))
+    });
+    moved.collect()
 }
 
 fn overlay_named(world: &World, name: &Name) -> Result<OverlayId, Problem> {

@@ -116,7 +116,9 @@ mod tests {
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let pairs = &pairs;
-                scope.spawn(move || (0..10_000).for_each(|number| pairs.put(pair(10 * number + thread))));
+                scope.spawn(move || {
+                    (0..10_000).for_each(|number| pairs.put(pair(10 * number + thread)))
+                });
             }
             for _ in 0..1_000 {
                 for GuessedPair { overlay, from, to } in pairs.take() {

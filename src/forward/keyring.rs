@@ -103,10 +103,14 @@ impl Keyring {
         let candidates = destinations.newest_first(wall).flat_map(|(destination, counts)| {
             generations().map(move |(own, own_counts)| (destination, *own, counts && own_counts))
         });
-        candidates.take(KEYS_MAX).zip(0_u64..).any(|((destination, generation, counts), ordinal)| {
-            let identity = (from_number << MEMBER_BITS | to_number) << ORDINAL_BITS | ordinal;
-            counts && cache.key(identity, || destination.pair_key(from_id, generation).bits()) == key
-        })
+        candidates.take(KEYS_MAX).zip(0_u64..).any(
+            |((destination, generation, counts), ordinal)| {
+                let identity = (from_number << MEMBER_BITS | to_number) << ORDINAL_BITS | ordinal;
+                counts
+                    && cache.key(identity, || destination.pair_key(from_id, generation).bits())
+                        == key
+            },
+        )
     }
 }
 
@@ -221,8 +225,7 @@ mod tests {
         ] {
             let key = key.pair_key(NodeId(50), Generation(generation)).bits();
             for at in [0, 99, 100, 199, 200, u64::MAX] {
-                let is_accepted =
-                    ring.accepts(&cache, 0, (0, NodeId(50)), to, key, Timestamp(at));
+                let is_accepted = ring.accepts(&cache, 0, (0, NodeId(50)), to, key, Timestamp(at));
                 assert_eq!(is_accepted, end.is_none_or(|end| at < end), "{to} {generation} {at}");
             }
         }

@@ -107,7 +107,11 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
         isolated: Vec::new(),
         paths: Vec::new(),
         default_saps: vec![id],
-        destination_keys: vec![DestinationKeySpec { to: 1, accept: vec![secret()], old_until: None }],
+        destination_keys: vec![DestinationKeySpec {
+            to: 1,
+            accept: vec![secret()],
+            old_until: None,
+        }],
         pairs: Vec::new(),
         send_keys: Vec::new(),
     };

@@ -19,6 +19,7 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod guessing;
 mod impaired;
 mod inner;
 mod integrity;
@@ -39,6 +40,7 @@ mod probes;
 mod relay;
 mod restart;
 mod revoke;
+mod rotations;
 mod speed;
 mod spoof;
 mod support;

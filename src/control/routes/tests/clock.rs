@@ -346,7 +346,7 @@ async fn an_alarm_rotates_its_pair_once_and_not_on_the_word_of_strangers() {
 
 #[tokio::test]
 async fn receivers_are_told_when_the_old_key_ends_and_not_before_all_senders_have_the_new_one() {
-    let world = world_with(|_| {}).await;
+    let world = world_with(|settings| settings.key_grace = Duration::from_secs(60)).await;
     let sap = world.join("sap-1", "sap", json!({})).await;
     let web = world.join("web", "entity", json!({})).await;
     let db = world.join("db", "entity", json!({})).await;
