@@ -16,7 +16,7 @@ pub(super) enum Message {
     /// The server's answer to a poll.
     Table(Box<NodeTable>),
     /// The table in force is on disk; asking for the next one says so.
-    Persisted(Serial),
+    Persisted,
     /// The next poll.
     Poll(Serial),
     /// Where it is reached.
@@ -97,6 +97,6 @@ impl Node {
     pub(super) fn cut(&mut self) {
         self.is_connected = false;
         // What it does by itself goes on.
-        self.messages.retain(|(_, message)| matches!(message, Message::Persisted(_)));
+        self.messages.retain(|(_, message)| matches!(message, Message::Persisted));
     }
 }

@@ -6,7 +6,7 @@ use crate::wire::Facts;
 use crate::wire::inner::{self, Family};
 
 /// The port that everybody serves.
-const SERVICE: u16 = 9;
+pub(super) const SERVICE: u16 = 9;
 
 /// What `from` sends to `to` in the flow that it starts from this port; with `is_reply` what it answers in
 /// the flow that `to` started.

@@ -12,6 +12,7 @@ use super::super::live::{Live, NodeState};
 use super::super::publish::{self, Hold, Published};
 use super::super::rotation;
 use super::super::store::keys::RingRow;
+use super::packet::SERVICE;
 use crate::api::table::{Action, NodeTable};
 use crate::keys::rotation::{Ring, Step};
 use crate::policy::{Blueprint, BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
@@ -143,7 +144,7 @@ impl Server {
             action: Action::Allow,
             from: bound(from),
             to: bound(to),
-            services: Vec::new(),
+            services: vec![format!("udp/{SERVICE}").parse().expect("a service")],
             both: false,
             path: None,
             not_after: None,
