@@ -19,6 +19,8 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod guard;
+mod guard_leaks;
 mod guessing;
 mod impaired;
 mod inner;
@@ -29,6 +31,7 @@ mod lanes;
 mod loops;
 mod matrix;
 mod narrow;
+mod old_kernels;
 mod open;
 mod packet;
 mod paths;
