@@ -43,7 +43,7 @@ pub(crate) fn send(guessing: &Guessing, payload: &str) -> Result<()> {
     let to = SocketAddr::new(guessing.target.ip(), 0).into();
     let (started, mut refused, mut wrong) = (Instant::now(), 0_u64, right);
     for number in 0..guessing.count {
-        if guessing.rate > 0 && number % AT_ONCE == 0 {
+        if guessing.rate > 0 && number.is_multiple_of(AT_ONCE) {
             let due = Duration::from_micros(number * 1_000_000 / guessing.rate);
             report::pause(due.saturating_sub(started.elapsed()));
         }

@@ -254,14 +254,12 @@ fn steady(rig: &Rig) -> Result<()> {
 
 /// Cuts a node off from the server alone, or gives it back.
 pub(crate) fn from_server(rig: &Rig, node: &str, verb: &str) -> Result<()> {
-    let server = rig.fleet.server.ip4;
-    // What goes there, and what comes from there.
-    for words in [
-        format!("ip route {verb} blackhole {server}/32"),
-        format!("ip rule {verb} pref 3 from {server} blackhole"),
-    ] {
-        let words: Vec<&str> = words.split(' ').collect();
-        rig.fleet.machine(node)?.run(&words)?.success("ip")?;
+    let server = &rig.fleet.server;
+    let machine = rig.fleet.machine(node)?;
+    // What goes there, and what would come from there.
+    for (at, away) in [(machine, server.ip4), (server, machine.ip4)] {
+        let route = ["ip", "route", verb, "blackhole", &format!("{away}/32")];
+        at.run(&route)?.success("ip route")?;
     }
     Ok(())
 }

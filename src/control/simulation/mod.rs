@@ -26,6 +26,28 @@ use story::Story;
 /// Seeds in every run.
 const SEEDS: u64 = 300;
 
+/// What happened, so that a story in which nothing does is noticed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    delivered: u64,
+    refused: u64,
+    during_rotation: u64,
+    old_keys: u64,
+    rotations: u64,
+    kills: u64,
+}
+
+impl Totals {
+    fn add(&mut self, other: &Self) {
+        self.delivered += other.delivered;
+        self.refused += other.refused;
+        self.during_rotation += other.during_rotation;
+        self.old_keys += other.old_keys;
+        self.rotations += other.rotations;
+        self.kills += other.kills;
+    }
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
@@ -40,7 +62,7 @@ fn any_story_keeps_its_promises() {
         return outcome.unwrap();
     }
     let seeds = number("OVMESH_SEEDS").unwrap_or(SEEDS);
-    let mut totals = story::Totals::default();
+    let mut totals = Totals::default();
     for seed in 0..seeds {
         let mut story = Story::new(seed);
         if let Err(broken) = story.play() {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Totals;
 use super::chance::Chance;
 use super::node::{Message, Node};
 use super::packet::udp;
@@ -29,28 +30,6 @@ const ENTITIES_MAX: u32 = 5;
 const LASTING: u16 = 7_000;
 
 type Pair = (NodeId, NodeId);
-
-/// What happened, so that a story in which nothing does is noticed.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    pub(super) delivered: u64,
-    pub(super) refused: u64,
-    pub(super) during_rotation: u64,
-    pub(super) old_keys: u64,
-    pub(super) rotations: u64,
-    pub(super) kills: u64,
-}
-
-impl Totals {
-    pub(super) fn add(&mut self, other: &Self) {
-        self.delivered += other.delivered;
-        self.refused += other.refused;
-        self.during_rotation += other.during_rotation;
-        self.old_keys += other.old_keys;
-        self.rotations += other.rotations;
-        self.kills += other.kills;
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Story {
@@ -307,7 +286,7 @@ impl Story {
             for id in ids {
                 self.move_messages(id)?;
             }
-            if self.server.is_up && self.now % LOOK_MILLIS == 0 {
+            if self.server.is_up && self.now.is_multiple_of(LOOK_MILLIS) {
                 self.server.drive(self.now);
                 let server = &self.server;
                 let enforced = self.going.extract_if(.., |removal| server.is_enforced(removal));
