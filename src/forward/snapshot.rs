@@ -170,7 +170,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_egress(overlay, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_egress(overlay, facts, flows, now, record))
     }
 
     /// `ovd`, a packet from `outer` carrying `key`: whether the host gets it, on which overlay.
@@ -194,7 +194,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_ingress(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_ingress(outer, key, facts, flows, now, record))
     }
 
     /// `ovsap`, a packet from `outer` carrying `key`: its next hop. Also when it comes from itself.
@@ -218,7 +218,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_transit(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_transit(outer, key, facts, flows, now, record))
     }
 
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.

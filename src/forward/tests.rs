@@ -172,6 +172,7 @@ impl World {
             fragment: Fragment::Whole,
             len: 60,
             ecn: 0,
+            tracer: None,
         }
     }
 

@@ -28,6 +28,7 @@ mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod live;
 mod loops;
 mod matrix;
 mod narrow;
