@@ -76,7 +76,7 @@ fn any_story_keeps_its_promises() {
     }
     println!("{seeds} seeds: {totals:?}");
     // A story in which nothing happens proves nothing.
-    assert!(totals.delivered > 10 * seeds && totals.refused > 20 * seeds, "{totals:?}");
-    assert!(totals.rotations > 2 * seeds && totals.kills > 3 * seeds, "{totals:?}");
-    assert!(totals.during_rotation > 2 * seeds && totals.old_keys > seeds, "{totals:?}");
+    assert!(totals.delivered > 5 * seeds && totals.refused > 20 * seeds, "{totals:?}");
+    assert!(totals.rotations > 2 * seeds && totals.kills > 2 * seeds, "{totals:?}");
+    assert!(totals.during_rotation > seeds && totals.old_keys > seeds, "{totals:?}");
 }
