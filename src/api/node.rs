@@ -177,6 +177,9 @@ pub struct NodeReport {
     /// Pairs that saw too many wrong keys since the last report: somebody guesses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guessed: Vec<Guessed>,
+    /// At a SaP: entities that it hears from another address than those they say: somebody translates.
+    #[serde(default)]
+    pub translated: Vec<Translated>,
 }
 
 /// A pair whose key somebody guesses at.
@@ -189,6 +192,16 @@ pub struct Guessed {
     pub from: NodeId,
     /// The entity that they were for.
     pub to: NodeId,
+}
+
+/// An entity behind a NAT, as a SaP sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Translated {
+    /// The entity.
+    pub entity: NodeId,
+    /// Where its messages come from.
+    pub from: SocketAddr,
 }
 
 /// A measured round trip to one SaP.

@@ -27,6 +27,7 @@ mod by_source;
 mod explain;
 mod flows;
 mod guessed;
+mod hop;
 mod judge;
 mod key_budget;
 mod keyring;

@@ -67,7 +67,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// With one SaP or two, and nobody else.
+    /// With so many SaPs, and nobody else.
     pub(super) fn new(saps: u32) -> Self {
         let mut database = Database::default();
         let overlay = OverlayFacts {
@@ -109,6 +109,8 @@ impl Server {
             addresses: is_entity.then(|| (OVERLAY, address(id))).into_iter().collect(),
             serves: (!is_entity).then_some(OVERLAY).into_iter().collect(),
             is_quarantined: false,
+            round_trips: BTreeMap::new(),
+            drain: crate::policy::Drain::No,
         };
         world.nodes.insert(id, facts);
         let of_kind = |kind| {

@@ -62,8 +62,7 @@ enum Way {
 
 impl Story {
     pub(super) fn new(seed: u64) -> Self {
-        let mut chance = Chance::new(seed);
-        let saps = 1 + u32::from(chance.is(40));
+        let (chance, saps) = (Chance::new(seed), 1);
         let sap = |number| (NodeId(101 + number), Node::new(endpoint(101 + number, 0)));
         Self {
             server: Server::new(saps),
