@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
+use super::guarding::GuardSettings;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};
@@ -14,7 +15,8 @@ use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{
-    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdWhyArgs, RunArgs,
+    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdRunArgs, OvdWhyArgs,
+    RunArgs,
 };
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
@@ -22,7 +24,7 @@ use crate::config::{node as file, user};
 use crate::sys::SysError;
 use crate::sys::udp::UdpSocket;
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, Lanes, Name, NodeKind};
+use crate::types::{DataPath, GuardMode, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,10 @@ pub struct RunOptions {
     pub listen: Option<SocketAddr>,
     /// How many lanes packets move on.
     pub lanes: Option<Lanes>,
+    /// What the guard closes.
+    pub guard: Option<GuardMode>,
+    /// Whether the guard may cut off who is connected by ssh.
+    pub lock_ssh: bool,
     /// The log filter.
     pub log: Option<String>,
     /// How packets are moved.
@@ -60,9 +66,17 @@ impl From<RunArgs> for RunOptions {
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
             lanes: args.lanes,
+            guard: None,
+            lock_ssh: false,
             log: args.log,
             data_path: args.data_path,
         }
+    }
+}
+
+impl From<OvdRunArgs> for RunOptions {
+    fn from(args: OvdRunArgs) -> Self {
+        Self { guard: args.guard, lock_ssh: args.lock_ssh, ..args.run.into() }
     }
 }
 
@@ -76,9 +90,8 @@ impl From<JoinArgs> for RunOptions {
             name: args.name,
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
-            lanes: None,
             log: args.log,
-            data_path: DataPath::default(),
+            ..Self::default()
         }
     }
 }
@@ -106,6 +119,7 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) lanes: Lanes,
     pub(crate) data_path: DataPath,
+    pub(crate) guard: GuardSettings,
     pub(crate) uid: u32,
 }
 
@@ -139,6 +153,13 @@ impl Settings {
             listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
             lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
+            guard: GuardSettings {
+                mode: options
+                    .guard
+                    .or(file.guard)
+                    .unwrap_or_else(|| file::default_guard(environment)),
+                lock_ssh: options.lock_ssh || file.lock_ssh,
+            },
             uid,
         })
     }

@@ -125,5 +125,5 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    daemon::run(shared, state, plane, port, socket, wanted).await
+    daemon::run(shared, state, plane, port, socket, wanted, None).await
 }

@@ -11,6 +11,7 @@ mod enforcement;
 pub mod entity;
 pub mod flow;
 pub mod group;
+pub mod guard;
 pub mod key;
 pub mod local_why;
 pub mod node_status;

@@ -1,6 +1,6 @@
 //! The unix-socket API of `ovd` and `ovsap`: HTTP, mode 0600, so root and the daemon's own user only.
 //!
-//! It reads and never changes anything.
+//! It reads; what it is ordered, it hands on.
 
 #![forbid(unsafe_code)]
 
@@ -15,13 +15,17 @@ use axum::Json;
 use axum::Router;
 use axum::extract::Query;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Deserialize;
 use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus};
+use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
 use crate::types::HumanDuration;
+
+/// An order on its way to who carries it out, and where to say how that went.
+pub type Ordered = (Order, oneshot::Sender<Result<(), Problem>>);
 
 /// A socket that is listened on; its file goes when this goes.
 #[derive(Debug)]
@@ -64,8 +68,8 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listener) })
     }
 
-    /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, for ever; stops
-    /// when it is dropped.
+    /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, and hands on what
+    /// comes by `POST /v1/order` where there is somebody to take it, for ever; stops when it is dropped.
     ///
     /// # Errors
     ///
@@ -75,6 +79,7 @@ impl Socket {
         status: impl Fn() -> NodeStatus + Send + Sync + 'static,
         denied: impl Fn(Option<HumanDuration>) -> DenialList + Send + Sync + 'static,
         why: impl Fn(&LocalQuestion) -> Result<LocalWhy, Problem> + Send + Sync + 'static,
+        orders: Option<mpsc::Sender<Ordered>>,
     ) -> io::Result<()> {
         let status = Arc::new(status);
         let answer = move || {
@@ -91,10 +96,15 @@ impl Socket {
             let why = Arc::clone(&why);
             async move { why(&question).map(Json).map_err(refusal) }
         };
+        let obey = move |Json(order): Json<Order>| {
+            let orders = orders.clone();
+            async move { pass_on(orders, order).await.map(Json).map_err(refusal) }
+        };
         let router = Router::new()
             .route("/v1/status", get(answer))
             .route("/v1/denied", get(denials))
             .route("/v1/why", get(explain))
+            .route("/v1/order", post(obey))
             .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
         axum::serve(listener, router).await
@@ -112,6 +122,14 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Waits until `order` is carried out.
+async fn pass_on(orders: Option<mpsc::Sender<Ordered>>, order: Order) -> Result<(), Problem> {
+    let nobody = || Problem::new(ProblemCode::NotFound, "this program takes no orders");
+    let (outcome, answer) = oneshot::channel();
+    orders.ok_or_else(nobody)?.send((order, outcome)).await.map_err(|_| nobody())?;
+    answer.await.map_err(|_| Problem::new(ProblemCode::Failed, "the daemon is stopping"))?
 }
 
 /// A problem as an answer.
@@ -211,7 +229,7 @@ mod tests {
         let path = root.path().join("run").join("ovd.sock");
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(async move { socket.serve(status, denied, why).await });
+        let serving = tokio::spawn(async move { socket.serve(status, denied, why, None).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;

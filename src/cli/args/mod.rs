@@ -24,8 +24,8 @@ use crate::types::{HumanDuration, Revision};
 
 pub use flow::{FlowArgs, FlowCommand};
 pub use node::{
-    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, OvdWhyArgs, Ovsap,
-    OvsapCommand, RunArgs,
+    Check, DaemonArgs, DeniedArgs, GuardCommand, GuardOffArgs, JoinArgs, LeaveArgs, NodeStatusArgs,
+    Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,
