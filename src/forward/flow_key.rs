@@ -1,6 +1,8 @@
 //! What names a flow.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::wire::inner::Quoted;
 
 /// What kind of key it is; never 0, which marks a free slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,34 @@ impl FlowKey {
     pub(super) fn starter(&self, is_lower: bool) -> (u64, u64, u64) {
         let [l0, l1, h0, h1, _, meta] = self.0;
         if is_lower { (l0, l1, meta >> 32) } else { (h0, h1, meta >> 32) }
+    }
+
+    /// The lower and the higher address.
+    pub(super) fn ends(&self) -> (IpAddr, IpAddr) {
+        let [l0, l1, h0, h1, ..] = self.0;
+        let address = |high: u64, low: u64| {
+            let bits = u128::from(high) << 64 | u128::from(low);
+            IpAddr::V6(Ipv6Addr::from(bits)).to_canonical()
+        };
+        (address(l0, l1), address(h0, h1))
+    }
+
+    /// The flow as the opening packet of its starter names it; nothing for what is no flow.
+    pub(super) fn opened(&self, starter_is_lower: bool) -> Option<Quoted> {
+        let [.., ports, meta] = self.0;
+        let (low, high) = self.ends();
+        let (low_port, high_port) = ((ports >> 16) as u16, ports as u16);
+        let (source, destination, source_port, destination_port) = if starter_is_lower {
+            (low, high, low_port, high_port)
+        } else {
+            (high, low, high_port, low_port)
+        };
+        let kind = meta & 0xFF;
+        let is_flow = kind == Kind::Ports as u64
+            || kind == Kind::EchoOfLower as u64
+            || kind == Kind::EchoOfHigher as u64;
+        let protocol = (meta >> 8) as u8;
+        is_flow.then_some(Quoted { source, destination, protocol, source_port, destination_port })
     }
 }
 
