@@ -25,7 +25,9 @@
 mod builder;
 mod by_source;
 mod explain;
+mod flow_key;
 mod flows;
+mod guessed;
 mod hop;
 mod judge;
 mod key_budget;
@@ -46,6 +48,7 @@ use std::net::SocketAddr;
 pub use builder::{DestinationKeySpec, MemberSpec, OverlaySpec, PairSpec, SnapshotBuilder};
 pub use explain::{Explanation, Row, Ruling, Way};
 pub use flows::FlowTable;
+pub use guessed::GuessedPair;
 pub use matcher::{IsolationSpec, RuleSpec};
 pub use notice::Pair;
 pub use path_mtus::PathMtus;
