@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::devices::Devices;
 use super::endpoints::{Wanted, prefer_reachable, server_address};
+use super::service_manager::ServiceManager;
 use super::{answers, control_loop, node, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
@@ -300,6 +301,9 @@ pub(crate) async fn run(
         in_force: None,
     };
     applier.find_endpoints().await;
+    let manager = ServiceManager::from_environment();
+    // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
+    manager.ready();
 
     let reporting =
         report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
@@ -334,7 +338,9 @@ pub(crate) async fn run(
             Err(broken("the report loop ended", String::new()))
         }
         () = counting => Err(broken("the report loop ended", String::new())),
+        () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
+    manager.stopping();
     plane.stop();
     result
 }

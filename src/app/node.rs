@@ -19,7 +19,7 @@ use crate::cli::args::{
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
 use crate::config::{node as file, user};
-use crate::sys::SysError;
+use crate::sys::{SysError, process};
 use crate::sys::udp::UdpSocket;
 use crate::telemetry::{self, LogOptions};
 use crate::types::{DataPath, Lanes, Name, NodeKind};
@@ -124,6 +124,7 @@ impl Settings {
         let file = file::load(program(kind), options.config.as_deref())
             .map_err(|error| usage(error.to_string()))?;
         let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        hide_memory()?;
         init_log(options.log, file.log, file.is_log_json)?;
         let uid = effective_uid()?;
         let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
@@ -187,6 +188,7 @@ impl Settings {
         let joiner = Joiner {
             kind: self.kind,
             token,
+            is_exposed: matches!(self.join, Some(JoinSource::Text(_))),
             name: self.name.clone(),
             host_name: join::valid_name(&host_name),
             host_ranges,
@@ -333,6 +335,14 @@ pub(crate) fn failed(error: SysError) -> Problem {
 /// Relative paths are of the directory that the program started in.
 pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Keeps keys and tokens out of core dumps, before any is read.
+pub(crate) fn hide_memory() -> Result<(), Problem> {
+    process::hide_memory().map_err(|error| {
+        Problem::new(ProblemCode::Failed, "cannot keep this process out of core dumps")
+            .why(error.to_string())
+    })
 }
 
 /// The effective user of this process.

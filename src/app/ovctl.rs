@@ -35,6 +35,7 @@ fn dispatch(
             output.raw(&completion::script(&args));
             Ok(Outcome::Done)
         }
+        OvctlCommand::Manual { dir } => completion::write_manual(&dir).map(|()| Outcome::Done),
         OvctlCommand::Status => {
             ask(global, output, async |client, output| status::run(client, output).await)
         }
@@ -87,6 +88,7 @@ fn ask(
     command: impl AsyncFnOnce(&Client, &mut Output) -> Result<Outcome, Problem>,
 ) -> Result<Outcome, Problem> {
     let runtime = runtime(tokio::runtime::Builder::new_current_thread())?;
+    super::node::hide_memory()?;
     runtime.block_on(async {
         let client = Client::to_server(global, output)?;
         command(&client, output).await

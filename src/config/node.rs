@@ -22,6 +22,9 @@ use serde::Deserialize;
 
 use crate::types::{Lanes, Name};
 
+/// Where sockets of the system are.
+pub(super) const RUN_DIR: &str = "/run/ovmesh";
+
 /// The port that IANA assigned to GUE.
 const PORT: u16 = 6080;
 
@@ -196,7 +199,7 @@ pub fn default_paths(
     let socket = format!("{program}.sock");
     if is_root {
         let state = Path::new("/var/lib/ovmesh").join(program);
-        return (state, Path::new("/run/ovmesh").join(socket));
+        return (state, Path::new(RUN_DIR).join(socket));
     }
     // The XDG specification has relative paths ignored.
     let absolute = |name| environment(name).filter(|path| path.is_absolute());

@@ -12,6 +12,7 @@
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`wake`] | gets a thread out of the call that it waits in |
+//! | [`process`] | what the kernel is told about this process |
 //! | [`clock`] | the only place that reads the time for packets |
 
 #![allow(
@@ -34,6 +35,7 @@ pub mod batch;
 pub mod clock;
 pub mod net;
 pub mod offload;
+pub mod process;
 pub mod tun;
 pub mod udp;
 pub mod wake;

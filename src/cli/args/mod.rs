@@ -33,7 +33,7 @@ pub use offline::{
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,
     KeyRotateArgs, LabelArgs, OnOff, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs,
-    SapCommand, SemanticsArg, ServeArgs,
+    Program, SapCommand, SemanticsArg, ServeArgs,
 };
 pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use policy_file::{

@@ -46,7 +46,7 @@ With state from the same server, --join is ignored, so the same command can star
 Examples:
   ovd status
   ovd status -o json
-  ovd status --check ready && systemctl start my-service")]
+  ovd status --check ready --wait 30s && my-program")]
     Status(NodeStatusArgs),
     /// Show what this host wanted and was refused, newest first, with the reason
     #[command(after_help = "\
@@ -186,6 +186,9 @@ pub struct NodeStatusArgs {
     /// Print nothing on success; exit 1 and say why otherwise
     #[arg(long, value_name = "WHAT")]
     pub check: Option<Check>,
+    /// With --check: wait until it holds, at most this long
+    #[arg(long, value_name = "DURATION", requires = "check")]
+    pub wait: Option<HumanDuration>,
     /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

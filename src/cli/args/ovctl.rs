@@ -168,9 +168,17 @@ Example:
     Flow(FlowCommand),
     /// Print a completion script for a shell
     #[command(after_help = "\
-Example:
-  ovctl completion bash > ~/.local/share/bash-completion/completions/ovctl")]
+Examples:
+  ovctl completion bash > ~/.local/share/bash-completion/completions/ovctl
+  ovctl completion zsh --program ovd")]
     Completion(CompletionArgs),
+    /// Write the manual pages of the three programs: for packages
+    #[command(hide = true)]
+    Manual {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// How to run the server. Its unix socket is [`Global::socket`].
@@ -447,4 +455,34 @@ pub struct AuditListArgs {
 pub struct CompletionArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+    /// The program
+    #[arg(long, value_enum, default_value_t)]
+    pub program: Program,
+}
+
+/// One of the three programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// The server and its client
+    #[default]
+    Ovctl,
+    /// What runs at an entity
+    Ovd,
+    /// What runs at a SaP
+    Ovsap,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ovctl, Self::Ovd, Self::Ovsap];
+
+    /// Its command line, as the parser knows it.
+    #[must_use]
+    pub fn command(self) -> clap::Command {
+        match self {
+            Self::Ovctl => Ovctl::command(),
+            Self::Ovd => super::Ovd::command(),
+            Self::Ovsap => super::Ovsap::command(),
+        }
+    }
 }
