@@ -19,8 +19,8 @@ use crate::cli::args::{
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
 use crate::config::{node as file, user};
-use crate::sys::{SysError, process};
 use crate::sys::udp::UdpSocket;
+use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
 use crate::types::{DataPath, Lanes, Name, NodeKind};
 

@@ -358,10 +358,11 @@ fn explain_by(
         Some(libc::EACCES) => SysError::new("cannot open /dev/net/tun", io)
             .fix("make /dev/net/tun readable and writable for this user, or run as root"),
         // The kernel says the same word when the device may not be opened and when it may not be made.
-        Some(libc::EPERM) if is_device_refused() => {
-            SysError::new("cannot open /dev/net/tun", "the device cgroup of this container forbids it")
-                .fix(DEVICE_CGROUP)
-        }
+        Some(libc::EPERM) if is_device_refused() => SysError::new(
+            "cannot open /dev/net/tun",
+            "the device cgroup of this container forbids it",
+        )
+        .fix(DEVICE_CGROUP),
         Some(libc::EPERM) => {
             SysError::new(format!("cannot make the TUN device {name}"), io).fix(NET_ADMIN)
         }

@@ -29,6 +29,7 @@ mod loops;
 mod matrix;
 mod narrow;
 mod open;
+mod package;
 mod packet;
 mod paths;
 mod policy_confirm;
@@ -39,11 +40,13 @@ mod probes;
 mod relay;
 mod restart;
 mod revoke;
+mod secrets;
 mod speed;
 mod spoof;
 mod support;
 mod traffic;
 mod trains;
+mod unit_files;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;
