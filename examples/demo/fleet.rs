@@ -75,6 +75,8 @@ pub(crate) struct Node {
     pub(crate) machine: Machine,
     kind: Kind,
     program: PathBuf,
+    /// What stands before the program when it is started.
+    wrapper: Vec<String>,
     /// What `run` is started with, the token left out.
     options: Vec<String>,
     process: Option<Process>,
@@ -238,7 +240,7 @@ impl Fleet {
         };
         let name = machine.name.clone();
         let options = run_options.iter().map(|&option| option.to_owned()).collect();
-        let mut node = Node { machine, kind, program, options, process: None };
+        let mut node = Node { machine, kind, program, wrapper: Vec::new(), options, process: None };
         node.spawn(&["--join", &format!("@{}", text(&token_file))])?;
         self.nodes.insert(name, node);
         Ok(())
@@ -320,6 +322,11 @@ impl Node {
         self.options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
+    /// From its next start on it is started by this command, which becomes it.
+    pub(crate) fn set_wrapper(&mut self, words: &[&str]) {
+        self.wrapper = words.iter().map(|&word| word.to_owned()).collect();
+    }
+
     /// Starts the program again, without a token: it has its state.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.spawn(&[])?;
@@ -376,7 +383,8 @@ impl Node {
     }
 
     fn spawn(&mut self, extra: &[&str]) -> Result<()> {
-        let mut command = vec![text(&self.program), "run".to_owned()];
+        let mut command = self.wrapper.clone();
+        command.extend([text(&self.program), "run".to_owned()]);
         command.extend(self.options.iter().cloned());
         command.extend(extra.iter().map(|&option| option.to_owned()));
         self.process = Some(self.machine.spawn(self.log(), &command)?);

@@ -17,6 +17,7 @@ mod icmp_ping;
 mod ip_count;
 mod ip_send;
 mod probe;
+mod refuse;
 mod relay;
 mod report;
 mod tcp_rate;
@@ -59,6 +60,8 @@ usage: netkit COMMAND ...
                                          datagrams, one a line, as trains; an empty line ends one
   ip-send HEX|@HEXFILE COUNT             whole IP packets, one a line, with their own headers
   ip-count ADDR FILE                     counts IP packets for ADDR, on every device, by TOS and TTL
+  refuse udp-segment|udp-gro|tun-offload:BITS,... PROGRAM...
+                                         runs it as on a kernel that does not know these
   relay FILE SEED LOSS DUP REORDER MTU ADDR=MAC...
                                          hands on what comes for each ADDR, impaired (per 1000)
   raw-tcp SRC_ADDR:PORT DST_ADDR:PORT FLAGS COUNT
@@ -117,6 +120,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
         "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),
+        "refuse" => refuse::run(rest.text(0)?, rest.0.get(1..).unwrap_or(&[])),
         "relay" => relay::run(
             rest.text(0)?,
             &relay::Impairment {

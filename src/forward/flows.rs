@@ -21,9 +21,12 @@ use super::records::{RecordMark, RecordTable};
 /// Slots of a bucket: how many a lookup touches at most.
 const BUCKET: usize = 8;
 
-/// Slots that a source over its quota searches for a flow of its own beside its bucket. With an
-/// eighth of the table its own, it misses once in five thousand times.
-const RECLAIM_PROBES: usize = 64;
+/// Slots that a source over its quota searches at most for flows of its own, of which the oldest gives
+/// way to the new one: eight times as many as it takes on average to see [`RECLAIM_CHOICE`].
+const RECLAIM_PROBES: usize = 512;
+
+/// Flows to choose the oldest from. Of eight, all are among the newest tenth once in 10^8 times.
+const RECLAIM_CHOICE: usize = 8;
 
 /// Counters of flows by source; two sources that share one share a quota.
 const SOURCES: usize = 4096;
@@ -480,17 +483,14 @@ impl FlowTable {
         now: Now,
     ) -> Option<Found<'_>> {
         let starter = key.starter(starter_is_lower);
+        let is_over =
+            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots.len() / BUCKET;
+        if is_over && !self.reclaim(starter, true, now) && !self.reclaim(starter, false, now) {
+            return None;
+        }
         // A claim fails when another thread was faster; then the bucket looks different.
-        for attempt in 0..6 {
-            let is_over = self.count_of(starter).load(Ordering::Relaxed) as usize
-                >= self.slots.len() / BUCKET;
-            let Some((slot, view)) = self.place(key, starter, is_over, now) else {
-                let spares_tombstones = attempt < 3;
-                if is_over && (self.reclaim(starter, spares_tombstones, now) || spares_tombstones) {
-                    continue;
-                }
-                return None;
-            };
+        for _ in 0..4 {
+            let (slot, view) = self.place(key, starter, is_over, now)?;
             if !slot.claim(view.sequence) {
                 continue;
             }
@@ -507,9 +507,9 @@ impl FlowTable {
 
     /// The slot of the bucket that an entry of `starter` goes to.
     ///
-    /// In order: the one that holds `key`, one of the starter's own where it has used up its share,
-    /// else a free one, an expired one, its own oldest, the oldest, and tombstones last: nobody may
-    /// push out the tombstone of a flow of his own, so that its replies start it anew.
+    /// In order: the one that holds `key`, a free one, an expired one, the starter's own oldest, the
+    /// oldest, and tombstones last: nobody may push out the tombstone of a flow of his own, so that
+    /// its replies start it anew. A source that is over its share takes no live one of others.
     fn place(
         &self,
         key: &FlowKey,
@@ -520,36 +520,30 @@ impl FlowTable {
         let views = self.bucket(key).iter().filter_map(|slot| slot.view().map(|view| (slot, view)));
         views
             .filter_map(|(slot, view)| {
-                let is_free = view.is_free();
-                let is_own = !is_free && view.key.starter(view.state.starter_is_lower()) == starter;
-                let rank = if !is_free && view.key == *key {
-                    0
-                } else if is_over && !is_own {
-                    return None;
-                } else if is_free {
+                let rank = if view.is_free() {
                     1
+                } else if view.key == *key {
+                    0
                 } else if view.is_expired(now) {
                     2
                 } else if view.state.phase() == Phase::Tombstone {
-                    // Over its share a source has others of its own elsewhere: see `reclaim`.
-                    if is_over {
-                        return None;
-                    }
                     5
-                } else if is_own {
+                } else if view.key.starter(view.state.starter_is_lower()) == starter {
                     3
                 } else {
                     4
                 };
-                Some((rank, slot, view))
+                (rank < 4 || !is_over).then_some((rank, slot, view))
             })
             .min_by_key(|(rank, _, view)| (*rank, view.seen_millis))
             .map(|(_, slot, view)| (slot, view))
     }
 
-    /// Frees one flow of a starter that has used up its share, found by chance.
+    /// Frees the oldest of those flows of a starter that a search from a place that nobody can foresee
+    /// comes by. The oldest of the bucket would not do: it is often the only one there, and now and
+    /// then milliseconds old.
     fn reclaim(&self, starter: (u64, u64, u64), spares_tombstones: bool, now: Now) -> bool {
-        let start = self.cursor.fetch_add(RECLAIM_PROBES, Ordering::Relaxed);
+        let start = self.cursor.fetch_add(BUCKET * RECLAIM_CHOICE, Ordering::Relaxed);
         let oldest = (start..start.wrapping_add(RECLAIM_PROBES))
             .filter_map(|at| self.slots.get(at & (self.slots.len() - 1)))
             .filter_map(|slot| slot.view().map(|view| (slot, view)))
@@ -559,6 +553,7 @@ impl FlowTable {
             .filter(|(_, view)| {
                 !spares_tombstones || view.state.phase() != Phase::Tombstone || view.is_expired(now)
             })
+            .take(RECLAIM_CHOICE)
             .min_by_key(|(_, view)| (!view.is_expired(now), view.seen_millis));
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))
     }

@@ -107,6 +107,24 @@ fn a_source_holds_an_eighth_and_evicts_only_its_own() {
 }
 
 #[test]
+fn the_flow_that_gives_way_is_never_one_of_the_newest() {
+    let table = FlowTable::new(8192);
+    for number in 0..20_000 {
+        let now = at(u64::from(number));
+        assert!(open(&table, 1, number, now));
+        if number % 20 != 0 {
+            continue;
+        }
+        // Its share is 1024: these are the newest tenth.
+        let young = number.saturating_sub(100)..=number;
+        let gone: Vec<_> = young.filter(|&young| !has(&table, 1, young, now)).collect();
+        assert!(gone.is_empty(), "{gone:?} at {number}");
+    }
+    // The control: the old ones did give way.
+    assert!(!(0..1000).any(|number| has(&table, 1, number, at(20_000))));
+}
+
+#[test]
 fn tombstones_are_the_last_to_give_way() {
     let table = FlowTable::new(64);
     let tombs: Vec<_> = (0..4).map(|number| flow(900 + number, 1)).collect();

@@ -133,20 +133,26 @@ pub(crate) fn drops(rig: &Rig) -> Result<[Value; 3]> {
     Ok([drops("a")?, drops("s1")?, drops("b")?])
 }
 
-/// What a device let through, counted by packets that the kernel saw: a large one is one.
-fn device_packets(machine: &Machine) -> Result<[u64; 2]> {
+/// What a device let through, in and out, counted by packets that the kernel saw: a large one is one.
+pub(crate) fn device_packets(machine: &Machine, device: &str) -> Result<[u64; 2]> {
     let text = machine.run(&["cat", "/proc/net/dev"])?.success("cat /proc/net/dev")?;
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("ov0:"));
-    let fields: Vec<_> = line.context("there is no ov0")?.split_whitespace().collect();
+    let start = format!("{device}:");
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(&start));
+    let fields: Vec<_> =
+        line.with_context(|| format!("there is no {device}"))?.split_whitespace().collect();
     let field = |index: usize| Ok::<_, anyhow::Error>(fields.get(index).context("short")?.parse()?);
     Ok([field(1)?, field(9)?])
 }
 
-/// Whether a node gives and takes large packets: fewer than it moved datagrams, by half of the TCP
-/// segments at least.
+/// Whether so few packets can only be if large ones are among them, where [`verify`] alone moved so many
+/// datagrams: fewer by half of the TCP segments at least.
+pub(crate) fn has_large(packets: u64, datagrams: u64) -> bool {
+    packets + TCP_BYTES / 3000 < datagrams
+}
+
+/// Whether a node gives large packets to its host, and takes such.
 fn large_packets(rig: &Rig, name: &str) -> Result<[bool; 2]> {
     let node = rig.fleet.node(name)?;
-    let [given, taken] = device_packets(&node.machine)?;
-    let fewer = TCP_BYTES / 3000;
-    Ok([given + fewer < node.packets("ingress")?, taken + fewer < node.packets("egress")?])
+    let [given, taken] = device_packets(&node.machine, "ov0")?;
+    Ok([has_large(given, node.packets("ingress")?), has_large(taken, node.packets("egress")?)])
 }

@@ -28,6 +28,7 @@ mod lanes;
 mod loops;
 mod matrix;
 mod narrow;
+mod old_kernels;
 mod open;
 mod package;
 mod packet;

@@ -266,7 +266,7 @@ impl Rig {
         rest: &[String],
     ) -> Result<Counter> {
         let file = self.file("json");
-        let netkit = self.binaries.netkit.to_string_lossy().into_owned();
+        let netkit = self.netkit();
         let mut words = vec![netkit, command.to_owned(), file.to_string_lossy().into_owned()];
         words.extend(rest.iter().cloned());
         let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
@@ -277,6 +277,11 @@ impl Rig {
             Ok(log.lines().any(|line| line == "ready").then_some(()))
         })?;
         Ok(Counter { _process: Running(process), file })
+    }
+
+    /// Where the traffic tool is.
+    pub(crate) fn netkit(&self) -> String {
+        self.binaries.netkit.to_string_lossy().into_owned()
     }
 
     /// Starts a sink for datagrams at an entity's port.
@@ -315,8 +320,9 @@ impl Rig {
         count: u64,
     ) -> Result<Process> {
         let target = self.at(to, port)?.to_string();
-        let netkit = self.binaries.netkit.to_string_lossy();
-        let words = [&*netkit, "udp-send", "0.0.0.0:0", &target, &count.to_string(), "5000", "64"];
+        let netkit = self.netkit();
+        let words =
+            [netkit.as_str(), "udp-send", "0.0.0.0:0", &target, &count.to_string(), "5000", "64"];
         let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
         self.fleet.machine(from)?.spawn(&log, &words)
     }
@@ -380,7 +386,7 @@ impl Rig {
                 "sh",
                 "-c",
                 each,
-                &self.binaries.netkit.to_string_lossy(),
+                &self.netkit(),
                 &source,
                 &target.to_string(),
                 &file.to_string_lossy(),
@@ -403,7 +409,7 @@ impl Rig {
         fs::write(&file, lines.collect::<String>())?;
         let each = "while read -r source target flags; do \"$0\" raw-tcp \"$source\" \"$target\" \
                     \"$flags\" 1 || exit 1; done < \"$1\"";
-        let netkit = self.binaries.netkit.to_string_lossy();
+        let netkit = self.netkit();
         self.fleet
             .machine(from)?
             .run(&["sh", "-c", each, &netkit, &file.to_string_lossy()])?
