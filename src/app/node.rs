@@ -14,7 +14,8 @@ use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{
-    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdWhyArgs, RunArgs,
+    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdRunArgs, OvdWhyArgs,
+    RunArgs,
 };
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
@@ -22,7 +23,7 @@ use crate::config::{node as file, user};
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, Lanes, Name, NodeKind};
+use crate::types::{DataPath, HealthTarget, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,15 @@ pub struct RunOptions {
     pub log: Option<String>,
     /// How packets are moved.
     pub data_path: DataPath,
+    /// Where health is answered, and what is asked for it.
+    pub health: Option<(SocketAddr, Vec<HealthTarget>)>,
+}
+
+impl From<OvdRunArgs> for RunOptions {
+    fn from(args: OvdRunArgs) -> Self {
+        let health = args.health_listen.map(|listen| (listen, args.health_targets));
+        Self { health, ..args.run.into() }
+    }
 }
 
 impl From<RunArgs> for RunOptions {
@@ -62,6 +72,7 @@ impl From<RunArgs> for RunOptions {
             lanes: args.lanes,
             log: args.log,
             data_path: args.data_path,
+            health: None,
         }
     }
 }
@@ -79,6 +90,7 @@ impl From<JoinArgs> for RunOptions {
             lanes: None,
             log: args.log,
             data_path: DataPath::default(),
+            health: None,
         }
     }
 }
@@ -106,6 +118,7 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) lanes: Lanes,
     pub(crate) data_path: DataPath,
+    pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
     pub(crate) uid: u32,
 }
 
@@ -140,6 +153,7 @@ impl Settings {
             listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
             lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
+            health: options.health,
             uid,
         })
     }

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use super::node::conclude;
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
+use crate::cli::args::{
+    Format, Global, KubernetesCommand, Ovctl, OvctlCommand, PolicyCommand, ServeArgs,
+};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, entity, flow, group, key, overlay, policy, policy_offline, sap,
-    status, token, why,
+    Outcome, audit, completion, dns, entity, flow, group, key, kubernetes, overlay, policy,
+    policy_offline, sap, status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -34,6 +36,12 @@ fn dispatch(
         OvctlCommand::Completion(args) => {
             output.raw(&completion::script(&args));
             Ok(Outcome::Done)
+        }
+        OvctlCommand::Dns(verb) => {
+            ask(global, output, async |client, output| dns::run(client, output, verb).await)
+        }
+        OvctlCommand::Kubernetes(KubernetesCommand::Inject(args)) => {
+            kubernetes::run(output, std::io::stdin().lock(), &args)
         }
         OvctlCommand::Manual { dir } => completion::write_manual(&dir).map(|()| Outcome::Done),
         OvctlCommand::Status => {

@@ -15,11 +15,12 @@ use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
 use crate::forward::{FlowTable, Snapshot};
+use crate::health::HealthPort;
 use crate::local::Socket;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
-use crate::types::{DataPath, NodeKind};
+use crate::types::{DataPath, HealthTarget, NodeKind};
 
 /// Flows of one entity.
 const FLOWS: usize = 1 << 16;
@@ -103,6 +104,7 @@ struct Ready {
     bound: SocketAddr,
     socket: Socket,
     network: Network,
+    health: Option<HealthPort>,
 }
 
 /// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
@@ -118,8 +120,23 @@ async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Probl
     let (sockets, bound) = settings.bind()?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
+    let health = match settings.health.clone() {
+        Some((listen, targets)) => Some(bind_health(listen, targets).await?),
+        None => None,
+    };
     let identity = identify(settings, state, start, bound, &network).await?;
-    Ok(Ready { identity, sockets, bound, socket, network })
+    Ok(Ready { identity, sockets, bound, socket, network, health })
+}
+
+async fn bind_health(
+    listen: SocketAddr,
+    targets: Vec<HealthTarget>,
+) -> Result<HealthPort, Problem> {
+    HealthPort::bind(listen, targets).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, format!("cannot answer health on {listen}"))
+            .why(error.to_string())
+            .fix("give another place with --health-listen")
+    })
 }
 
 /// Who this node is: as it was, or as it becomes by joining.
@@ -143,7 +160,10 @@ async fn identify(
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
-    let Ready { identity, sockets, bound, socket, network } = ready;
+    let Ready { identity, sockets, bound, socket, network, health } = ready;
+    if let Some(health) = health {
+        tokio::spawn(health.serve());
+    }
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on.

@@ -22,6 +22,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
+    ("granit_parser", &["cli"]),
     ("hyper", &["control"]),
     ("hyper_util", &["control", "local"]),
     ("libc", &["sys"]),

@@ -33,6 +33,7 @@ mod open;
 mod package;
 mod packet;
 mod paths;
+mod pod;
 mod policy_confirm;
 mod policy_files;
 mod policy_modes;

@@ -8,7 +8,9 @@
     reason = "these doc comments are help texts for terminals, where `[::]:7443` is an address"
 )]
 
+mod dns;
 mod flow;
+mod kubernetes;
 mod node;
 mod offline;
 mod ovctl;
@@ -22,10 +24,12 @@ use clap::{Args, ValueEnum};
 use crate::api::admin::ChangeOptions;
 use crate::types::{HumanDuration, Revision};
 
+pub use dns::{DnsCommand, DnsExportArgs, DnsForm};
 pub use flow::{FlowArgs, FlowCommand};
+pub use kubernetes::{InjectArgs, KubernetesCommand};
 pub use node::{
-    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, OvdWhyArgs, Ovsap,
-    OvsapCommand, RunArgs,
+    Check, DeniedArgs, JoinArgs, LeaveArgs, NodeStatusArgs, Ovd, OvdCommand, OvdRunArgs,
+    OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, HumanDuration, Lanes, Name, Service};
+use crate::types::{DataPath, HealthTarget, HumanDuration, Lanes, Name, Service};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -36,7 +36,7 @@ Examples:
   ovd run --name web --endpoint 192.0.2.7      a fixed name, a fixed underlay address
 
 With state from the same server, --join is ignored, so the same command can start it again.")]
-    Run(RunArgs),
+    Run(OvdRunArgs),
     /// Join and exit; `ovd run` then needs no token
     Join(JoinArgs),
     /// Leave every overlay and delete this machine's state
@@ -138,6 +138,21 @@ pub struct RunArgs {
     /// How packets are moved: full, batch, or naive (one packet in one system call). For benchmarks
     #[arg(long, value_name = "MODE", hide = true, default_value_t)]
     pub data_path: DataPath,
+}
+
+/// How to run `ovd`.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct OvdRunArgs {
+    /// What both programs know.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Ask the programs beside this one for their health, for whoever asks here and may not ask them: for
+    /// kubelet, see `ovctl kubernetes inject`. `[::]` is every address
+    #[arg(long, value_name = "IP:PORT", requires = "health_targets")]
+    pub health_listen: Option<SocketAddr>,
+    /// What is asked on loopback for GET /NAME: NAME=http:PORT/PATH or NAME=tcp:PORT; repeat for several
+    #[arg(long = "health-target", value_name = "TARGET", requires = "health_listen")]
+    pub health_targets: Vec<HealthTarget>,
 }
 
 /// How to join without running.

@@ -9,8 +9,9 @@ use clap::{
 };
 
 use super::{
-    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
-    NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
+    CanArgs, ChangeArgs, DnsCommand, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand,
+    KubernetesCommand, LabelEdit, NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand,
+    TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -172,6 +173,12 @@ Examples:
   ovctl completion bash > ~/.local/share/bash-completion/completions/ovctl
   ovctl completion zsh --program ovd")]
     Completion(CompletionArgs),
+    /// Names: give them to resolvers that are not ours
+    #[command(subcommand)]
+    Dns(DnsCommand),
+    /// Kubernetes: add ovd to the pods of manifests
+    #[command(subcommand, visible_alias = "k8s")]
+    Kubernetes(KubernetesCommand),
     /// Write the manual pages of the three programs: for packages
     #[command(hide = true)]
     Manual {
