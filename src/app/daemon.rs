@@ -29,6 +29,7 @@ use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
+use crate::dns;
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -248,6 +249,13 @@ struct Delivery {
     outcome: oneshot::Sender<Result<(), String>>,
 }
 
+/// Where this node is found: by others' packets, and by names.
+pub(crate) struct Place {
+    pub(crate) wanted: Wanted,
+    /// The names that this host asks for; none when it has no resolver of ours.
+    pub(crate) names: Option<dns::Names>,
+}
+
 /// Runs until SIGTERM or SIGINT; then stops the threads and lets the devices go. Nothing is deleted.
 pub(crate) async fn run(
     shared: Shared,
@@ -255,7 +263,7 @@ pub(crate) async fn run(
     mut plane: Plane,
     port: ControlPort,
     mut socket: Socket,
-    wanted: Wanted,
+    place: Place,
 ) -> Result<(), Problem> {
     let shared = Arc::new(shared);
     // A host without a clock of its own starts in the past, where rules that ended would hold again.
@@ -297,7 +305,7 @@ pub(crate) async fn run(
         state: &state,
         client: &client,
         plane: &mut plane,
-        wanted,
+        place,
         in_force: None,
     };
     applier.find_endpoints().await;
@@ -379,13 +387,23 @@ async fn deliver(
     answer.await.ok()
 }
 
+/// The names of the members that a table speaks of.
+fn zone(table: &NodeTable) -> dns::Zone {
+    let mut zone = dns::Zone::default();
+    for overlay in &table.body.overlays {
+        let members = overlay.members.iter().map(|member| (&member.name, member.address));
+        zone.add_overlay(&overlay.name, overlay.cidr, members);
+    }
+    zone
+}
+
 /// Makes this host do what tables say.
 struct Applier<'a> {
     shared: &'a Shared,
     state: &'a StateDir,
     client: &'a Client,
     plane: &'a mut Plane,
-    wanted: Wanted,
+    place: Place,
     in_force: Option<NodeTable>,
 }
 
@@ -435,6 +453,9 @@ impl Applier<'_> {
         });
         tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
         let is_first = self.in_force.is_none();
+        if let Some(names) = &self.place.names {
+            names.replace(zone(&table));
+        }
         self.in_force = Some(table);
         self.follow_devices().await;
         self.find_endpoints().await;
@@ -510,7 +531,7 @@ impl Applier<'_> {
 
     async fn find_endpoints(&mut self) {
         let server = server_address(self.client.url()).await;
-        let found = self.wanted.pick(self.in_force.as_ref(), server);
+        let found = self.place.wanted.pick(self.in_force.as_ref(), server);
         let lines = if found.is_empty() {
             vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
         } else {

@@ -50,12 +50,14 @@ pub struct RunOptions {
     pub data_path: DataPath,
     /// Where health is answered, and what is asked for it.
     pub health: Option<(SocketAddr, Vec<HealthTarget>)>,
+    /// Where names are answered.
+    pub dns_listen: Option<SocketAddr>,
 }
 
 impl From<OvdRunArgs> for RunOptions {
     fn from(args: OvdRunArgs) -> Self {
         let health = args.health_listen.map(|listen| (listen, args.health_targets));
-        Self { health, ..args.run.into() }
+        Self { health, dns_listen: args.dns_listen, ..args.run.into() }
     }
 }
 
@@ -73,6 +75,7 @@ impl From<RunArgs> for RunOptions {
             log: args.log,
             data_path: args.data_path,
             health: None,
+            dns_listen: None,
         }
     }
 }
@@ -91,6 +94,7 @@ impl From<JoinArgs> for RunOptions {
             log: args.log,
             data_path: DataPath::default(),
             health: None,
+            dns_listen: None,
         }
     }
 }
@@ -119,6 +123,7 @@ pub(crate) struct Settings {
     pub(crate) lanes: Lanes,
     pub(crate) data_path: DataPath,
     pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
+    pub(crate) dns_listen: Option<SocketAddr>,
     pub(crate) uid: u32,
 }
 
@@ -154,6 +159,7 @@ impl Settings {
             lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
             health: options.health,
+            dns_listen: options.dns_listen,
             uid,
         })
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Plane, Shared};
+use super::daemon::{self, Place, Plane, Shared};
 use super::devices::Devices;
 use super::node::{self, RunOptions, Settings};
 use crate::agent::join::{Joined, Start};
@@ -14,6 +14,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
+use crate::dns::{Resolver, Upstream};
 use crate::forward::{FlowTable, Snapshot};
 use crate::health::HealthPort;
 use crate::local::Socket;
@@ -105,6 +106,7 @@ struct Ready {
     socket: Socket,
     network: Network,
     health: Option<HealthPort>,
+    resolver: Option<Resolver>,
 }
 
 /// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
@@ -124,8 +126,12 @@ async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Probl
         Some((listen, targets)) => Some(bind_health(listen, targets).await?),
         None => None,
     };
+    let resolver = match settings.dns_listen {
+        Some(listen) => Some(bind_resolver(listen).await?),
+        None => None,
+    };
     let identity = identify(settings, state, start, bound, &network).await?;
-    Ok(Ready { identity, sockets, bound, socket, network, health })
+    Ok(Ready { identity, sockets, bound, socket, network, health, resolver })
 }
 
 async fn bind_health(
@@ -136,6 +142,14 @@ async fn bind_health(
         Problem::new(ProblemCode::Failed, format!("cannot answer health on {listen}"))
             .why(error.to_string())
             .fix("give another place with --health-listen")
+    })
+}
+
+async fn bind_resolver(listen: SocketAddr) -> Result<Resolver, Problem> {
+    Resolver::bind(listen, Upstream::of_system()).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, format!("cannot answer names on {listen}"))
+            .why(error.to_string())
+            .fix("give another place with --dns-listen")
     })
 }
 
@@ -160,9 +174,13 @@ async fn identify(
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
-    let Ready { identity, sockets, bound, socket, network, health } = ready;
+    let Ready { identity, sockets, bound, socket, network, health, resolver } = ready;
     if let Some(health) = health {
         tokio::spawn(health.serve());
+    }
+    let names = resolver.as_ref().map(Resolver::names);
+    if let Some(resolver) = resolver {
+        tokio::spawn(resolver.serve());
     }
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
@@ -172,7 +190,7 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
         .map_err(node::failed)?;
     let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    daemon::run(shared, state, plane, port, socket, wanted).await
+    daemon::run(shared, state, plane, port, socket, Place { wanted, names }).await
 }
 
 /// Makes a device for a moment: better to miss the right now than after the token is used up.

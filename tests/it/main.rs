@@ -27,6 +27,7 @@ mod keys;
 mod lanes;
 mod loops;
 mod matrix;
+mod names;
 mod narrow;
 mod old_kernels;
 mod open;

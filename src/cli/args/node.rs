@@ -153,6 +153,9 @@ pub struct OvdRunArgs {
     /// What is asked on loopback for GET /NAME: NAME=http:PORT/PATH or NAME=tcp:PORT; repeat for several
     #[arg(long = "health-target", value_name = "TARGET", requires = "health_listen")]
     pub health_targets: Vec<HealthTarget>,
+    /// Answer overlay names here (UDP and TCP), and pass other questions on to this host's resolvers
+    #[arg(long, value_name = "IP:PORT")]
+    pub dns_listen: Option<SocketAddr>,
 }
 
 /// How to join without running.
