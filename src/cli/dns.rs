@@ -4,7 +4,7 @@
 //! `NAME.OVERLAY.ov.internal`. So is a service, with all its instances; where both bear a name, it is
 //! the service's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -90,8 +90,9 @@ fn names(
     }
     let mut of_services = Vec::new();
     for service in services {
-        let members = service.members.iter().filter_map(|member| names.get(member));
-        let instances: Instances = members.cloned().flatten().collect();
+        let members = service.members.iter().filter_map(|member| names.get(member)).flatten();
+        let instances: Instances =
+            members.map(|(&address, ports): (&IpAddr, &Ports)| (address, ports.clone())).collect();
         if !instances.is_empty() {
             let name = EntityName { namespace: Name::default(), name: service.name.clone() };
             of_services.push((name, instances));
@@ -128,7 +129,8 @@ fn headless(overlay: &Name, names: &BTreeMap<EntityName, Instances>) -> String {
                  ovmesh/overlay: {overlay:?}\n"
             )
         };
-        let all: Ports = instances.values().cloned().flatten().collect();
+        let all = instances.values().flatten();
+        let all: Ports = all.map(|(name, &port)| (name.clone(), port)).collect();
         let _ = write!(
             text,
             "---\napiVersion: v1\nkind: Service\n{}spec:\n  clusterIP: None\n{}",

@@ -103,8 +103,8 @@ async fn ask(server: SocketAddr, name: &str, kind: u16) -> (u8, bool, Vec<Vec<u8
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(&query(name, kind, None), server).await.unwrap();
     let mut buffer = [0; 4096];
-    let len = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer));
-    read(&buffer[..len.await.unwrap().unwrap()])
+    let answer = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer)).await;
+    read(&buffer[..answer.unwrap().unwrap()])
 }
 
 #[tokio::test]

@@ -123,6 +123,7 @@ enum Open {
 }
 
 impl Reader {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "events of later parsers are no data")]
     fn take(&mut self, event: Event<'_>) -> Result<(), String> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -154,7 +155,6 @@ impl Reader {
                 self.anchors.clear();
                 Ok(())
             }
-            // Events of later versions of the parser that are no data.
             _ => Ok(()),
         }
     }
@@ -224,7 +224,7 @@ pub(super) fn write(documents: &[Node]) -> String {
         match document {
             Node::Map(fields) if !fields.is_empty() => write_fields(&mut text, fields, 0),
             Node::List(items) if !items.is_empty() => write_items(&mut text, items, 0),
-            other => {
+            other @ (Node::Scalar(_) | Node::List(_) | Node::Map(_)) => {
                 write_short(&mut text, other, 2);
                 text.push('\n');
             }
@@ -250,7 +250,7 @@ fn write_fields(text: &mut String, fields: &[(Scalar, Node)], indent: usize) {
                 text.push('\n');
                 write_items(text, items, indent);
             }
-            short => {
+            short @ (Node::Scalar(_) | Node::List(_) | Node::Map(_)) => {
                 text.push(' ');
                 write_short(text, short, indent + 2);
                 end_line(text, short);
@@ -268,7 +268,7 @@ fn write_items(text: &mut String, items: &[Node], indent: usize) {
         match item {
             Node::Map(fields) if !fields.is_empty() => write_fields(text, fields, indent + 2),
             Node::List(items) if !items.is_empty() => write_items(text, items, indent + 2),
-            short => {
+            short @ (Node::Scalar(_) | Node::List(_) | Node::Map(_)) => {
                 write_short(text, short, indent + 2);
                 end_line(text, short);
             }
