@@ -185,6 +185,22 @@ async fn a_name_with_many_addresses_takes_turns_and_is_cut_to_what_fits() {
     assert_eq!((is_cut, all.len()), (false, 100));
 }
 
+/// The figure of the design, on whatever machine this runs.
+#[tokio::test]
+#[ignore = "long"]
+async fn a_lookup_takes_less_than_a_millisecond() {
+    let (server, _) = resolver(Upstream::default()).await;
+    let mut micros = Vec::new();
+    for _ in 0..2000 {
+        let start = std::time::Instant::now();
+        assert_eq!(ask(server, "web.prod.ov.internal", A).await.0, 0);
+        micros.push(start.elapsed().as_micros());
+    }
+    micros.sort_unstable();
+
+    assert!(micros[1000] < 1000, "the median is {} µs", micros[1000]);
+}
+
 #[test]
 fn what_is_no_question_is_refused_or_ignored() {
     let good = query("web.prod.ov.internal", A, None);
