@@ -241,7 +241,7 @@ fn null_is_nothing_anchors_are_what_they_stand_for_and_bombs_are_refused() {
         "kind: Pod\nmetadata: ~\nspec: {containers: [{name: a, image: }], volumes: null}\n";
     let text = inject(nothing).unwrap();
     assert_eq!(inject(&text).unwrap(), text, "null is no place for a mark");
-    assert!(text.contains("image:\n"), "{text}");
+    assert!(text.contains("image: ~\n"), "{text}");
 
     let text = inject("kind: Pod\nspec:\n  containers:\n  - &a {name: a}\n  x: *a\n").unwrap();
     assert_eq!(understood(&text)[0]["spec"]["x"], json!({"name": "a"}));
@@ -283,7 +283,7 @@ fn trees() -> impl Strategy<Value = Node> {
 proptest! {
     #[test]
     fn what_is_written_is_read_as_it_was(
-        tree in trees().prop_filter("an empty document is none", |tree| tree.text() != Some("")),
+        tree in trees().prop_filter("an empty document is none", |tree| !tree.is_null()),
     ) {
         let text = yaml::write(std::slice::from_ref(&tree));
         prop_assert_eq!(yaml::read(&text), Ok(vec![tree]), "{}", text);

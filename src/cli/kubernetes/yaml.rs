@@ -58,10 +58,10 @@ impl Node {
         Some(value)
     }
 
-    /// Nothing, in one of the ways to say so.
+    /// Nothing, in one of the ways to say so; where nothing stands, the parser says `~`.
     pub(super) fn is_null(&self) -> bool {
         let Self::Scalar(Scalar { text, is_quoted: false }) = self else { return false };
-        ["", "~", "null"].contains(&text.as_str())
+        ["~", "null", "Null", "NULL"].contains(&text.as_str())
     }
 
     /// The text of a scalar.
@@ -103,7 +103,7 @@ pub(super) fn read(text: &str) -> Result<Vec<Node>, String> {
         let (event, span) = next.map_err(|error| error.to_string())?;
         reader.take(event).map_err(|why| format!("line {}: {why}", span.start.line()))?;
     }
-    reader.documents.retain(|node| node.text() != Some(""));
+    reader.documents.retain(|node| !node.is_null());
     Ok(reader.documents)
 }
 
@@ -188,9 +188,6 @@ impl Reader {
                     let Node::Scalar(name) = node else {
                         return Err("a key is a list or a map".to_owned());
                     };
-                    if name.text.is_empty() && !name.is_quoted {
-                        return Err("a key is missing".to_owned());
-                    }
                     if fields.iter().any(|(other, _)| other.text == name.text) {
                         return Err(format!("the key {} is there twice", name.text.escape_debug()));
                     }
@@ -253,7 +250,7 @@ fn write_fields(text: &mut String, fields: &[(Scalar, Node)], indent: usize) {
             short @ (Node::Scalar(_) | Node::List(_) | Node::Map(_)) => {
                 text.push(' ');
                 write_short(text, short, indent + 2);
-                end_line(text, short);
+                text.push('\n');
             }
         }
     }
@@ -270,18 +267,10 @@ fn write_items(text: &mut String, items: &[Node], indent: usize) {
             Node::List(items) if !items.is_empty() => write_items(text, items, indent + 2),
             short @ (Node::Scalar(_) | Node::List(_) | Node::Map(_)) => {
                 write_short(text, short, indent + 2);
-                end_line(text, short);
+                text.push('\n');
             }
         }
     }
-}
-
-/// Ends the line of a value; behind `key:` and `-` there may be none.
-fn end_line(text: &mut String, value: &Node) {
-    if value.is_null() && value.text() == Some("") {
-        text.pop();
-    }
-    text.push('\n');
 }
 
 /// What fits behind a key or a dash.
