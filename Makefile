@@ -58,9 +58,11 @@ bench: setup setup-bench
 	cargo bench --locked --bench scale
 	@exec $(TARGET)/release/examples/bench
 
+# PROFILE=dev makes a package to try, sooner.
+deb: PROFILE ?= release
 deb: setup
-	cargo build --locked --release --bins
-	config/debian/build $(TARGET)/release target/package
+	cargo build --locked --profile $(PROFILE) --bins
+	config/debian/build $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/package
 
 lint:
 	cargo fmt --check
