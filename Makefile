@@ -106,6 +106,7 @@ setup:
 	command -v ping > /dev/null || missing="$$missing iputils-ping"; \
 	command -v hostname > /dev/null || missing="$$missing hostname"; \
 	command -v nsenter > /dev/null || missing="$$missing util-linux"; \
+	command -v nft > /dev/null || missing="$$missing nftables"; \
 	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	$(install)
 
@@ -113,6 +114,5 @@ setup:
 setup-bench:
 	@missing=; \
 	command -v iperf3 > /dev/null || missing="$$missing iperf3"; \
-	command -v nft > /dev/null || missing="$$missing nftables"; \
 	command -v taskset > /dev/null || missing="$$missing util-linux"; \
 	$(install)

@@ -14,6 +14,7 @@
 //! | [`probe`] | when to probe, what answers mean. Pure | types, wire |
 //! | [`sys`] | the kernel and all `unsafe`: TUN, UDP batches, routes | types, wire |
 //! | [`dataplane`] | the three hallways on OS threads: egress, ingress, transit | types, wire, forward, sys |
+//! | [`guard`] | desired firewall rules (pure), rendering, apply and sweep | types, sys |
 //! | [`pin`] | TLS that trusts exactly one server key | types |
 //! | [`agent`] | pull, persist, turn tables into snapshots; report; drive probes | types, wire, api, keys, forward, probe, pin |
 //! | [`local`] | the unix-socket API of ovd and ovsap | types, api |
@@ -37,6 +38,7 @@ pub mod control;
 pub mod dataplane;
 pub mod dns;
 pub mod forward;
+pub mod guard;
 pub mod health;
 pub mod keys;
 pub mod local;

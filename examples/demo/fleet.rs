@@ -386,6 +386,10 @@ impl Node {
         let mut command = self.wrapper.clone();
         command.extend([text(&self.program), "run".to_owned()]);
         command.extend(self.options.iter().cloned());
+        // Machines of a world guard nothing unless they are asked to: most of them test something else.
+        if self.kind == Kind::Entity && !self.options.iter().any(|option| option == "--guard") {
+            command.extend(["--guard", "off"].map(str::to_owned));
+        }
         command.extend(extra.iter().map(|&option| option.to_owned()));
         self.process = Some(self.machine.spawn(self.log(), &command)?);
         Ok(())

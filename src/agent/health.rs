@@ -21,6 +21,8 @@ pub enum Topic {
     Underlay,
     /// Where this node receives packets.
     Endpoint,
+    /// The guard.
+    Guard,
     /// One overlay's device and routes, by the overlay's name.
     Overlay(String),
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::why::Stage;
 use crate::types::{
-    ApiVersion, EntityName, Name, NodeId, NodeKind, Prefix, Revision, Serial, Service, Timestamp,
+    ApiVersion, EntityName, GuardEgress, GuardMode, HumanDuration, Name, NodeId, NodeKind, Prefix,
+    Revision, Serial, Service, Timestamp,
 };
 
 /// `GET /v1/status` of `ovd` and of `ovsap`.
@@ -45,8 +46,62 @@ pub struct NodeStatus {
     /// Opening packets of this host that were refused in the last 10 minutes, as far as remembered.
     #[serde(default)]
     pub denied: u64,
+    /// The guard; none at a SaP.
+    #[serde(default)]
+    pub guard: Option<GuardStatus>,
     /// What keeps the node from doing its work, each a line for people.
     pub problems: Vec<String>,
+}
+
+/// The guard of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardStatus {
+    /// What it was started as.
+    pub mode: GuardMode,
+    /// What it lets out.
+    pub egress: GuardEgress,
+    /// Whether its table is in force.
+    pub in_force: bool,
+    /// Whether anybody on the underlay reaches whatever this machine serves: the guard is off, or closes
+    /// ports and knows none.
+    pub underlay_open: bool,
+    /// When an order of `ovd guard off --for` ends.
+    pub off_until: Option<Timestamp>,
+    /// The service ports that it closes outside of overlays.
+    pub services: Vec<Service>,
+    /// Whose ssh connections it lets go on.
+    pub ssh_peers: Vec<IpAddr>,
+    /// How often somebody else changed or removed its table, and it was put back.
+    pub put_back: u64,
+    /// Its rules, each with what it matched since the table was made.
+    pub rules: Vec<GuardRule>,
+}
+
+/// A rule of the guard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardRule {
+    /// Its name, which is its counter's name in the table `inet ovmesh`.
+    pub name: String,
+    /// Packets that it matched.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What it is about.
+    pub about: String,
+}
+
+/// `POST /v1/order` of `ovd`: what an operator of this machine tells its daemon to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Order {
+    /// Take the guard away; it comes back after this time, with the next start, or when ordered.
+    GuardOff(Option<HumanDuration>),
+    /// Put the guard back in force.
+    GuardOn,
+    /// Stop.
+    Down,
 }
 
 /// Counters of one hallway.

@@ -56,6 +56,9 @@ pub struct TableNode {
     pub kind: NodeKind,
     /// Its name.
     pub name: EntityName,
+    /// The ports that it was given names for, sorted; for its guard. None at a SaP.
+    #[serde(default)]
+    pub ports: Vec<Service>,
 }
 
 /// A SaP that this node exchanges packets with.

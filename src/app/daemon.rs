@@ -6,38 +6,36 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc};
 
+use super::applier::{Applier, pull};
 use super::devices::Devices;
-use super::endpoints::{Wanted, prefer_reachable, server_address};
+use super::endpoints::Wanted;
+use super::guarding::{Guarding, SharedGuard};
 use super::service_manager::ServiceManager;
-use super::{answers, control_loop, node, shutdown};
+use super::{answers, control_loop, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
-use crate::agent::health::{Health, Topic};
+use crate::agent::health::Health;
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
-use crate::agent::{flows, report, snapshot, underlay};
+use crate::agent::{flows, report};
 use crate::api::local::{
     Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
     SapStatus, TableStatus,
 };
 use crate::api::node::{NodeReport, RoundTrip};
-use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
-use crate::dns;
+use crate::dns::Names;
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
 use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Timestamp};
 use crate::wire::control::Message;
-
-/// How often endpoints are looked at again and failed devices are tried again.
-const TICK: Duration = Duration::from_secs(5);
 
 /// What counts as denied lately, in status.
 const LATELY: Duration = Duration::from_secs(600);
@@ -83,20 +81,21 @@ pub(crate) struct Shared {
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
-    health: Arc<Health>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) guard: Arc<SharedGuard>,
     facts: Mutex<Facts>,
-    identity: Identity,
+    pub(crate) identity: Identity,
     started: Timestamp,
     start: Instant,
 }
 
 /// What status shows of the table in force.
 #[derive(Clone, Debug, Default)]
-struct Facts {
-    table: Option<TableStatus>,
-    endpoints: Vec<std::net::SocketAddr>,
-    overlays: Vec<OverlayStatus>,
-    names: Arc<BTreeMap<IpAddr, EntityName>>,
+pub(crate) struct Facts {
+    pub(crate) table: Option<TableStatus>,
+    pub(crate) endpoints: Vec<std::net::SocketAddr>,
+    pub(crate) overlays: Vec<OverlayStatus>,
+    pub(crate) names: Arc<BTreeMap<IpAddr, EntityName>>,
 }
 
 impl Shared {
@@ -118,6 +117,7 @@ impl Shared {
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
+            guard: Arc::default(),
             facts: Mutex::default(),
             identity,
             started,
@@ -174,7 +174,7 @@ impl Shared {
         explain::explain(&self.publisher.current(), &known, question)
     }
 
-    fn facts(&self) -> MutexGuard<'_, Facts> {
+    pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -215,6 +215,7 @@ impl Shared {
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
             denied: self.denials().since(ago(LATELY)).map(|denial| denial.count).sum(),
+            guard: self.guard.status(),
             problems: self.health.problems(),
         }
     }
@@ -242,18 +243,11 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A table on its way from the puller, and where to say whether it could be applied.
-struct Delivery {
-    table: NodeTable,
-    from_disk: bool,
-    outcome: oneshot::Sender<Result<(), String>>,
-}
-
 /// Where this node is found: by others' packets, and by names.
 pub(crate) struct Place {
     pub(crate) wanted: Wanted,
     /// The names that this host asks for; none when it has no resolver of ours.
-    pub(crate) names: Option<dns::Names>,
+    pub(crate) names: Option<Names>,
 }
 
 /// Runs until SIGTERM or SIGINT; then stops the threads and lets the devices go. Nothing is deleted.
@@ -264,6 +258,7 @@ pub(crate) async fn run(
     port: ControlPort,
     mut socket: Socket,
     place: Place,
+    guarding: Option<Guarding>,
 ) -> Result<(), Problem> {
     let shared = Arc::new(shared);
     // A host without a clock of its own starts in the past, where rules that ended would hold again.
@@ -299,6 +294,8 @@ pub(crate) async fn run(
         Plane::Sap(plane) => (plane.listener(), None),
     };
     let (said, heard) = mpsc::channel(HEARD_CAPACITY);
+    let (orders, mut ordered) = mpsc::channel(1);
+    let orders = guarding.is_some().then_some(orders);
     let broken = |what: &str, why: String| Problem::new(ProblemCode::Failed, what).why(why);
     let mut applier = Applier {
         shared: &shared,
@@ -306,9 +303,12 @@ pub(crate) async fn run(
         client: &client,
         plane: &mut plane,
         place,
+        guarding,
         in_force: None,
+        server: None,
     };
     applier.find_endpoints().await;
+    applier.follow_guard().await;
     let manager = ServiceManager::from_environment();
     // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
     manager.ready();
@@ -330,7 +330,7 @@ pub(crate) async fn run(
             }
             Err(error) => Err(broken("cannot listen to signals", error.to_string())),
         },
-        result = socket.serve(status, denied, why) => match result {
+        result = socket.serve(status, denied, why, orders) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
         },
@@ -341,7 +341,13 @@ pub(crate) async fn run(
             Err(broken("the answer loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
-        () = applier.run(receive) => Err(broken("the table loop ended", String::new())),
+        () = applier.run(receive, &mut ordered) => {
+            tracing::info!("stopping, by order");
+            Ok(())
+        }
+        () = shared.guard.watch(&shared.health) => {
+            Err(broken("the guard's watch ended", String::new()))
+        }
         () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }
@@ -351,229 +357,4 @@ pub(crate) async fn run(
     manager.stopping();
     plane.stop();
     result
-}
-
-/// Hands over the table on disk, then whatever the server has.
-async fn pull(mut puller: Puller, send: mpsc::Sender<Delivery>) {
-    // The one before serves when the newest can be read and cannot be applied.
-    for table in [puller.stored(), puller.stored_before()].into_iter().flatten() {
-        match deliver(&send, &table, true).await {
-            Some(Ok(())) => {
-                puller.resume(&table);
-                break;
-            }
-            Some(Err(why)) => puller.refuse(&table, &why),
-            None => return,
-        }
-    }
-    loop {
-        let table = puller.next().await;
-        match deliver(&send, &table, false).await {
-            Some(Ok(())) => puller.accept(&table),
-            Some(Err(why)) => puller.refuse(&table, &why),
-            None => return,
-        }
-    }
-}
-
-/// Has `table` applied; none when everything ends.
-async fn deliver(
-    send: &mpsc::Sender<Delivery>,
-    table: &NodeTable,
-    from_disk: bool,
-) -> Option<Result<(), String>> {
-    let (outcome, answer) = oneshot::channel();
-    send.send(Delivery { table: table.clone(), from_disk, outcome }).await.ok()?;
-    answer.await.ok()
-}
-
-/// The names of the members that a table speaks of.
-fn zone(table: &NodeTable) -> dns::Zone {
-    let mut zone = dns::Zone::default();
-    for overlay in &table.body.overlays {
-        let members = overlay.members.iter().map(|member| (&member.name, member.address));
-        zone.add_overlay(&overlay.name, overlay.cidr, members);
-    }
-    zone
-}
-
-/// Makes this host do what tables say.
-struct Applier<'a> {
-    shared: &'a Shared,
-    state: &'a StateDir,
-    client: &'a Client,
-    plane: &'a mut Plane,
-    place: Place,
-    in_force: Option<NodeTable>,
-}
-
-impl Applier<'_> {
-    async fn run(&mut self, mut deliveries: mpsc::Receiver<Delivery>) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                delivery = deliveries.recv() => {
-                    let Some(Delivery { table, from_disk, outcome }) = delivery else { return };
-                    let result = self.apply(table, from_disk).await;
-                    // The receiver is gone only when everything ends.
-                    let _ = outcome.send(result);
-                }
-                _ = tick.tick() => self.tick().await,
-            }
-        }
-    }
-
-    /// Applies `table` whole, or refuses it whole.
-    async fn apply(&mut self, mut table: NodeTable, from_disk: bool) -> Result<(), String> {
-        let shared = self.shared;
-        let beyond = if shared.identity.clear_underlay {
-            Vec::new()
-        } else {
-            underlay::keep_managed(&mut table)
-        };
-        prefer_reachable(&mut table);
-        let next = snapshot::build(&table)?;
-        shared.health.set(Topic::Underlay, beyond);
-        {
-            let mut probes = shared.probes();
-            probes.replace_links(&table, shared.now());
-            // What is known of the SaPs is in the snapshot before anybody sees it.
-            for (sap, is_alive) in probes.liveness_changes() {
-                next.set_alive(sap, is_alive);
-            }
-        }
-        shared.publisher.publish(next);
-        shared.control_due.notify_one();
-        shared.facts().table = Some(TableStatus {
-            serial: table.serial,
-            revision: table.revision,
-            applied: clock::wall(),
-            from_disk,
-        });
-        tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
-        let is_first = self.in_force.is_none();
-        if let Some(names) = &self.place.names {
-            names.replace(zone(&table));
-        }
-        self.in_force = Some(table);
-        self.follow_devices().await;
-        self.find_endpoints().await;
-        if is_first {
-            self.introduce();
-        }
-        Ok(())
-    }
-
-    async fn tick(&mut self) {
-        let must_follow = match &*self.plane {
-            Plane::Entity(plane, devices) => {
-                devices.is_incomplete() || !plane.problems().is_empty()
-            }
-            Plane::Sap(_) => false,
-        };
-        if must_follow {
-            if let Plane::Entity(plane, _) = &mut *self.plane {
-                for problem in plane.problems() {
-                    tracing::warn!("{problem}");
-                }
-                self.drop_broken();
-            }
-            self.follow_devices().await;
-        }
-        self.find_endpoints().await;
-        let mut facts = self.shared.facts();
-        if let Some(table) = &mut facts.table
-            && table.from_disk
-            && self.shared.health.server().reachable
-        {
-            // The server was asked for what comes after this table and had nothing against it.
-            table.from_disk = false;
-        }
-    }
-
-    async fn follow_devices(&mut self) {
-        let Some(table) = &self.in_force else { return };
-        if let Plane::Entity(plane, devices) = &mut *self.plane {
-            devices.follow(table, plane, self.state, &self.shared.health).await;
-        }
-        let overlays = table.body.overlays.iter().map(|overlay| {
-            let device = match &*self.plane {
-                Plane::Entity(_, devices) => devices.find(overlay.id),
-                Plane::Sap(_) => None,
-            };
-            let is_other = |id| id != table.body.node.id;
-            let peers = overlay.members.iter().filter(|member| is_other(member.id)).count();
-            OverlayStatus {
-                name: overlay.name.clone(),
-                cidr: overlay.cidr,
-                address: overlay.address,
-                device: device.map(|device| device.name.clone()),
-                mtu: device.map(|device| device.mtu),
-                peers: u64::try_from(peers).unwrap_or(u64::MAX),
-                rules: u64::try_from(overlay.rules.len()).unwrap_or(u64::MAX),
-            }
-        });
-        let overlays = overlays.collect();
-        let members = table.body.overlays.iter().flat_map(|overlay| &overlay.members);
-        let names = members.map(|member| (member.address, member.name.clone())).collect();
-        let mut facts = self.shared.facts();
-        facts.overlays = overlays;
-        facts.names = Arc::new(names);
-    }
-
-    /// An overlay whose device died gets a new one.
-    fn drop_broken(&mut self) {
-        if let Plane::Entity(plane, devices) = &mut *self.plane {
-            devices.forget_broken(plane);
-        }
-    }
-
-    async fn find_endpoints(&mut self) {
-        let server = server_address(self.client.url()).await;
-        let found = self.place.wanted.pick(self.in_force.as_ref(), server);
-        let lines = if found.is_empty() {
-            vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
-        } else {
-            Vec::new()
-        };
-        self.shared.health.set(Topic::Endpoint, lines);
-        let mut facts = self.shared.facts();
-        // Without a network the last ones are the best guess.
-        if !found.is_empty() && facts.endpoints != found {
-            tracing::info!(?found, "packets are received at");
-            facts.endpoints = found;
-            self.shared.health.poke();
-        }
-    }
-
-    /// One line for people, once the first table is in force.
-    fn introduce(&self) {
-        let Some(table) = &self.in_force else { return };
-        let identity = &self.shared.identity;
-        let mut line = format!(
-            "{}: joined as {} ({})",
-            node::program(identity.kind),
-            identity.name,
-            identity.id
-        );
-        for overlay in &self.shared.facts().overlays {
-            use std::fmt::Write as _;
-            let _ = match (overlay.address, &overlay.device) {
-                (Some(address), Some(device)) => {
-                    write!(line, ", {} {address} on {device}", overlay.name)
-                }
-                (Some(address), None) => write!(line, ", {} {address} not up", overlay.name),
-                (None, _) => write!(line, ", serves {} {}", overlay.name, overlay.cidr),
-            };
-        }
-        if identity.kind == NodeKind::Entity {
-            let names: Vec<&str> = table.body.saps.iter().map(|sap| sap.name.as_str()).collect();
-            match names.as_slice() {
-                [] => line.push_str(", no SaP yet"),
-                names => line.push_str(&format!(", SaP {}", names.join(", "))),
-            }
-        }
-        node::note(&line);
-    }
 }

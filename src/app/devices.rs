@@ -97,7 +97,7 @@ impl Devices {
                 }
             }
         }
-        let names = name_devices(state, &wanted);
+        let names = names(state, table);
         let mtu = self.overlay_mtu(table).await;
         for overlay in &table.body.overlays {
             let Some(address) = overlay.address else { continue };
@@ -179,9 +179,10 @@ impl Devices {
 
 /// Gives each overlay a device name that it keeps for as long as this node is in it: `ov0`, `ov1`, …
 /// in order of joining.
-fn name_devices(state: &StateDir, wanted: &BTreeSet<OverlayId>) -> BTreeMap<OverlayId, String> {
+pub(crate) fn names(state: &StateDir, table: &NodeTable) -> BTreeMap<OverlayId, String> {
+    let wanted = table.body.overlays.iter().map(|overlay| overlay.id).collect();
     let kept = state.devices();
-    let names = assign(&kept, wanted);
+    let names = assign(&kept, &wanted);
     if names != kept
         && let Err(problem) = state.save_devices(&names)
     {

@@ -6,10 +6,14 @@
 #[cfg(test)]
 mod agreement;
 mod answers;
+mod applier;
 mod control_loop;
 mod daemon;
 mod devices;
+mod down;
 mod endpoints;
+mod guard_command;
+mod guarding;
 pub mod node;
 pub mod ovctl;
 pub mod ovd;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::endpoints::{self, Wanted};
+use super::guarding::GuardSettings;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};
@@ -23,7 +24,7 @@ use crate::config::{node as file, user};
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, HealthTarget, Lanes, Name, NodeKind};
+use crate::types::{DataPath, GuardMode, HealthTarget, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,10 @@ pub struct RunOptions {
     pub listen: Option<SocketAddr>,
     /// How many lanes packets move on.
     pub lanes: Option<Lanes>,
+    /// What the guard closes.
+    pub guard: Option<GuardMode>,
+    /// Whether the guard may cut off who is connected by ssh.
+    pub lock_ssh: bool,
     /// The log filter.
     pub log: Option<String>,
     /// How packets are moved.
@@ -56,8 +61,13 @@ pub struct RunOptions {
 
 impl From<OvdRunArgs> for RunOptions {
     fn from(args: OvdRunArgs) -> Self {
-        let health = args.health_listen.map(|listen| (listen, args.health_targets));
-        Self { health, dns_listen: args.dns_listen, ..args.run.into() }
+        Self {
+            guard: args.guard,
+            lock_ssh: args.lock_ssh,
+            health: args.health_listen.map(|listen| (listen, args.health_targets)),
+            dns_listen: args.dns_listen,
+            ..args.run.into()
+        }
     }
 }
 
@@ -72,6 +82,8 @@ impl From<RunArgs> for RunOptions {
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
             lanes: args.lanes,
+            guard: None,
+            lock_ssh: false,
             log: args.log,
             data_path: args.data_path,
             health: None,
@@ -90,11 +102,8 @@ impl From<JoinArgs> for RunOptions {
             name: args.name,
             endpoints: args.endpoints.iter().map(|e| (e.ip, e.port)).collect(),
             listen: args.listen,
-            lanes: None,
             log: args.log,
-            data_path: DataPath::default(),
-            health: None,
-            dns_listen: None,
+            ..Self::default()
         }
     }
 }
@@ -124,6 +133,7 @@ pub(crate) struct Settings {
     pub(crate) data_path: DataPath,
     pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
     pub(crate) dns_listen: Option<SocketAddr>,
+    pub(crate) guard: GuardSettings,
     pub(crate) uid: u32,
 }
 
@@ -148,6 +158,7 @@ impl Settings {
         let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
         let endpoints =
             if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
+        let health_port = options.health.as_ref().map(|(listen, _)| listen.port());
         Ok(Self {
             kind,
             join: options.join,
@@ -160,6 +171,14 @@ impl Settings {
             data_path: options.data_path,
             health: options.health,
             dns_listen: options.dns_listen,
+            guard: GuardSettings {
+                mode: options
+                    .guard
+                    .or(file.guard)
+                    .unwrap_or_else(|| file::default_guard(environment)),
+                lock_ssh: options.lock_ssh || file.lock_ssh,
+                health_port,
+            },
             uid,
         })
     }

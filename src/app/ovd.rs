@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::daemon::{self, Place, Plane, Shared};
 use super::devices::Devices;
+use super::guarding::Guarding;
 use super::node::{self, RunOptions, Settings};
+use super::{down, guard_command};
 use crate::agent::join::{Joined, Start};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
@@ -16,12 +18,13 @@ use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
 use crate::dns::{Resolver, Upstream};
 use crate::forward::{FlowTable, Snapshot};
+use crate::guard;
 use crate::health::HealthPort;
 use crate::local::Socket;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
-use crate::types::{DataPath, HealthTarget, NodeKind};
+use crate::types::{DataPath, GuardMode, HealthTarget, NodeKind};
 
 /// Flows of one entity.
 const FLOWS: usize = 1 << 16;
@@ -33,6 +36,8 @@ pub fn main() -> ExitCode {
         OvdCommand::Run(args) => node::finish(run(args.into())),
         OvdCommand::Join(args) => node::finish(join(args.into())),
         OvdCommand::Leave(args) => node::finish(leave(args.into())),
+        OvdCommand::Down(args) => node::finish(down::run(args.into())),
+        OvdCommand::Guard(command) => guard_command::run(&command),
         OvdCommand::Status(args) => node::status("ovd", &args),
         OvdCommand::Denied(args) => node::denied(&args),
         OvdCommand::Why(args) => node::why(&args),
@@ -84,14 +89,7 @@ pub fn leave(options: RunOptions) -> Result<(), Problem> {
     let settings = Settings::new(NodeKind::Entity, options)?;
     node::runtime()?.block_on(async {
         let (state, identity) = node::say_goodbye(&settings).await?;
-        if let (Some(table), _) = state.table() {
-            let network = Network::open().map_err(node::failed)?;
-            for overlay in &table.body.overlays {
-                if let Err(error) = network.remove_unreachable(overlay.cidr).await {
-                    node::note(&format!("ovd: {error}"));
-                }
-            }
-        }
+        down::sweep(&state).await?;
         state.erase()?;
         node::note(&format!("ovd: {} ({}) has left", identity.name, identity.id));
         Ok(())
@@ -119,6 +117,9 @@ async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Read
 async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
     check_tun(settings)?;
+    if settings.guard.mode != GuardMode::Off {
+        guard::check_machine().map_err(node::failed)?;
+    }
     let (sockets, bound) = settings.bind()?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
@@ -190,7 +191,10 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
         .map_err(node::failed)?;
     let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    daemon::run(shared, state, plane, port, socket, Place { wanted, names }).await
+    let network = Network::open().map_err(node::failed)?;
+    let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
+    let place = Place { wanted, names };
+    daemon::run(shared, state, plane, port, socket, place, Some(guarding)).await
 }
 
 /// Makes a device for a moment: better to miss the right now than after the token is used up.

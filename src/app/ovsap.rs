@@ -125,5 +125,6 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    daemon::run(shared, state, plane, port, socket, Place { wanted, names: None }).await
+    let place = Place { wanted, names: None };
+    daemon::run(shared, state, plane, port, socket, place, None).await
 }

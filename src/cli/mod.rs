@@ -12,6 +12,7 @@ mod enforcement;
 pub mod entity;
 pub mod flow;
 pub mod group;
+pub mod guard;
 pub mod key;
 pub mod kubernetes;
 pub mod local_why;

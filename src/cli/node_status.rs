@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::Outcome;
 use super::args::{Check, Format, NodeStatusArgs};
 use super::client::{Answer, Client};
 use super::output::{Output, Table, counted, micros, relative, span};
+use super::{Outcome, guard};
 use crate::api::Problem;
 use crate::api::local::NodeStatus;
 use crate::config::ovctl;
@@ -124,10 +124,14 @@ fn lines(program: &str, status: &NodeStatus, now: Timestamp) -> Vec<String> {
             status.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         ),
     ];
+    lines.extend(status.guard.as_ref().map(guard::summary));
     lines.extend(section(&overlay_table(status)));
     lines.extend(section(&sap_table(status)));
     lines.extend(section(&packet_table(status)));
     lines.extend(section(&drop_table(status)));
+    if let Some(guard) = &status.guard {
+        lines.extend(section(&guard::rules(guard)));
+    }
     if status.denied > 0 {
         let count = counted(status.denied, "opening packet");
         lines.push(String::new());
@@ -293,6 +297,7 @@ mod tests {
             drops: [("no_rule".to_owned(), 4), ("from_the_future".to_owned(), 1)].into(),
             flows: 0,
             denied: 3,
+            guard: None,
             problems: vec!["the MTU of eth0 fell".to_owned()],
         }
     }

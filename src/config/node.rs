@@ -7,6 +7,8 @@
 //! endpoints = ["192.0.2.7"]          # IP or IP:PORT; none: what the kernel picks
 //! name = "web"
 //! lanes = 1                          # 1 to 64; more on machines with CPUs to spare
+//! guard = "ports"                    # or "all", "off"; ovd only, as the next two
+//! lock_ssh = false                   # whether the guard may cut off who is connected by ssh
 //! log = "info"
 //! log_format = "text"                # or "json"
 //! ```
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::{Lanes, Name};
+use crate::types::{GuardMode, Lanes, Name};
 
 /// Where sockets of the system are.
 pub(super) const RUN_DIR: &str = "/run/ovmesh";
@@ -53,6 +55,10 @@ pub struct NodeFile {
     pub name: Option<Name>,
     /// How many lanes packets move on.
     pub lanes: Option<Lanes>,
+    /// What the guard closes.
+    pub guard: Option<GuardMode>,
+    /// Whether the guard may cut off who is connected by ssh.
+    pub lock_ssh: bool,
     /// The log filter.
     pub log: Option<String>,
     /// Whether logs are JSON.
@@ -70,6 +76,9 @@ struct Raw {
     endpoints: Vec<String>,
     name: Option<String>,
     lanes: Option<i64>,
+    guard: Option<String>,
+    #[serde(default)]
+    lock_ssh: bool,
     log: Option<String>,
     log_format: Option<String>,
 }
@@ -145,6 +154,13 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
             Lanes::new(number).map_err(|error| refuse(format!("lanes is `{number}`, {error}")))
         })
         .transpose()?;
+    let guard = raw
+        .guard
+        .map(|word| {
+            word.parse()
+                .map_err(|error| refuse(format!("guard is `{}`, {error}", word.escape_debug())))
+        })
+        .transpose()?;
     let is_log_json = match raw.log_format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -170,6 +186,8 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         endpoints,
         name,
         lanes,
+        guard,
+        lock_ssh: raw.lock_ssh,
         log: raw.log,
         is_log_json,
     })
@@ -181,6 +199,16 @@ fn endpoint(text: &str) -> Option<(IpAddr, Option<u16>)> {
     }
     let endpoint: SocketAddr = text.parse().ok()?;
     (endpoint.port() != 0).then(|| (endpoint.ip(), Some(endpoint.port())))
+}
+
+/// What the guard closes when nobody says: everything in a pod, which has one purpose and whose ports are
+/// the operator's business; services alone elsewhere. A pod is where Kubernetes put its variables.
+#[must_use]
+pub fn default_guard(environment: impl Fn(&str) -> Option<PathBuf>) -> GuardMode {
+    match environment("KUBERNETES_SERVICE_HOST") {
+        Some(_) => GuardMode::All,
+        None => GuardMode::Ports,
+    }
 }
 
 /// Where data packets are received when nobody says.
@@ -249,6 +277,7 @@ mod tests {
             ("lanes = 0", &["lanes", "`0`", "1 to 64"]),
             ("lanes = 65", &["lanes", "`65`", "1 to 64"]),
             ("lanes = 'many'", &["line 1", "many", "expected i64"]),
+            ("guard = 'on'", &["guard", "`on`", "ports, all or off"]),
             ("log_format = 'xml'", &["log_format", "xml", "json"]),
             ("state_dir = 'here'", &["state_dir", "here", "absolute"]),
             ("name = 'web'\nport = 5", &["port", "line 2", "unknown field", "expected"]),
@@ -268,6 +297,16 @@ mod tests {
 
         assert!(load("ovd", Some(missing)).unwrap_err().to_string().contains("/nowhere/ovd.toml"));
         assert_eq!(load("no-such-program", None), Ok(NodeFile::default()));
+    }
+
+    #[test]
+    fn a_pod_is_closed_and_other_machines_close_services() {
+        let pod =
+            |name: &str| (name == "KUBERNETES_SERVICE_HOST").then(|| PathBuf::from("10.0.0.1"));
+
+        assert_eq!(default_guard(pod), GuardMode::All);
+        assert_eq!(default_guard(|_| None), GuardMode::Ports);
+        assert_eq!(check("guard = 'all'\nlock_ssh = true").unwrap().guard, Some(GuardMode::All));
     }
 
     #[test]

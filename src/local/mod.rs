@@ -1,7 +1,7 @@
 //! The unix-socket API of `ovd` and `ovsap`: HTTP, for root and the daemon's own user only. The socket's
 //! mode is 0600, and whoever connects is asked of the kernel.
 //!
-//! It reads and never changes anything.
+//! It reads; what it is ordered, it hands on.
 
 #![forbid(unsafe_code)]
 
@@ -16,14 +16,18 @@ use axum::Json;
 use axum::Router;
 use axum::extract::Query;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde::Deserialize;
 use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus};
+use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
 use crate::types::HumanDuration;
+
+/// An order on its way to who carries it out, and where to say how that went.
+pub type Ordered = (Order, oneshot::Sender<Result<(), Problem>>);
 
 /// A socket that is listened on; its file goes when this goes.
 #[derive(Debug)]
@@ -66,8 +70,8 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listener) })
     }
 
-    /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, for ever; stops
-    /// when it is dropped.
+    /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, and hands on what
+    /// comes by `POST /v1/order` where there is somebody to take it, for ever; stops when it is dropped.
     ///
     /// # Errors
     ///
@@ -77,6 +81,7 @@ impl Socket {
         status: impl Fn() -> NodeStatus + Send + Sync + 'static,
         denied: impl Fn(Option<HumanDuration>) -> DenialList + Send + Sync + 'static,
         why: impl Fn(&LocalQuestion) -> Result<LocalWhy, Problem> + Send + Sync + 'static,
+        orders: Option<mpsc::Sender<Ordered>>,
     ) -> io::Result<()> {
         let status = Arc::new(status);
         let answer = move || {
@@ -93,23 +98,28 @@ impl Socket {
             let why = Arc::clone(&why);
             async move { why(&question).map(Json).map_err(refusal) }
         };
+        let obey = move |Json(order): Json<Order>| {
+            let orders = orders.clone();
+            async move { pass_on(orders, order).await.map(Json).map_err(refusal) }
+        };
         let router = Router::new()
             .route("/v1/status", get(answer))
             .route("/v1/denied", get(denials))
             .route("/v1/why", get(explain))
+            .route("/v1/order", post(obey))
             .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
-        axum::serve(Guarded::new(listener)?, router).await
+        axum::serve(PeerChecked::new(listener)?, router).await
     }
 }
 
 /// Lets in root and the user that listens, by the credentials that the kernel keeps of the other end.
-struct Guarded {
+struct PeerChecked {
     listener: UnixListener,
     own_uid: u32,
 }
 
-impl Guarded {
+impl PeerChecked {
     fn new(listener: UnixListener) -> io::Result<Self> {
         let (end, _) = tokio::net::UnixStream::pair()?;
         Ok(Self { listener, own_uid: end.peer_cred()?.uid() })
@@ -120,7 +130,7 @@ impl Guarded {
     }
 }
 
-impl axum::serve::Listener for Guarded {
+impl axum::serve::Listener for PeerChecked {
     type Io = tokio::net::UnixStream;
     type Addr = SocketAddr;
 
@@ -154,6 +164,14 @@ impl Drop for Socket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Waits until `order` is carried out.
+async fn pass_on(orders: Option<mpsc::Sender<Ordered>>, order: Order) -> Result<(), Problem> {
+    let nobody = || Problem::new(ProblemCode::NotFound, "this program takes no orders");
+    let (outcome, answer) = oneshot::channel();
+    orders.ok_or_else(nobody)?.send((order, outcome)).await.map_err(|_| nobody())?;
+    answer.await.map_err(|_| Problem::new(ProblemCode::Failed, "the daemon is stopping"))?
 }
 
 /// A problem as an answer.
@@ -253,7 +271,7 @@ mod tests {
         let path = root.path().join("run").join("ovd.sock");
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(async move { socket.serve(status, denied, why).await });
+        let serving = tokio::spawn(async move { socket.serve(status, denied, why, None).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;
@@ -275,12 +293,12 @@ mod tests {
     async fn only_root_and_the_daemons_own_user_are_let_in() {
         let root = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(root.path().join("s")).unwrap();
-        let guarded = Guarded::new(listener).unwrap();
+        let socket = PeerChecked::new(listener).unwrap();
 
         let own = crate::config::user::effective_uid().unwrap();
-        assert_eq!(guarded.own_uid, own);
-        assert!(guarded.admits(own) && guarded.admits(0));
-        assert!(!guarded.admits(own + 1));
+        assert_eq!(socket.own_uid, own);
+        assert!(socket.admits(own) && socket.admits(0));
+        assert!(!socket.admits(own + 1));
     }
 
     #[tokio::test]

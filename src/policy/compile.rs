@@ -93,7 +93,19 @@ impl Blueprint {
             NodeKind::Sap => sap_links(world, id, facts),
         };
         Some(TableBody {
-            node: TableNode { id, kind: facts.kind, name: facts.name.clone() },
+            node: TableNode {
+                id,
+                kind: facts.kind,
+                name: facts.name.clone(),
+                ports: facts
+                    .ports
+                    .values()
+                    .flatten()
+                    .cloned()
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect(),
+            },
             saps: saps.into_iter().filter_map(|sap| sap_row(world, sap)).collect(),
             links,
             overlays: parts.into_iter().map(|part| part.table).collect(),

@@ -11,6 +11,7 @@
 //! | [`tun`] | a TUN device, read in batches, with offloads where the kernel has them |
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
+//! | [`nftables`] | whether anybody changed the packet filter |
 //! | [`wake`] | gets a thread out of the call that it waits in |
 //! | [`process`] | what the kernel is told about this process |
 //! | [`clock`] | the only place that reads the time for packets |
@@ -34,6 +35,7 @@
 pub mod batch;
 pub mod clock;
 pub mod net;
+pub mod nftables;
 pub mod offload;
 pub mod process;
 pub mod tun;
@@ -45,4 +47,5 @@ mod error;
 mod netlink;
 mod sockaddr;
 
+pub(crate) use error::NET_ADMIN;
 pub use error::SysError;

@@ -2,7 +2,7 @@
 //!
 //! Everything here may be called again: what is already as it should be is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -17,8 +17,8 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
 use super::netlink::{
-    address_ip, address_prefix, is_everywhere, is_global, link_mtu, link_name, route, route_mtu,
-    route_use, unreachable_route,
+    address_ip, address_prefix, devices, is_everywhere, is_global, link_mtu, link_name, route,
+    route_mtu, route_use, unreachable_route,
 };
 use super::tun::check_name;
 use crate::types::Prefix;
@@ -200,16 +200,7 @@ impl Network {
         let name = |index: u32| names.get(&index).cloned().unwrap_or_else(|| format!("#{index}"));
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            let routes: Vec<_> = self
-                .handle
-                .route()
-                .get(message)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(|error| explain("cannot list the routes".to_owned(), &error))?;
+            let routes = self.routes(family).await?;
             found.extend(routes.iter().filter_map(|route| {
                 let (prefix, device) = route_use(route)?;
                 Some((prefix, device.map_or_else(|kind| kind.to_owned(), name)))
@@ -280,6 +271,40 @@ impl Network {
             .find(|link| Some(link.header.index) == device)
             .and_then(|link| link.attributes.iter().find_map(link_mtu))
             .ok_or_else(|| SysError::new(what(), "the route names no device with an MTU"))
+    }
+
+    /// The devices that lead to other machines: those of default routes, and those of the ways to
+    /// `towards`, as far as there are any.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn uplinks(&self, towards: &[IpAddr]) -> Result<Vec<String>, SysError> {
+        let names = self.device_names().await?;
+        let mut found = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let routes = self.routes(family).await?;
+            let defaults =
+                routes.iter().filter(|route| route.header.destination_prefix_length == 0);
+            found.extend(defaults.flat_map(devices));
+        }
+        for &to in towards {
+            if let Ok(route) = self.route_towards(to, RouteFlags::empty()).await {
+                found.extend(devices(&route));
+            }
+        }
+        Ok(found
+            .iter()
+            .filter_map(|index| names.get(index).cloned())
+            .filter(|name| name != "lo")
+            .collect())
+    }
+
+    async fn routes(&self, family: AddressFamily) -> Result<Vec<RouteMessage>, SysError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        let routes = self.handle.route().get(message).execute().try_collect().await;
+        routes.map_err(|error| explain("cannot list the routes".to_owned(), &error))
     }
 
     async fn route_towards(&self, to: IpAddr, flags: RouteFlags) -> Result<RouteMessage, SysError> {

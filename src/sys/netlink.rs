@@ -66,6 +66,21 @@ pub(super) fn route_use(route: &RouteMessage) -> Option<(Prefix, Result<u32, &'s
     Some((prefix.trunc(), used_by))
 }
 
+/// The devices that a route leads to: one, or one for each of its next hops.
+pub(super) fn devices(route: &RouteMessage) -> Vec<u32> {
+    let mut found = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => found.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                found.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 pub(super) fn address_prefix(address: &AddressMessage) -> Option<Prefix> {
     let ip = address_ip(address)?;
     Prefix::new(ip, address.header.prefix_len).ok().map(|prefix| prefix.trunc())

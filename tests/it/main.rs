@@ -19,6 +19,8 @@ mod flags;
 #[path = "../../examples/demo/fleet.rs"]
 mod fleet;
 mod flows;
+mod guard;
+mod guard_leaks;
 mod impaired;
 mod inner;
 mod integrity;

@@ -167,6 +167,8 @@ shift
 mkdir -p /run/secrets/ovmesh
 mount -t tmpfs tmpfs /run/secrets/ovmesh
 cp /var/lib/ovmesh/token /run/secrets/ovmesh/token
+# What tells every program that it is in a pod: the guard closes all that no overlay brings.
+export KUBERNETES_SERVICE_HOST=10.96.0.1
 exec setpriv --no-new-privs --bounding-set="$rights" --inh-caps=-all --ambient-caps=-all "$@"
 "#;
 
@@ -191,7 +193,7 @@ fn kubelet(machine: &Machine, pod: &Machine, probe: &Value) -> Result<String> {
          head -n 1 <&3",
         ip = pod.ip4
     );
-    machine.run(&["bash", "-c", &ask])?.success("kubelet's probe")
+    machine.run(&["timeout", "2", "bash", "-c", &ask])?.success("kubelet's probe")
 }
 
 #[test]
@@ -256,12 +258,18 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
             let answer = kubelet(&node, &pod, probe)?;
             ensure!(answer.starts_with("HTTP/1.1 503 "), "with no program: {answer}");
         }
-        let program = pod.spawn("program", &[&netkit, "http-echo", "127.0.0.1:8080", "web"])?;
+        let direct = json!({"httpGet": {"port": 8080, "path": "/ready"}});
+        let program = pod.spawn("program", &[&netkit, "http-echo", "0.0.0.0:8080", "web"])?;
         poll(SOON, "the program", || Ok(program.log_text().contains("ready").then_some(())))?;
         for probe in probes {
             let answer = kubelet(&node, &pod, probe)?;
             ensure!(answer.starts_with("HTTP/1.1 200 "), "with the program: {answer}");
         }
+        ensure!(kubelet(&node, &pod, &direct).is_err(), "the guard lets the node to the program");
+        let lifted = pod.run(&command(words(&json!(["ovd", "guard", "off"]))))?;
+        lifted.success("ovd guard off")?;
+        let answer = kubelet(&node, &pod, &direct)?;
+        ensure!(answer.starts_with("HTTP/1.1 200 "), "without the guard: {answer}");
 
         // A container that restarts has the same arguments.
         ovd.kill()?;

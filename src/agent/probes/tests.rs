@@ -33,7 +33,7 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
         serial: Serial(1),
         revision: Revision(1),
         body: TableBody {
-            node: TableNode { id, kind, name: entity_name("me") },
+            node: TableNode { id, kind, name: entity_name("me"), ports: Vec::new() },
             saps: vec![SapRow {
                 id: SAP,
                 name: Name::new("sap-1").unwrap(),

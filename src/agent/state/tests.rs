@@ -33,7 +33,12 @@ fn table(serial: u64) -> NodeTable {
         serial: Serial(serial),
         revision: Revision(1),
         body: TableBody {
-            node: TableNode { id: NodeId(3), kind: NodeKind::Entity, name: name() },
+            node: TableNode {
+                id: NodeId(3),
+                kind: NodeKind::Entity,
+                name: name(),
+                ports: Vec::new(),
+            },
             saps: Vec::new(),
             links: Vec::new(),
             overlays: Vec::new(),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, HealthTarget, HumanDuration, Lanes, Name, Service};
+use crate::types::{DataPath, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -41,6 +41,14 @@ With state from the same server, --join is ignored, so the same command can star
     Join(JoinArgs),
     /// Leave every overlay and delete this machine's state
     Leave(LeaveArgs),
+    /// Stop the daemon and take away what outlives it: the guard and the unreachable routes
+    #[command(after_help = "\
+The machine stays a member: `ovd run` brings it back. What ends the daemon otherwise (a signal, a crash)
+leaves the guard and the routes where they are, so that nothing of an overlay leaves in clear.")]
+    Down(LeaveArgs),
+    /// Show, check or lift the guard: what keeps overlays' packets inside and services closed outside
+    #[command(subcommand)]
+    Guard(GuardCommand),
     /// Show what the running daemon does: overlays, SaPs, packets, drops, problems
     #[command(after_help = "\
 Examples:
@@ -143,7 +151,7 @@ pub struct RunArgs {
 /// How to run `ovd`.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct OvdRunArgs {
-    /// What both programs know.
+    /// What both programs take.
     #[command(flatten)]
     pub run: RunArgs,
     /// Ask the programs beside this one for their health, for whoever asks here and may not ask them: for
@@ -156,6 +164,53 @@ pub struct OvdRunArgs {
     /// Answer overlay names here (UDP and TCP), and pass other questions on to this host's resolvers
     #[arg(long, value_name = "IP:PORT")]
     pub dns_listen: Option<SocketAddr>,
+    /// What is closed outside of overlays: ports, all or off [default: all in a pod, else ports]
+    #[arg(long, value_name = "MODE")]
+    pub guard: Option<GuardMode>,
+    /// Let the guard cut off who is connected by ssh when it comes
+    #[arg(long)]
+    pub lock_ssh: bool,
+}
+
+/// The verbs of `ovd guard`.
+#[derive(Subcommand, Clone, Debug, PartialEq, Eq)]
+pub enum GuardCommand {
+    /// Show what the guard closes, with the packets that each rule matched
+    Show(DaemonArgs),
+    /// Check that the guard is in force, and name what else filters packets here; exit 1 when it is not
+    Check(DaemonArgs),
+    /// Lift the guard: the underlay reaches services, and overlays' packets may leave in clear
+    #[command(after_help = "\
+Examples:
+  ovd guard off --for 10m
+
+The server hears of it (`ovctl entity show`), and so does the log. Without --for it lasts until
+`ovd guard on` or the next start.")]
+    Off(GuardOffArgs),
+    /// Put the guard back in force
+    On(DaemonArgs),
+}
+
+/// Which daemon, and how to show its answer.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DaemonArgs {
+    /// The local status socket [default: /run/ovmesh/ovd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// For how long there is no guard.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardOffArgs {
+    /// Put it back after this time, such as 10m
+    #[arg(long = "for", value_name = "DURATION")]
+    pub time: Option<HumanDuration>,
+    /// Which daemon.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
 }
 
 /// How to join without running.

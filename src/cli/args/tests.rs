@@ -3,7 +3,7 @@
 use clap::{CommandFactory as _, Parser as _};
 
 use super::*;
-use crate::types::Selector;
+use crate::types::{GuardMode, Selector};
 
 fn ovctl(line: &str) -> Result<Ovctl, clap::Error> {
     Ovctl::try_parse_from(std::iter::once("ovctl").chain(line.split_whitespace()))
@@ -148,11 +148,14 @@ fn nodes_run_with_and_without_a_token() {
     };
 
     assert_eq!(run("ovd run"), OvdRunArgs::default());
-    let run = run("ovd run --join @/t --endpoint 192.0.2.1 --endpoint [2001:db8::1]:7 --name web \
-                   --listen 127.0.0.1:6081 --state-dir d --socket s --log debug");
-    assert_eq!(run.run.join, Some(JoinSource::File("/t".into())));
-    assert_eq!(run.run.endpoints[0].or_port(6080).to_string(), "192.0.2.1:6080");
-    assert_eq!(run.run.endpoints[1].or_port(6080).to_string(), "[2001:db8::1]:7");
+    let OvdRunArgs { run, guard, lock_ssh, .. } = run(
+        "ovd run --join @/t --endpoint 192.0.2.1 --endpoint [2001:db8::1]:7 --name web \
+                   --listen 127.0.0.1:6081 --state-dir d --socket s --log debug --guard all --lock-ssh",
+    );
+    assert_eq!((guard, lock_ssh), (Some(GuardMode::All), true));
+    assert_eq!(run.join, Some(JoinSource::File("/t".into())));
+    assert_eq!(run.endpoints[0].or_port(6080).to_string(), "192.0.2.1:6080");
+    assert_eq!(run.endpoints[1].or_port(6080).to_string(), "[2001:db8::1]:7");
     assert!(Ovsap::try_parse_from(["ovsap", "join", "-"]).is_ok());
     assert!(Ovsap::try_parse_from(["ovsap", "run", "--endpoint", "host"]).is_err());
     assert!(Ovd::try_parse_from(["ovd", "status", "--check", "synced", "-o", "json"]).is_ok());

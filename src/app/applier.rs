@@ -1,0 +1,325 @@
+//! Makes this host do what tables say, and what its operator orders: snapshots, guard, devices, links.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::daemon::{Place, Plane, Shared};
+use super::endpoints::{prefer_reachable, server_address};
+use super::guarding::Guarding;
+use super::{devices, node};
+use crate::agent::client::Client;
+use crate::agent::health::Topic;
+use crate::agent::state::StateDir;
+use crate::agent::sync::Puller;
+use crate::agent::{snapshot, underlay};
+use crate::api::local::{Order, OverlayStatus, TableStatus};
+use crate::api::table::NodeTable;
+use crate::api::{Problem, ProblemCode};
+use crate::dns::Zone;
+use crate::local::Ordered;
+use crate::sys::clock;
+use crate::types::NodeKind;
+
+/// How often endpoints are looked at again and failed devices are tried again.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How often a broken guard is made again, and one that was lifted for a time is looked at.
+const MEND_EVERY: Duration = Duration::from_millis(500);
+
+/// A table on its way from the puller, and where to say whether it could be applied.
+pub(crate) struct Delivery {
+    table: NodeTable,
+    from_disk: bool,
+    outcome: oneshot::Sender<Result<(), String>>,
+}
+
+/// Hands over the table on disk, then whatever the server has.
+pub(crate) async fn pull(mut puller: Puller, send: mpsc::Sender<Delivery>) {
+    // The one before serves when the newest can be read and cannot be applied.
+    for table in [puller.stored(), puller.stored_before()].into_iter().flatten() {
+        match deliver(&send, &table, true).await {
+            Some(Ok(())) => {
+                puller.resume(&table);
+                break;
+            }
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
+        }
+    }
+    loop {
+        let table = puller.next().await;
+        match deliver(&send, &table, false).await {
+            Some(Ok(())) => puller.accept(&table),
+            Some(Err(why)) => puller.refuse(&table, &why),
+            None => return,
+        }
+    }
+}
+
+/// Has `table` applied; none when everything ends.
+async fn deliver(
+    send: &mpsc::Sender<Delivery>,
+    table: &NodeTable,
+    from_disk: bool,
+) -> Option<Result<(), String>> {
+    let (outcome, answer) = oneshot::channel();
+    send.send(Delivery { table: table.clone(), from_disk, outcome }).await.ok()?;
+    answer.await.ok()
+}
+
+/// The names of the members that a table speaks of.
+fn zone(table: &NodeTable) -> Zone {
+    let mut zone = Zone::default();
+    for overlay in &table.body.overlays {
+        let members = overlay.members.iter().map(|member| (&member.name, member.address));
+        zone.add_overlay(&overlay.name, overlay.cidr, members);
+    }
+    zone
+}
+
+/// Makes this host do what tables say.
+pub(crate) struct Applier<'a> {
+    pub(crate) shared: &'a Shared,
+    pub(crate) state: &'a StateDir,
+    pub(crate) client: &'a Client,
+    pub(crate) plane: &'a mut Plane,
+    pub(crate) place: Place,
+    /// None at a SaP.
+    pub(crate) guarding: Option<Guarding>,
+    pub(crate) in_force: Option<NodeTable>,
+    /// Where the server is, as far as it is known.
+    pub(crate) server: Option<SocketAddr>,
+}
+
+impl Applier<'_> {
+    /// Runs until it is ordered to stop.
+    pub(crate) async fn run(
+        &mut self,
+        mut deliveries: mpsc::Receiver<Delivery>,
+        orders: &mut mpsc::Receiver<Ordered>,
+    ) {
+        let [mut tick, mut mend] = [TICK, MEND_EVERY].map(|every| {
+            let mut interval = tokio::time::interval(every);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            interval
+        });
+        loop {
+            tokio::select! {
+                delivery = deliveries.recv() => {
+                    let Some(Delivery { table, from_disk, outcome }) = delivery else { return };
+                    let result = self.apply(table, from_disk).await;
+                    // The receiver is gone only when everything ends.
+                    let _ = outcome.send(result);
+                }
+                Some((order, outcome)) = orders.recv() => {
+                    // Who asked may be gone.
+                    let _ = outcome.send(self.obey(order).await);
+                    if order == Order::Down {
+                        return;
+                    }
+                }
+                _ = tick.tick() => self.tick().await,
+                _ = mend.tick(), if self.guarding.is_some() => self.mend_guard().await,
+            }
+        }
+    }
+
+    /// Applies `table` whole, or refuses it whole.
+    async fn apply(&mut self, mut table: NodeTable, from_disk: bool) -> Result<(), String> {
+        let shared = self.shared;
+        let beyond = if shared.identity.clear_underlay {
+            Vec::new()
+        } else {
+            underlay::keep_managed(&mut table)
+        };
+        prefer_reachable(&mut table);
+        let next = snapshot::build(&table)?;
+        shared.health.set(Topic::Underlay, beyond);
+        {
+            let mut probes = shared.probes();
+            probes.replace_links(&table, shared.now());
+            // What is known of the SaPs is in the snapshot before anybody sees it.
+            for (sap, is_alive) in probes.liveness_changes() {
+                next.set_alive(sap, is_alive);
+            }
+        }
+        shared.publisher.publish(next);
+        shared.control_due.notify_one();
+        shared.facts().table = Some(TableStatus {
+            serial: table.serial,
+            revision: table.revision,
+            applied: clock::wall(),
+            from_disk,
+        });
+        tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
+        let is_first = self.in_force.is_none();
+        if let Some(names) = &self.place.names {
+            names.replace(zone(&table));
+        }
+        self.in_force = Some(table);
+        // The guard comes before the devices, so that no packet is sooner than the rules about it.
+        self.follow_guard().await;
+        self.follow_devices().await;
+        self.find_endpoints().await;
+        if is_first {
+            self.introduce();
+        }
+        Ok(())
+    }
+
+    async fn tick(&mut self) {
+        let held = self.is_guarded();
+        // Interfaces come and go.
+        self.follow_guard().await;
+        let must_follow = match &*self.plane {
+            Plane::Entity(plane, devices) => {
+                !held || devices.is_incomplete() || !plane.problems().is_empty()
+            }
+            Plane::Sap(_) => false,
+        };
+        if must_follow {
+            if let Plane::Entity(plane, _) = &mut *self.plane {
+                for problem in plane.problems() {
+                    tracing::warn!("{problem}");
+                }
+                self.drop_broken();
+            }
+            self.follow_devices().await;
+        }
+        self.find_endpoints().await;
+        let mut facts = self.shared.facts();
+        if let Some(table) = &mut facts.table
+            && table.from_disk
+            && self.shared.health.server().reachable
+        {
+            // The server was asked for what comes after this table and had nothing against it.
+            table.from_disk = false;
+        }
+    }
+
+    async fn follow_devices(&mut self) {
+        let is_guarded = self.is_guarded();
+        let Some(table) = &self.in_force else { return };
+        if let Plane::Entity(plane, devices) = &mut *self.plane
+            && is_guarded
+        {
+            devices.follow(table, plane, self.state, &self.shared.health).await;
+        }
+        let overlays = table.body.overlays.iter().map(|overlay| {
+            let device = match &*self.plane {
+                Plane::Entity(_, devices) => devices.find(overlay.id),
+                Plane::Sap(_) => None,
+            };
+            let is_other = |id| id != table.body.node.id;
+            let peers = overlay.members.iter().filter(|member| is_other(member.id)).count();
+            OverlayStatus {
+                name: overlay.name.clone(),
+                cidr: overlay.cidr,
+                address: overlay.address,
+                device: device.map(|device| device.name.clone()),
+                mtu: device.map(|device| device.mtu),
+                peers: u64::try_from(peers).unwrap_or(u64::MAX),
+                rules: u64::try_from(overlay.rules.len()).unwrap_or(u64::MAX),
+            }
+        });
+        let overlays = overlays.collect();
+        let members = table.body.overlays.iter().flat_map(|overlay| &overlay.members);
+        let names = members.map(|member| (member.address, member.name.clone())).collect();
+        let mut facts = self.shared.facts();
+        facts.overlays = overlays;
+        facts.names = Arc::new(names);
+    }
+
+    pub(crate) async fn follow_guard(&mut self) {
+        let Some(guarding) = &mut self.guarding else { return };
+        let table = self.in_force.as_ref();
+        let names = table.map(|table| devices::names(self.state, table)).unwrap_or_default();
+        guarding.follow(table, &names, self.server, &self.shared.health).await;
+    }
+
+    /// Makes the guard again where that is due, and what waited for it.
+    async fn mend_guard(&mut self) {
+        if self.guarding.as_mut().is_some_and(Guarding::is_due) {
+            self.follow_guard().await;
+            self.follow_devices().await;
+        }
+    }
+
+    async fn obey(&mut self, order: Order) -> Result<(), Problem> {
+        let Some(guarding) = &mut self.guarding else { return Ok(()) };
+        guarding.order(order);
+        if order == Order::Down {
+            return Ok(());
+        }
+        self.follow_guard().await;
+        if self.is_guarded() {
+            return Ok(());
+        }
+        let why = self.shared.health.problems().join("; ");
+        Err(Problem::new(ProblemCode::Failed, "the guard is not as ordered").why(why))
+    }
+
+    /// Whether packets of overlays may flow.
+    fn is_guarded(&self) -> bool {
+        self.guarding.as_ref().is_none_or(Guarding::holds)
+    }
+
+    /// An overlay whose device died gets a new one.
+    fn drop_broken(&mut self) {
+        if let Plane::Entity(plane, devices) = &mut *self.plane {
+            devices.forget_broken(plane);
+        }
+    }
+
+    pub(crate) async fn find_endpoints(&mut self) {
+        // Without an answer the last one is the best guess.
+        self.server = server_address(self.client.url()).await.or(self.server);
+        let found = self.place.wanted.pick(self.in_force.as_ref(), self.server);
+        let lines = if found.is_empty() {
+            vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
+        } else {
+            Vec::new()
+        };
+        self.shared.health.set(Topic::Endpoint, lines);
+        let mut facts = self.shared.facts();
+        // Without a network the last ones are the best guess.
+        if !found.is_empty() && facts.endpoints != found {
+            tracing::info!(?found, "packets are received at");
+            facts.endpoints = found;
+            self.shared.health.poke();
+        }
+    }
+
+    /// One line for people, once the first table is in force.
+    fn introduce(&self) {
+        let Some(table) = &self.in_force else { return };
+        let identity = &self.shared.identity;
+        let mut line = format!(
+            "{}: joined as {} ({})",
+            node::program(identity.kind),
+            identity.name,
+            identity.id
+        );
+        for overlay in &self.shared.facts().overlays {
+            use std::fmt::Write as _;
+            let _ = match (overlay.address, &overlay.device) {
+                (Some(address), Some(device)) => {
+                    write!(line, ", {} {address} on {device}", overlay.name)
+                }
+                (Some(address), None) => write!(line, ", {} {address} not up", overlay.name),
+                (None, _) => write!(line, ", serves {} {}", overlay.name, overlay.cidr),
+            };
+        }
+        if identity.kind == NodeKind::Entity {
+            let names: Vec<&str> = table.body.saps.iter().map(|sap| sap.name.as_str()).collect();
+            match names.as_slice() {
+                [] => line.push_str(", no SaP yet"),
+                names => line.push_str(&format!(", SaP {}", names.join(", "))),
+            }
+        }
+        node::note(&line);
+    }
+}

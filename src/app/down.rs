@@ -1,0 +1,104 @@
+//! `ovd down`: stops the daemon, then takes away what outlives it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::node::{self, RunOptions, Settings};
+use crate::agent::state::StateDir;
+use crate::api::local::Order;
+use crate::api::{Problem, ProblemCode};
+use crate::cli;
+use crate::guard;
+use crate::sys::net::Network;
+use crate::types::NodeKind;
+
+/// The daemon's name where systemd runs it.
+const UNIT: &str = "ovd.service";
+
+/// How long the daemon may take to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often to look whether it has.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// Stops what runs and takes away the guard and the unreachable routes. The machine stays a member.
+///
+/// # Errors
+///
+/// When the daemon does not stop, or something cannot be taken away.
+pub(super) fn run(options: RunOptions) -> Result<(), Problem> {
+    let settings = Settings::new(NodeKind::Entity, options)?;
+    if StateDir::peek_identity(&settings.state_dir, settings.uid)?.is_none() {
+        return Err(Problem::new(ProblemCode::NotFound, "this machine has not joined")
+            .why(format!("there is no identity in {}", settings.state_dir.display())));
+    }
+    node::runtime()?.block_on(async {
+        if is_unit() {
+            stop_unit()?;
+        } else if settings.socket.exists() {
+            // It may be gone before it has answered, or have died long ago: what counts is the lock.
+            if let Err(problem) = cli::guard::order(settings.socket.clone(), &Order::Down).await {
+                tracing::debug!(%problem, "no answer");
+            }
+        }
+        let state = released(&settings).await?;
+        sweep(&state).await?;
+        node::note("ovd: down; `ovd run` brings it back");
+        Ok(())
+    })
+}
+
+/// The state directory, once nobody holds it.
+async fn released(settings: &Settings) -> Result<StateDir, Problem> {
+    let deadline = Instant::now() + STOP_WITHIN;
+    loop {
+        match StateDir::open(&settings.state_dir, settings.uid) {
+            Err(problem) if problem.code == ProblemCode::Conflict && Instant::now() < deadline => {
+                tokio::time::sleep(STOP_POLL).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Takes away what a daemon leaves on purpose: for a machine that goes down or leaves.
+///
+/// # Errors
+///
+/// What cannot be taken away.
+pub(super) async fn sweep(state: &StateDir) -> Result<(), Problem> {
+    let network = Network::open().map_err(node::failed)?;
+    if let (Some(table), _) = state.table() {
+        for overlay in &table.body.overlays {
+            network.remove_unreachable(overlay.cidr).await.map_err(node::failed)?;
+        }
+    }
+    // A machine without nft never had a guard.
+    match guard::sweep() {
+        Err(error) if guard::is_missing(&error) => Ok(()),
+        swept => swept.map_err(node::failed),
+    }
+}
+
+/// Whether systemd runs the daemon: it would start it again.
+fn is_unit() -> bool {
+    Path::new("/run/systemd/system").exists()
+        && Command::new("systemctl")
+            .args(["is-active", "--quiet", UNIT])
+            .status()
+            .is_ok_and(|status| status.success())
+}
+
+fn stop_unit() -> Result<(), Problem> {
+    let failed = |why: String| {
+        Err(Problem::new(ProblemCode::Failed, format!("cannot stop {UNIT}"))
+            .why(why)
+            .fix(format!("systemctl stop {UNIT}, then ovd down")))
+    };
+    match Command::new("systemctl").args(["stop", UNIT]).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => failed(status.to_string()),
+        Err(error) => failed(error.to_string()),
+    }
+}
