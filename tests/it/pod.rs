@@ -241,8 +241,8 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
         drop(echo);
 
         // A cluster's own DNS can be given the overlay's names.
-        let words = ["dns", "export", "headless-services", "--overlay", LAB];
-        let objects = documents(&rig.fleet.ovctl_ok(&words)?);
+        let export = ["dns", "export", "headless-services", "--overlay", LAB];
+        let objects = documents(&rig.fleet.ovctl_ok(&export)?);
         ensure!(objects.len() == 4, "{objects:#?}");
         for object in &objects {
             ensure!(Schema::read().complaints(object).is_empty(), "{object:#}");
