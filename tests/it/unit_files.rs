@@ -197,7 +197,7 @@ impl Service {
         let state = format!("/var/lib/{}", unit.get("StateDirectory"));
         let run = format!("/run/{}", unit.get("RuntimeDirectory"));
         let play = ["sh", "-c", START, "start", user, &state, &run, rights, &program];
-        let watchdog = ["env", "NOTIFY_SOCKET=/var/lib/ovmesh/notify", "WATCHDOG_USEC=400000"];
+        let watchdog = ["env", "NOTIFY_SOCKET=/var/lib/ovmesh/notify", "WATCHDOG_USEC=2000000"];
         let words: Vec<&str> = watchdog.into_iter().chain(play).collect();
         let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         words.extend(command.into_iter().skip(1));
@@ -211,12 +211,16 @@ impl Service {
         poll(SOON, &format!("{what} from the service"), || {
             let log = self.process.log_text();
             ensure!(what == "STOPPING=1" || self.process.is_running(), "it ended: {log}");
-            let mut bytes = [0; 64];
-            while let Ok(len) = self.notifications.recv(&mut bytes) {
-                self.heard.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
-            }
+            self.listen();
             Ok(self.heard.iter().any(|heard| heard == what).then_some(()))
         })
+    }
+
+    fn listen(&mut self) {
+        let mut bytes = [0; 64];
+        while let Ok(len) = self.notifications.recv(&mut bytes) {
+            self.heard.push(String::from_utf8_lossy(&bytes[..len]).into_owned());
+        }
     }
 
     /// A line of the process's status.
@@ -248,6 +252,8 @@ impl Service {
     }
 
     fn stop(mut self) -> Result<()> {
+        // A manager that does not listen is told nothing more.
+        self.listen();
         self.process.signal("TERM")?;
         self.wait_for("STOPPING=1")?;
         ensure!(self.process.wait(SOON)? == 0, "it did not end well");
@@ -276,6 +282,7 @@ fn programs_run_as_their_units_say() {
         let token = rig.fleet.token(&["--role", "sap", "--overlay", LAB])?;
         let mut ovsap = Service::start(&sap, "ovsap.service", Some(&token))?;
         ovsap.wait_for("READY=1")?;
+        ovsap.wait_for("WATCHDOG=1")?;
         ovsap.wait_for("WATCHDOG=1")?;
         ovsap.check_rights(&sap, "0000000000000000")?;
         check_owner(&sap)?;
