@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod can;
+pub mod errand;
 pub mod flows;
 pub mod key;
 pub mod local;

@@ -77,6 +77,7 @@ impl Desk<'_> {
                 self.answer_excess(&snapshot, *overlay, start.as_slice(), *mtu);
             }
             Told::TooLong(too_long) => self.judge_excess(&snapshot, too_long),
+            Told::Traced(id, outcome) => self.shared.sightings().note(*id, *outcome),
         }
     }
 

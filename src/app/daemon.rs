@@ -13,7 +13,7 @@ use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
 use super::service_manager::ServiceManager;
-use super::{answers, control_loop, shutdown};
+use super::{answers, control_loop, errands, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
@@ -21,6 +21,7 @@ use crate::agent::health::Health;
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
+use crate::agent::tracers::Sightings;
 use crate::agent::{flows, report};
 use crate::api::local::{
     Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
@@ -42,6 +43,9 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// How many notices of peers may wait.
 const HEARD_CAPACITY: usize = 64;
+
+/// How many errands of the server may wait.
+const ERRANDS_CAPACITY: usize = 16;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -81,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
+    sightings: Mutex<Sightings>,
     pub(crate) health: Arc<Health>,
     pub(crate) guard: Arc<SharedGuard>,
     facts: Mutex<Facts>,
@@ -116,6 +121,7 @@ impl Shared {
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
+            sightings: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
             guard: Arc::default(),
             facts: Mutex::default(),
@@ -147,6 +153,10 @@ impl Shared {
 
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn sightings(&self) -> MutexGuard<'_, Sightings> {
+        self.sightings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was refused in this time, or at all.
@@ -268,12 +278,14 @@ pub(crate) async fn run(
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
     let puller = Puller::new(
         Arc::clone(&client),
         Arc::clone(&state),
         identity.clone(),
         Arc::clone(&shared.health),
         clock::wall,
+        ask,
     );
     // One at a time: the puller waits for the outcome.
     let (send, receive) = mpsc::channel(1);
@@ -289,9 +301,12 @@ pub(crate) async fn run(
         let shared = Arc::clone(&shared);
         move |question: &LocalQuestion| shared.why(question)
     };
-    let (listener, door) = match &mut plane {
-        Plane::Entity(plane, _) => plane.answering().unzip(),
-        Plane::Sap(plane) => (plane.listener(), None),
+    let (listener, door, tracers) = match &mut plane {
+        Plane::Entity(plane, _) => {
+            let (listener, door) = plane.answering().unzip();
+            (listener, door, plane.tracer_door())
+        }
+        Plane::Sap(plane) => (plane.listener(), None, None),
     };
     let (said, heard) = mpsc::channel(HEARD_CAPACITY);
     let (orders, mut ordered) = mpsc::channel(1);
@@ -339,6 +354,9 @@ pub(crate) async fn run(
         }
         () = answers::run(&shared, listener, door, heard) => {
             Err(broken("the answer loop ended", String::new()))
+        }
+        () = errands::run(&shared, &client, &identity.credential, tracers, asked) => {
+            Err(broken("the errand loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
         () = applier.run(receive, &mut ordered) => {

@@ -1,7 +1,7 @@
 //! What the server holds in memory: the world, the tables, and how far each node is. One lock, held
 //! for moments and never across an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
+use crate::api::errand::Errand;
 use crate::api::node::RoundTrip;
 use crate::policy::World;
 use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
@@ -65,6 +66,8 @@ pub(crate) struct NodeState {
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
+    /// What its next poll brings it to do.
+    pub(crate) errands: VecDeque<Errand>,
     /// Wakes its poll.
     pub(crate) wake: watch::Sender<u64>,
 }
@@ -88,6 +91,7 @@ impl NodeState {
             round_trips: Vec::new(),
             endpoints: Vec::new(),
             news_from: Instant::now(),
+            errands: VecDeque::new(),
             wake: watch::Sender::new(0),
         }
     }

@@ -12,12 +12,14 @@
 //! | `risk` | what a change must not cut: the way of who asks, and tests that held |
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
 //! | `flows` | what nodes say that happened, on its way to the database |
+//! | `errands`, `tracers` | what nodes are asked to do beside; packets of live tests |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;
 mod compile;
 mod driver;
 mod enforce;
+mod errands;
 pub mod files;
 mod flows;
 mod keyset;
@@ -33,6 +35,7 @@ mod server;
 mod store;
 mod suggest;
 pub mod tls;
+mod tracers;
 
 pub use routes::router;
 pub use server::{Server, Settings};

@@ -168,7 +168,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_egress(overlay, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_egress(overlay, facts, flows, now, record))
     }
 
     /// `ovd`, a packet from `outer` carrying `key`: whether the host gets it, on which overlay.
@@ -192,7 +192,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_ingress(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_ingress(outer, key, facts, flows, now, record))
     }
 
     /// `ovsap`, a packet from `outer` carrying `key`: its next hop. Also when it comes from itself.
@@ -216,7 +216,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_transit(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_transit(outer, key, facts, flows, now, record))
     }
 
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.

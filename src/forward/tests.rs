@@ -171,6 +171,7 @@ impl World {
             fragment: Fragment::Whole,
             len: 60,
             ecn: 0,
+            tracer: None,
         }
     }
 

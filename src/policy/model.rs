@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::kubernetes::NetworkPolicy;
 use super::span::NamedPorts;
+use crate::api::Problem;
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, PathHops};
 use crate::types::{
     CidrBlock, EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, Revision,
-    RuleId, Secret, Service, Timestamp,
+    RuleId, Secret, Selector, Service, Timestamp,
 };
 
 /// Intent and inventory at one moment.
@@ -120,6 +121,49 @@ pub struct RuleFacts {
     pub is_audit: bool,
     /// What its author calls it; results call it so, too.
     pub name: Option<String>,
+}
+
+/// Who and what is known by name, for selectors that are written.
+pub trait Names {
+    /// The entity of that name.
+    ///
+    /// # Errors
+    ///
+    /// When nobody bears it, with the nearest name.
+    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem>;
+
+    /// Whether there is such a group.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, with the nearest name.
+    fn group(&self, name: &Name) -> Result<(), Problem>;
+
+    /// Whether there is such a service.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, with the nearest name.
+    fn service(&self, name: &Name) -> Result<(), Problem>;
+}
+
+impl BoundSelector {
+    /// Binds a selector to what it means now.
+    ///
+    /// # Errors
+    ///
+    /// For a name that `names` does not know.
+    pub fn bind(selector: &Selector, names: &impl Names) -> Result<Self, Problem> {
+        Ok(match selector {
+            Selector::Any => Self::Any,
+            Selector::Labels(labels) => Self::Labels(labels.clone()),
+            Selector::Namespace(name) => Self::Namespace(name.clone()),
+            Selector::Cidr(block) => Self::Cidr(block.clone()),
+            Selector::Name(name) => Self::Node(names.entity(name)?, name.clone()),
+            Selector::Group(name) => names.group(name).map(|()| Self::Group(name.clone()))?,
+            Selector::Service(name) => names.service(name).map(|()| Self::Service(name.clone()))?,
+        })
+    }
 }
 
 /// A selector whose name is bound to an id, so that a later bearer of the name inherits nothing.

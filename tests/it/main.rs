@@ -27,6 +27,7 @@ mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod live;
 mod loops;
 mod matrix;
 mod names;

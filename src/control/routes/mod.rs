@@ -2,6 +2,7 @@
 
 mod admin;
 mod flows;
+mod live_test;
 mod node;
 mod policies;
 mod rules;
@@ -111,6 +112,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/policy/matrix", post(policies::matrix))
         .route("/v1/policy/lint", post(policies::lint))
         .route("/v1/policy/test", post(policies::test))
+        .route("/v1/policy/test/live", post(live_test::live_test))
         .route("/v1/networkpolicies", get(policies::network_policies))
         .route("/v1/groups", get(rules::groups).post(rules::change_group))
         .route("/v1/services", get(rules::services).post(rules::change_service))
@@ -127,6 +129,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/node/table", get(node::table))
         .route("/v1/node/report", post(node::report))
         .route("/v1/node/flows", post(flows::report))
+        .route("/v1/node/errand", post(node::errand))
         .route("/v1/node/leave", post(node::leave))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Answer, Body, Params, Refusal};
+use crate::api::errand::ErrandReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::Node;
@@ -128,10 +129,13 @@ pub(super) async fn table(
             return Ok(document(&server.incarnation, &table, &body));
         }
         {
-            let live = server.live();
-            let state = live.nodes.get(&id).ok_or_else(gone)?;
+            let mut live = server.live();
+            let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
             if state.poll_number != number || *stopping.borrow() {
                 return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+            if let Some(errand) = state.errands.pop_front() {
+                return Ok((StatusCode::ACCEPTED, Json(errand)).into_response());
             }
         }
         tokio::select! {
@@ -171,6 +175,15 @@ fn document(incarnation: &Incarnation, table: &Table, body: &str) -> Response {
         body
     );
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+pub(super) async fn errand(
+    State(server): Shared,
+    Node(id): Node,
+    Body(report): Body<ErrandReport>,
+) -> StatusCode {
+    server.errands().settle(id, report);
+    StatusCode::NO_CONTENT
 }
 
 pub(super) async fn report(
