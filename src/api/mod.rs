@@ -11,6 +11,7 @@ pub mod flows;
 pub mod key;
 pub mod local;
 pub mod node;
+pub mod path;
 pub mod policy;
 pub mod problem;
 pub mod table;

@@ -27,7 +27,7 @@ use crate::api::local::{
     Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
     SapStatus, TableStatus,
 };
-use crate::api::node::{NodeReport, RoundTrip};
+use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
@@ -43,6 +43,9 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// How many notices of peers may wait.
 const HEARD_CAPACITY: usize = 64;
+
+/// How many entities behind NATs a SaP reports.
+const TRANSLATED_MAX: usize = 1024;
 
 /// How many errands of the server may wait.
 const ERRANDS_CAPACITY: usize = 16;
@@ -147,6 +150,11 @@ impl Shared {
         }
     }
 
+    /// Tells the server soon how this node is.
+    pub(crate) fn report_soon(&self) {
+        self.health.poke();
+    }
+
     pub(crate) fn flows(&self) -> &FlowTable {
         &self.flows
     }
@@ -232,13 +240,18 @@ impl Shared {
 
     fn report(&self) -> NodeReport {
         let measures = self.identity.kind == NodeKind::Entity;
-        let peers = if measures { self.peers() } else { Vec::new() };
+        let peers = self.peers();
+        let translated = peers
+            .iter()
+            .filter_map(|peer| Some(Translated { entity: peer.peer, from: peer.translated? }));
         NodeReport {
+            translated: translated.take(TRANSLATED_MAX).collect(),
             version: VERSION.to_owned(),
             endpoints: self.facts().endpoints.clone(),
             problems: self.health.problems(),
             round_trips: peers
                 .into_iter()
+                .filter(|_| measures)
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
         }

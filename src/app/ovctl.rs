@@ -10,7 +10,7 @@ use crate::cli::args::{
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, dns, entity, flow, group, key, kubernetes, overlay, policy,
+    Outcome, audit, completion, dns, entity, flow, group, key, kubernetes, overlay, path, policy,
     policy_offline, sap, status, token, why,
 };
 
@@ -55,6 +55,9 @@ fn dispatch(
         }
         OvctlCommand::Entity(verb) => {
             ask(global, output, async |client, output| entity::run(client, output, verb).await)
+        }
+        OvctlCommand::Path(verb) => {
+            ask(global, output, async |client, output| path::run(client, output, verb).await)
         }
         OvctlCommand::Sap(verb) => {
             ask(global, output, async |client, output| sap::run(client, output, verb).await)

@@ -17,6 +17,7 @@
 
 mod auth;
 mod compile;
+mod drain;
 mod driver;
 mod enforce;
 mod errands;
@@ -25,6 +26,7 @@ mod flows;
 mod keyset;
 pub mod listen;
 mod live;
+mod paths;
 mod policies;
 mod publish;
 mod risk;

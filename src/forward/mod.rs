@@ -26,6 +26,7 @@ mod builder;
 mod by_source;
 mod explain;
 mod flows;
+mod hop;
 mod judge;
 mod key_budget;
 mod keyring;

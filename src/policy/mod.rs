@@ -18,11 +18,14 @@ mod form;
 mod inventory;
 mod judge;
 pub mod kubernetes;
+mod leg;
 mod lint;
 mod matrix;
 mod model;
 mod nearest;
+mod placement;
 mod plan;
+mod prefer;
 mod question;
 #[cfg(test)]
 pub(crate) mod random;
@@ -45,24 +48,27 @@ mod why;
 mod write;
 
 pub use can::{can, is_about};
-pub use check::{RuleConflict, check_paths, check_rule};
+pub use check::{RuleConflict, check_pair_path, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
 pub use document::{
     Document, DocumentPath, DocumentRule, PolicyDocument, read_policies, refuse_nothing,
 };
-pub use evaluate::{Decision, Paths, evaluate, path_between, rule_text};
+pub use evaluate::{Decision, PathSource, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
 pub use form::check_form;
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;
 pub use kubernetes::NetworkPolicy;
+pub use leg::Leg;
 pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{
-    BoundSelector, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+    BoundSelector, Drain, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
 };
 pub use nearest::did_you_mean;
+pub use placement::plan_saps;
+pub use prefer::zone;
 pub use question::{Asked, asked, overlays_of, strangers};
 pub use reach::Reach;
 pub use scene::{RuleOrigin, Scene, twice};

@@ -36,6 +36,9 @@ pub struct World {
     pub namespaces: BTreeMap<Name, BTreeSet<Label>>,
     /// NetworkPolicies by id ([`RuleId::network_policy`]).
     pub network_policies: BTreeMap<RuleId, NetworkPolicyFacts>,
+    /// Paths that were set for single pairs, which go before those of rules: by overlay and the two ends,
+    /// the lower id first, walked from there.
+    pub paths: BTreeMap<(OverlayId, NodeId, NodeId), PathHops>,
 }
 
 impl World {
@@ -95,6 +98,22 @@ pub struct NodeFacts {
     pub serves: BTreeSet<OverlayId>,
     /// Whether an entity is in quarantine: nothing passes to or from it, open flows neither.
     pub is_quarantined: bool,
+    /// An entity's round trips to SaPs, in microseconds, as [`super::Leg`] holds them.
+    pub round_trips: BTreeMap<NodeId, u32>,
+    /// How far a SaP is drained.
+    pub drain: Drain,
+}
+
+/// How far a SaP is drained: first those who start flows leave it, then, when all have, those who reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// It carries traffic.
+    #[default]
+    No,
+    /// Nothing new goes over it; replies do.
+    Leaving,
+    /// Nothing is sent to it; what comes from it is taken.
+    Empty,
 }
 
 /// One policy statement.

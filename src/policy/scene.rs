@@ -11,7 +11,7 @@ use super::kubernetes::NetworkPolicy;
 use super::select::{carries, is_member};
 use super::tree::{At, shown};
 use super::{
-    BoundSelector, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+    BoundSelector, Drain, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
     check_form, check_rule, did_you_mean,
 };
 use crate::api::admin::Semantics;
@@ -483,6 +483,8 @@ fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
         is_quarantined: false,
+        round_trips: BTreeMap::new(),
+        drain: Drain::No,
     }
 }
 

@@ -14,6 +14,8 @@ mod corpora;
 mod crash;
 mod direction;
 mod doors;
+mod drain;
+mod failover;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]

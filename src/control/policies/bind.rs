@@ -177,7 +177,11 @@ fn usage(what: impl Into<String>, why: impl Into<String>) -> Problem {
 }
 
 /// The SaPs of a `--via`.
-fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>, Problem> {
+pub(crate) fn hops(
+    world: &World,
+    overlay: OverlayId,
+    names: &[Name],
+) -> Result<Vec<NodeId>, Problem> {
     let mut seen = BTreeSet::new();
     if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
         return Err(usage(

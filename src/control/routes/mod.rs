@@ -1,9 +1,11 @@
 //! HTTP: paths, bodies, queries; every answer that is not good is a [`Problem`].
 
 mod admin;
+mod drain;
 mod flows;
 mod live_test;
 mod node;
+mod paths;
 mod policies;
 mod rules;
 mod views;
@@ -97,7 +99,11 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/entities/{namespace}/{name}/quarantine", post(admin::quarantine))
         .route("/v1/overlays/{name}/audit", post(admin::audit_overlay))
         .route("/v1/saps", get(views::saps))
+        .route("/v1/saps/plan", get(paths::plan))
         .route("/v1/saps/{name}", get(views::sap).delete(admin::delete_sap))
+        .route("/v1/saps/{name}/drain", post(drain::drain))
+        .route("/v1/paths", get(paths::path).post(paths::set_path))
+        .route("/v1/paths/latency", get(paths::latency))
         .route("/v1/rules", get(views::rules).post(rules::create_rule))
         .route("/v1/rules/revoke", post(rules::revoke_rules))
         .route("/v1/rules/{id}", get(views::rule))

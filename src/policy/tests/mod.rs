@@ -6,6 +6,7 @@ mod documents;
 mod lint;
 mod offline;
 mod paths;
+mod preferences;
 mod property;
 mod scale;
 mod selection;
