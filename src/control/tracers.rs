@@ -36,8 +36,8 @@ pub(super) enum Outcome {
     Delivered,
     /// This node refused it, for the reason of this name.
     Refused(NodeId, String),
-    /// It passed here last, and nobody refused it.
-    Lost(NodeId),
+    /// Nobody refused it, and this node let it through last; none when nobody saw it.
+    Lost(Option<NodeId>),
     /// It was not sent: why.
     Unsent(String),
 }
@@ -82,7 +82,7 @@ impl Sent {
             Some(Outcome::Refused(*node, reason))
         });
         let last = self.way.iter().rev().find(|node| self.seen.contains_key(node));
-        refused.unwrap_or(Outcome::Lost(last.copied().unwrap_or(self.flow.from)))
+        refused.unwrap_or(Outcome::Lost(last.copied()))
     }
 }
 

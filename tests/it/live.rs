@@ -163,6 +163,12 @@ fn live_tests_name_the_policy_point_that_refuses() {
         loosen(rig, "b")?;
         let (answer, code) = live(rig, &rows)?;
         ensure!(outcomes(&answer) == ["delivered - -"; 2] && code == 8, "{answer:#}");
+
+        // What nobody refuses and nobody gets is neither allowed nor denied.
+        rig.fleet.node_mut("s1")?.stop()?;
+        let (answer, code) = live(rig, &rows)?;
+        ensure!(outcomes(&answer) == ["lost a -"; 2] && code == 8, "{answer:#}");
+        ensure!(sums(&answer) == [0, 2, 0], "{answer:#}");
         Ok(())
     });
 }

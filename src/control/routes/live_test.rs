@@ -95,7 +95,7 @@ struct Report {
 
 impl Report {
     fn skip(&mut self, test: &Test, said: &TestResult, why: &str) {
-        self.result(said, None, "skipped", None);
+        self.result(said, None, "skipped", (None, None));
         self.skipped.push(TestFailure { what: asked(test), why: why.to_owned() });
     }
 
@@ -109,13 +109,13 @@ impl Report {
             (None, None) => Some(false),
         };
         let Some(decisive) = delivered.or(unclear).or(tried.first()) else { return };
-        let refused = match &decisive.1 {
-            Outcome::Refused(by, reason) => {
-                Some((name_of(world, *by).to_string(), reason.as_str()))
-            }
-            Outcome::Delivered | Outcome::Lost(_) | Outcome::Unsent(_) => None,
+        let told = match &decisive.1 {
+            Outcome::Refused(by, reason) => (Some(*by), Some(reason.as_str())),
+            Outcome::Lost(last) => (*last, None),
+            Outcome::Delivered | Outcome::Unsent(_) => (None, None),
         };
-        self.result(said, allowed, word(&decisive.1), refused);
+        let by = told.0.map(|by| name_of(world, by).to_string());
+        self.result(said, allowed, word(&decisive.1), (by, told.1));
         if allowed == Some(test.expected) {
             self.passed += 1;
             return;
@@ -130,9 +130,8 @@ impl Report {
         said: &TestResult,
         allowed: Option<bool>,
         outcome: &str,
-        refused: Option<(String, &str)>,
+        (by, reason): (Option<String>, Option<&str>),
     ) {
-        let (by, reason) = refused.unzip();
         self.results.push(json!({
             "from": said.from, "to": said.to, "protocol": said.protocol, "port": said.port,
             "expected": said.expected, "allowed": allowed, "rule": said.rule,
@@ -173,8 +172,8 @@ fn happened(world: &World, (flow, outcome): &(Flow, Outcome)) -> String {
             let why = known.map_or("", |known| known.explanation());
             format!("{} refused {what}: {reason} ({why})", name_of(world, *by))
         }
-        Outcome::Lost(last) if *last == flow.from => format!("{what} was not seen anywhere"),
-        Outcome::Lost(last) => {
+        Outcome::Lost(None) => format!("{what} was not seen anywhere"),
+        Outcome::Lost(Some(last)) => {
             format!("{what} passed {} and was not seen again", name_of(world, *last))
         }
         Outcome::Unsent(why) => format!("not tested: {why}"),
