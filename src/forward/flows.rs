@@ -1,6 +1,6 @@
 //! The flow table: fixed size, shared by all hallways without locks.
 //!
-//! Buckets of eight slots. A slot is a handful of atomics under a sequence number: a writer makes
+//! Buckets of sixteen slots. A slot is a handful of atomics under a sequence number: a writer makes
 //! the number odd, writes the key, and makes it even again; a reader that saw it odd or changed
 //! treats the slot as another flow's. What changes while a flow lives (phase, judged policy, time,
 //! hop) are single words. The state word carries bits of the sequence number, so that a late update
@@ -12,20 +12,24 @@
 mod walk;
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::Now;
 use super::by_source::BySource;
+use super::flow_key::{FlowKey, KEY_WORDS};
 use super::key_budget::KeyBudget;
 use super::records::{RecordMark, RecordTable};
 
-/// Slots of a bucket: how many a lookup touches at most.
-const BUCKET: usize = 8;
+/// Slots of a bucket: how many a lookup touches at most. With eight, a source that is over its share
+/// found a bucket full of others' once in 100,000 times, in a table that was a quarter full.
+const BUCKET: usize = 16;
 
-/// Slots that a source over its quota searches at most for flows of its own, of which the oldest gives
+/// A source may have this part of the table (design section 3.6).
+const SHARE: usize = 8;
+
+/// Buckets that a source over its quota searches at most for flows of its own, of which the oldest gives
 /// way to the new one: eight times as many as it takes on average to see [`RECLAIM_CHOICE`].
-const RECLAIM_PROBES: usize = 512;
+const RECLAIM_BUCKETS: usize = 32;
 
 /// Flows to choose the oldest from. Of eight, all are among the newest tenth once in 10^8 times.
 const RECLAIM_CHOICE: usize = 8;
@@ -77,87 +81,6 @@ impl Phase {
     }
 }
 
-/// What kind of key it is; never 0, which marks a free slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A flow with ports, or without.
-    Ports = 1,
-    /// Echo requests of the lower address and their replies.
-    EchoOfLower = 2,
-    /// Echo requests of the higher address and their replies.
-    EchoOfHigher = 3,
-    /// A fragmented packet of the lower address.
-    FragmentOfLower = 4,
-    /// A fragmented packet of the higher address.
-    FragmentOfHigher = 5,
-}
-
-/// Names a flow, the same in both directions. Packed as the slots hold it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FlowKey([u64; KEY_WORDS]);
-
-const KEY_WORDS: usize = 6;
-
-/// One end of a flow with its port or whatever stands for it.
-pub(super) type End = (IpAddr, u16);
-
-impl FlowKey {
-    /// The flow between two ends with different addresses.
-    pub(super) fn ports(overlay: u32, protocol: u8, a: End, b: End) -> Self {
-        Self::new(overlay, protocol, a, b, [Kind::Ports; 2])
-    }
-
-    /// The echoes that `requester` asks `responder` for.
-    pub(super) fn echo(overlay: u32, protocol: u8, requester: End, responder: IpAddr) -> Self {
-        let kinds = [Kind::EchoOfLower, Kind::EchoOfHigher];
-        Self::new(overlay, protocol, requester, (responder, 0), kinds)
-    }
-
-    /// The fragments of one packet.
-    pub(super) fn fragment(
-        overlay: u32,
-        protocol: u8,
-        from: IpAddr,
-        to: IpAddr,
-        identification: u32,
-    ) -> Self {
-        let (high, low) = ((identification >> 16) as u16, identification as u16);
-        let kinds = [Kind::FragmentOfLower, Kind::FragmentOfHigher];
-        Self::new(overlay, protocol, (from, high), (to, low), kinds)
-    }
-
-    /// `kinds`: where `a` is the lower one, and where it is the higher one.
-    fn new(overlay: u32, protocol: u8, a: End, b: End, kinds: [Kind; 2]) -> Self {
-        let [if_lower, if_higher] = kinds;
-        let (low, high, kind) =
-            if is_lower(a.0, b.0) { (a, b, if_lower) } else { (b, a, if_higher) };
-        let [l0, l1] = words(low.0);
-        let [h0, h1] = words(high.0);
-        let ports = u64::from(low.1) << 16 | u64::from(high.1);
-        let meta = u64::from(overlay) << 32 | u64::from(protocol) << 8 | kind as u64;
-        Self([l0, l1, h0, h1, ports, meta])
-    }
-
-    /// What the quota of the starter counts under.
-    fn starter(&self, is_lower: bool) -> (u64, u64, u64) {
-        let [l0, l1, h0, h1, _, meta] = self.0;
-        if is_lower { (l0, l1, meta >> 32) } else { (h0, h1, meta >> 32) }
-    }
-}
-
-/// Whether `a` is the lower end of the flow between `a` and `b`.
-pub(super) fn is_lower(a: IpAddr, b: IpAddr) -> bool {
-    words(a) < words(b)
-}
-
-fn words(address: IpAddr) -> [u64; 2] {
-    let bits = match address {
-        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
-        IpAddr::V6(address) => u128::from(address),
-    };
-    [(bits >> 64) as u64, bits as u64]
-}
-
 /// Where a flow's last packet came from: a SaP (0 for none: the peer itself) and which of its
 /// endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,8 +99,6 @@ pub struct FlowTable {
     /// Flows by starter, for the quota.
     by_source: BySource,
     occupied: AtomicUsize,
-    /// Where the next search for something to reclaim begins.
-    cursor: AtomicUsize,
     /// Keyed at random, so that nobody can aim at a bucket.
     hasher: RandomState,
     started_millis: Option<u64>,
@@ -399,15 +320,14 @@ impl Found<'_> {
 }
 
 impl FlowTable {
-    /// A table with room for `capacity` flows (rounded up to a power of two, at least 64).
+    /// A table with room for `capacity` flows (rounded up to a power of two, at least 128).
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let capacity = capacity.max(8 * BUCKET).next_power_of_two();
+        let capacity = capacity.max(SHARE * BUCKET).next_power_of_two();
         Self {
             slots: (0..capacity).map(|_| Slot::default()).collect(),
             by_source: BySource::new(SOURCES),
             occupied: AtomicUsize::new(0),
-            cursor: AtomicUsize::new(0),
             hasher: RandomState::new(),
             started_millis: None,
             wrong_keys: KeyBudget::new(),
@@ -473,8 +393,11 @@ impl FlowTable {
     ) -> Option<Found<'_>> {
         let starter = key.starter(starter_is_lower);
         let is_over =
-            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots.len() / BUCKET;
-        if is_over && !self.reclaim(starter, true, now) && !self.reclaim(starter, false, now) {
+            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots.len() / SHARE;
+        if is_over
+            && !self.reclaim(key, starter, true, now)
+            && !self.reclaim(key, starter, false, now)
+        {
             return None;
         }
         // A claim fails when another thread was faster; then the bucket looks different.
@@ -506,8 +429,7 @@ impl FlowTable {
         is_over: bool,
         now: Now,
     ) -> Option<(&Slot, View)> {
-        let views = self.bucket(key).iter().filter_map(|slot| slot.view().map(|view| (slot, view)));
-        views
+        views(self.bucket(key))
             .filter_map(|(slot, view)| {
                 let rank = if view.is_free() {
                     1
@@ -528,22 +450,42 @@ impl FlowTable {
             .map(|(_, slot, view)| (slot, view))
     }
 
-    /// Frees the oldest of those flows of a starter that a search from a place that nobody can foresee
-    /// comes by. The oldest of the bucket would not do: it is often the only one there, and now and
-    /// then milliseconds old.
-    fn reclaim(&self, starter: (u64, u64, u64), spares_tombstones: bool, now: Now) -> bool {
-        let start = self.cursor.fetch_add(BUCKET * RECLAIM_CHOICE, Ordering::Relaxed);
-        let oldest = (start..start.wrapping_add(RECLAIM_PROBES))
-            .filter_map(|at| self.slots.get(at & (self.slots.len() - 1)))
-            .filter_map(|slot| slot.view().map(|view| (slot, view)))
-            .filter(|(_, view)| {
-                !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter
-            })
-            .filter(|(_, view)| {
-                !spares_tombstones || view.state.phase() != Phase::Tombstone || view.is_expired(now)
-            })
-            .take(RECLAIM_CHOICE)
-            .min_by_key(|(_, view)| (!view.is_expired(now), view.seen_millis));
+    /// Frees the oldest of some flows of a starter, from buckets taken by chance until they have enough.
+    /// So a crowded bucket loses more than an empty one; neighbours would not do: each stretch of the
+    /// table would then lose the same, and some would fill up. The oldest of the new flow's bucket would
+    /// not do either: it is often the only one there, and now and then milliseconds old.
+    fn reclaim(
+        &self,
+        key: &FlowKey,
+        starter: (u64, u64, u64),
+        spares_tombstones: bool,
+        now: Now,
+    ) -> bool {
+        let mut choice = 0;
+        let mut oldest: Option<(&Slot, View)> = None;
+        // Other bits than those that choose the new flow's bucket; golden steps go all over the table.
+        let mut at = self.hasher.hash_one(key.0) >> 32;
+        for _ in 0..RECLAIM_BUCKETS {
+            at = at.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            for (slot, view) in views(self.bucket_at(at)) {
+                let is_own =
+                    !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter;
+                let is_spared = spares_tombstones
+                    && view.state.phase() == Phase::Tombstone
+                    && !view.is_expired(now);
+                if !is_own || is_spared {
+                    continue;
+                }
+                choice += 1;
+                let age = |view: &View| (!view.is_expired(now), view.seen_millis);
+                if oldest.as_ref().is_none_or(|(_, oldest)| age(&view) < age(oldest)) {
+                    oldest = Some((slot, view));
+                }
+            }
+            if choice >= RECLAIM_CHOICE {
+                break;
+            }
+        }
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))
     }
 
@@ -566,14 +508,21 @@ impl FlowTable {
     }
 
     fn bucket(&self, key: &FlowKey) -> &[Slot] {
-        let hash = self.hasher.hash_one(key.0) as usize;
-        let start = hash & (self.slots.len() - 1) & !(BUCKET - 1);
+        self.bucket_at(self.hasher.hash_one(key.0))
+    }
+
+    fn bucket_at(&self, hash: u64) -> &[Slot] {
+        let start = hash as usize & (self.slots.len() - 1) & !(BUCKET - 1);
         self.slots.get(start..start + BUCKET).unwrap_or_default()
     }
 
     fn count_of(&self, starter: (u64, u64, u64)) -> &AtomicU32 {
         self.by_source.of(self.hasher.hash_one(starter))
     }
+}
+
+fn views(bucket: &[Slot]) -> impl Iterator<Item = (&Slot, View)> {
+    bucket.iter().filter_map(|slot| slot.view().map(|view| (slot, view)))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use super::super::flow_key::is_lower;
 use super::*;
 use crate::types::Timestamp;
 
@@ -232,4 +233,16 @@ fn threads_share_the_table_without_mixing_flows_up() {
     table.sweep(at(u64::MAX));
     assert_eq!(table.len(), 0);
     assert!(table.by_source.iter().all(|count| count.load(Ordering::Relaxed) == 0));
+}
+
+/// As when two hosts exchange large datagrams: each is over its share at the same time.
+#[test]
+fn a_source_over_its_share_finds_a_place_beside_another_one() {
+    let table = FlowTable::new(4096);
+    for number in 0..40_000 {
+        let now = at(u64::from(number) / 8);
+        for source in [1, 2] {
+            assert!(open(&table, source, number, now), "{source} {number}");
+        }
+    }
 }

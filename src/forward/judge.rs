@@ -1,6 +1,7 @@
 //! Policy with state: whether a packet between two members passes (design sections 3.4, 3.6, 3.7).
 
-use super::flows::{FlowKey, FlowTable, Found, Phase, is_lower};
+use super::flow_key::{FlowKey, is_lower};
+use super::flows::{FlowTable, Found, Phase};
 use super::matcher::{Asked, Decision, Matcher};
 use super::{Facts, Now};
 use crate::types::DropReason;

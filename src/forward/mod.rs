@@ -25,6 +25,7 @@
 mod builder;
 mod by_source;
 mod explain;
+mod flow_key;
 mod flows;
 mod hop;
 mod judge;

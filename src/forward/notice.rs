@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::flows::{Phase, is_lower};
+use super::flow_key::is_lower;
+use super::flows::Phase;
 use super::judge::{Crossing, Place};
 use super::paths::Route;
 use super::snapshot::{Overlay, OverlayInfo, Snapshot, canonical};

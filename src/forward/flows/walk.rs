@@ -1,9 +1,9 @@
 //! Walks over the whole flow table: seldom, and off the packet path.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::{FlowKey, FlowTable, Kind, Now, Phase, Slot, View};
+use super::{FlowTable, Now, Phase, Slot, View};
 use crate::wire::inner::Quoted;
 
 /// A flow counts as talking for so long after its last packet: longer than a TCP that lost one waits.
@@ -57,38 +57,9 @@ impl FlowTable {
     }
 }
 
-impl FlowKey {
-    /// The lower and the higher address.
-    fn ends(&self) -> (IpAddr, IpAddr) {
-        let [l0, l1, h0, h1, ..] = self.0;
-        let address = |high: u64, low: u64| {
-            let bits = u128::from(high) << 64 | u128::from(low);
-            IpAddr::V6(Ipv6Addr::from(bits)).to_canonical()
-        };
-        (address(l0, l1), address(h0, h1))
-    }
-
-    /// The flow as the opening packet of its starter names it; nothing for what is no flow.
-    fn opened(&self, starter_is_lower: bool) -> Option<Quoted> {
-        let [.., ports, meta] = self.0;
-        let (low, high) = self.ends();
-        let (low_port, high_port) = ((ports >> 16) as u16, ports as u16);
-        let (source, destination, source_port, destination_port) = if starter_is_lower {
-            (low, high, low_port, high_port)
-        } else {
-            (high, low, high_port, low_port)
-        };
-        let kind = meta & 0xFF;
-        let is_flow = kind == Kind::Ports as u64
-            || kind == Kind::EchoOfLower as u64
-            || kind == Kind::EchoOfHigher as u64;
-        let protocol = (meta >> 8) as u8;
-        is_flow.then_some(Quoted { source, destination, protocol, source_port, destination_port })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::super::flow_key::{FlowKey, is_lower};
     use super::*;
     use crate::types::Timestamp;
 
@@ -119,7 +90,7 @@ mod tests {
     fn started_flows_come_out_as_they_went_in_and_only_the_starters_own() {
         let flows = FlowTable::new(1024);
         for (mine, theirs) in [(ip(1), ip(5)), (ip(5), ip(1))] {
-            let is_lower = super::super::is_lower(mine, theirs);
+            let is_lower = is_lower(mine, theirs);
             let udp = FlowKey::ports(7, 17, (mine, 1000), (theirs, 53));
             let echo = FlowKey::echo(7, 1, (mine, 77), theirs);
             let tcp = FlowKey::ports(7, 6, (mine, 1000), (theirs, 80));
