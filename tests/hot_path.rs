@@ -112,7 +112,7 @@ impl Rig {
             preferences: Vec::new(),
             empty_saps: Vec::new(),
             destination_keys: (0..2)
-                .map(|to| DestinationKeySpec { to, accept: vec![secret(to)] })
+                .map(|to| DestinationKeySpec { to, accept: vec![secret(to)], old_until: None })
                 .collect(),
             pairs: Vec::new(),
             send_keys: Vec::new(),

@@ -9,6 +9,7 @@
 
 mod checksum;
 mod flows;
+mod gue_guess;
 mod gue_send;
 mod gue_train;
 mod hex;
@@ -37,9 +38,10 @@ const USAGE: &str = "\
 usage: netkit COMMAND ...
   http-echo ADDR NAME                    serves HTTP; answers with NAME and the peer's address
   http-get ADDR COUNT [TIMEOUT_MS]       COUNT requests, a connection each
-  udp-sink ADDR FILE                     counts datagrams, by source
+  udp-sink ADDR FILE                     counts datagrams, by source, and when the last one came
   udp-capture ADDR FILE                  counts datagrams, by their bytes in hexadecimal digits
-  udp-send SRC DST COUNT INTERVAL_US SIZE
+  udp-send SRC DST COUNT INTERVAL_US SIZE [STOP_FILE]
+                                         ends earlier when STOP_FILE is there
   udp-echo ADDR
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
   udp-stream DST FILE INTERVAL_US [SECONDS]
@@ -60,6 +62,9 @@ usage: netkit COMMAND ...
   probe TIMEOUT_MS SERVICE@ADDR...       which of them answer, all asked at once; also icmp
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
+  gue-guess SRC_ADDR:PORT DST_ADDR:PORT HEX COUNT RATE RIGHT_AT
+                                         HEX with another key each time, RATE a second (0: all it can);
+                                         guess RIGHT_AT is right
   gue-train SRC_ADDR:PORT DST_ADDR:PORT @HEXFILE
                                          datagrams, one a line, as trains; an empty line ends one
   ip-send HEX|@HEXFILE COUNT             whole IP packets, one a line, with their own headers
@@ -97,6 +102,7 @@ fn run(arguments: &[String]) -> Result<()> {
             count: rest.parse(2)?,
             interval_us: rest.parse(3)?,
             size: rest.parse(4)?,
+            stop: rest.optional(5)?,
         }),
         "udp-echo" => udp::echo(rest.parse(0)?),
         "udp-ping" => udp::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
@@ -128,6 +134,16 @@ fn run(arguments: &[String]) -> Result<()> {
             probe::ask(questions, std::time::Duration::from_millis(rest.parse(0)?))
         }
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
+        "gue-guess" => gue_guess::send(
+            &gue_guess::Guessing {
+                source: rest.parse(0)?,
+                target: rest.parse(1)?,
+                count: rest.parse(3)?,
+                rate: rest.parse(4)?,
+                right_at: rest.parse(5)?,
+            },
+            rest.text(2)?,
+        ),
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
         "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),

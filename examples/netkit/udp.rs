@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -16,6 +17,8 @@ pub(crate) struct Burst {
     pub(crate) count: u32,
     pub(crate) interval_us: u64,
     pub(crate) size: usize,
+    /// Ends it when it is there.
+    pub(crate) stop: Option<PathBuf>,
 }
 
 /// Counts datagrams until killed.
@@ -25,19 +28,29 @@ pub(crate) fn sink(address: SocketAddr, file: &str) -> Result<()> {
     let (mut file, mut received, mut bytes) = (File::new(file), 0_u64, 0_u64);
     let mut by_source = BTreeMap::<String, u64>::new();
     let mut buffer = vec![0; 65_536];
-    file.write(&json!({ "received": 0, "bytes": 0, "bySource": {} }))?;
+    let mut last_millis = 0;
+    file.write(&json!({ "received": 0, "bytes": 0, "bySource": {}, "lastMillis": 0 }))?;
     report::ready();
     loop {
         match socket.recv_from(&mut buffer) {
             Ok((length, source)) => {
                 received += 1;
                 bytes += u64::try_from(length)?;
+                last_millis = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
                 *by_source.entry(source.ip().to_canonical().to_string()).or_default() += 1;
             }
             Err(error) if report::is_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        file.update(|| json!({ "received": received, "bytes": bytes, "bySource": by_source }))?;
+        file.update(|| {
+            json!({
+                "received": received,
+                "bytes": bytes,
+                "bySource": by_source,
+                // Of the wall clock, since 1970.
+                "lastMillis": u64::try_from(last_millis).unwrap_or(u64::MAX),
+            })
+        })?;
     }
 }
 
@@ -71,6 +84,9 @@ pub(crate) fn send(burst: &Burst) -> Result<()> {
     let started = Instant::now();
     let (mut sent, mut refused) = (0_u32, 0_u32);
     for number in 0..burst.count {
+        if burst.stop.as_ref().is_some_and(|stop| stop.exists()) {
+            break;
+        }
         let due = Duration::from_micros(burst.interval_us * u64::from(number));
         report::pause(due.saturating_sub(started.elapsed()));
         match socket.send_to(&payload, burst.target) {

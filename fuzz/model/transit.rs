@@ -154,7 +154,11 @@ impl Sap {
             preferences: Vec::new(),
             empty_saps: Vec::new(),
             destination_keys: (0..2)
-                .map(|to| DestinationKeySpec { to, accept: vec![secret(to + 2 * id)] })
+                .map(|to| DestinationKeySpec {
+                    to,
+                    accept: vec![secret(to + 2 * id)],
+                    old_until: None,
+                })
                 .collect(),
             pairs: Vec::new(),
             send_keys: Vec::new(),

@@ -10,6 +10,7 @@ pub mod client;
 pub mod denials;
 pub mod explain;
 pub mod flows;
+pub mod guesses;
 pub mod health;
 pub mod join;
 pub mod notices;

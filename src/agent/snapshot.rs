@@ -116,12 +116,18 @@ fn overlay(table: &OverlayTable) -> OverlaySpec {
             .map(|row| DestinationKeySpec {
                 to: row.to,
                 accept: row.accept.iter().map(|key| key.secret.clone()).collect(),
+                old_until: row.old_until,
             })
             .collect(),
         pairs: table
             .pair_generations
             .iter()
-            .map(|row| PairSpec { from: row.from, to: row.to, accept: row.accept.clone() })
+            .map(|row| PairSpec {
+                from: row.from,
+                to: row.to,
+                accept: row.accept.clone(),
+                old_until: row.old_until,
+            })
             .collect(),
         send_keys: table.send_keys.iter().map(|row| (row.to, row.key)).collect(),
     }

@@ -177,9 +177,24 @@ pub struct NodeReport {
     pub problems: Vec<String>,
     /// Round trips to SaPs, in microseconds.
     pub round_trips: Vec<RoundTrip>,
+    /// Pairs that saw too many wrong keys since the last report: somebody guesses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guessed: Vec<Guessed>,
     /// At a SaP: entities that it hears from another address than those they say: somebody translates.
     #[serde(default)]
     pub translated: Vec<Translated>,
+}
+
+/// A pair whose key somebody guesses at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Guessed {
+    /// The overlay.
+    pub overlay: OverlayId,
+    /// The entity in whose name the packets came.
+    pub from: NodeId,
+    /// The entity that they were for.
+    pub to: NodeId,
 }
 
 /// An entity behind a NAT, as a SaP sees it.

@@ -241,6 +241,9 @@ pub struct DestinationKeyRow {
     pub to: u32,
     /// One `Kb`, or two during a rotation, oldest first.
     pub accept: Vec<DestinationKey>,
+    /// When the older of two ends, once nobody stamps it; nodes enforce it themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_until: Option<Timestamp>,
 }
 
 /// One `Kb` with its version.
@@ -263,6 +266,9 @@ pub struct PairGenerationRow {
     pub to: u32,
     /// One generation, or two during a rotation, oldest first.
     pub accept: Vec<Generation>,
+    /// As in [`DestinationKeyRow`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_until: Option<Timestamp>,
 }
 
 /// The key to stamp for one destination.

@@ -13,10 +13,11 @@ use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
 use super::service_manager::ServiceManager;
-use super::{answers, control_loop, errands, shutdown};
+use super::{answers, control_loop, errands, guessing, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
+use crate::agent::guesses::Guesses;
 use crate::agent::health::Health;
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
@@ -88,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
+    guesses: Mutex<Guesses>,
     sightings: Mutex<Sightings>,
     pub(crate) health: Arc<Health>,
     pub(crate) guard: Arc<SharedGuard>,
@@ -124,6 +126,7 @@ impl Shared {
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
+            guesses: Mutex::default(),
             sightings: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
             guard: Arc::default(),
@@ -161,6 +164,15 @@ impl Shared {
 
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn guesses(&self) -> MutexGuard<'_, Guesses> {
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server should hear something soon.
+    pub(crate) fn ask_for_report(&self) {
+        self.health.poke();
     }
 
     pub(crate) fn sightings(&self) -> MutexGuard<'_, Sightings> {
@@ -254,6 +266,7 @@ impl Shared {
                 .filter(|_| measures)
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
+            guessed: self.guesses().take(),
         }
     }
 }
@@ -383,6 +396,7 @@ pub(crate) async fn run(
             Err(broken("the report loop ended", String::new()))
         }
         () = counting => Err(broken("the report loop ended", String::new())),
+        () = guessing::run(&shared) => Err(broken("the alarm loop ended", String::new())),
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();

@@ -1,11 +1,9 @@
 //! The server's clockwork: rotations go on, rules end, acknowledgements are written down.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::keyset::RingId;
 use super::live::{Live, NodeState};
 use super::policies;
 use super::publish::Hold;
@@ -15,7 +13,8 @@ use super::server::{Server, now, now_millis};
 use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;
 use crate::keys::rotation::{HURRY_MILLIS, Step};
-use crate::types::{NodeId, Timestamp};
+use crate::policy::World;
+use crate::types::{Name, NodeId, OverlayId, Timestamp};
 
 /// Least time between two looks: many acknowledgements make one.
 const REST: Duration = Duration::from_millis(100);
@@ -116,6 +115,7 @@ impl Server {
         let is_idle = {
             let live = self.live();
             live.keys.rings.values().all(|row| row.ring.step == Step::Steady)
+                && live.guessed.is_empty()
                 && live.keys.due(interval, now_millis()).is_empty()
         };
         if is_idle {
@@ -123,37 +123,98 @@ impl Server {
         }
         let gate = Arc::clone(&self.gate).lock_owned().await;
         let at = now_millis();
-        let ((mut moved, cut_off), due, keys) = {
+        let (moved, may_begin) = {
             let live = self.live();
-            (self.moved(&live, at), live.keys.due(interval, at), Arc::clone(&live.keys))
+            let may_begin = !live.guessed.is_empty() || !live.keys.due(interval, at).is_empty();
+            (rotation::moved(&live, at, millis(self.settings.key_grace)), may_begin)
         };
-        if moved.is_empty() && due.is_empty() {
+        if moved.is_empty() && !may_begin {
             return Ok(());
         }
         let mut transaction = self.store.write().await?;
-        for row in moved.values() {
-            store::keys::put_ring(&mut transaction, row).await?;
+        let changed = if moved.is_empty() {
+            self.begin_rotations(&mut transaction, interval, at).await?
+        } else {
+            self.go_on(&mut transaction, &moved).await?;
+            true
+        };
+        if changed {
+            self.commit(transaction).await?;
+            self.publish(Hold::Nobody).await?;
         }
-        for action in cut_off {
-            self.record(&mut transaction, "rotation", action).await?;
-        }
-        for overlay in due {
-            let changed =
-                rotation::start_overlay(&mut transaction, &keys, overlay, None, at).await?;
-            let name = self.live().world.overlays.get(&overlay).map(|facts| facts.name.clone());
-            let action = format!("key rotate --overlay {} (scheduled)", name.unwrap_or_default());
-            self.record(&mut transaction, "schedule", action).await?;
-            moved.extend(changed.into_iter().map(|row| (id_of(&row), row)));
-        }
-        for row in moved.values().filter(|row| row.ring.step == Step::Steady) {
-            store::keys::forget_epochs(&mut transaction, row.overlay).await?;
-        }
-        self.commit(transaction).await?;
-        self.publish(Hold::Nobody).await?;
-        self.note_asked(moved.values());
         drop(gate);
-        self.tick();
+        if changed {
+            self.tick();
+        }
         Ok(())
+    }
+
+    /// Writes down the rings that go a step on, and says whom that cuts off.
+    async fn go_on(
+        &self,
+        transaction: &mut store::WriteTransaction,
+        moved: &[(RingRow, Vec<NodeId>)],
+    ) -> Result<(), Problem> {
+        let world = Arc::clone(&self.live().world);
+        let name = |id: &NodeId| rotation::name_of(&world, *id).to_string();
+        for (row, cut_off) in moved {
+            store::keys::put_ring(transaction, row).await?;
+            if !cut_off.is_empty() {
+                let to = name(&row.destination);
+                let laggards = cut_off.iter().map(name).collect::<Vec<_>>().join(" ");
+                tracing::warn!(
+                    %to,
+                    %laggards,
+                    "a hurried key rotation cut off who had not acknowledged"
+                );
+                let action = format!("key rotation to {to} cut off {laggards}");
+                self.record(transaction, "rotation", action).await?;
+            }
+        }
+        for (row, _) in moved.iter().filter(|(row, _)| row.ring.step == Step::Steady) {
+            store::keys::forget_epochs(transaction, row.overlay).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts what is due by schedule or by alarm; says whether anything changed. No ring may be about to
+    /// go a step on, so that none is written twice.
+    async fn begin_rotations(
+        &self,
+        transaction: &mut store::WriteTransaction,
+        interval: u64,
+        at: u64,
+    ) -> Result<bool, Problem> {
+        let (due, guessed, keys, world) = {
+            let mut live = self.live();
+            let guessed = std::mem::take(&mut live.guessed);
+            let (keys, world) = (Arc::clone(&live.keys), Arc::clone(&live.world));
+            (live.keys.due(interval, at), guessed, keys, world)
+        };
+        for &overlay in &due {
+            rotation::start_overlay(transaction, &keys, overlay, None, at).await?;
+            let action =
+                format!("key rotate --overlay {} (scheduled)", overlay_name(&world, overlay));
+            self.record(transaction, "schedule", action).await?;
+        }
+        if !due.is_empty() {
+            // An alarm comes again as long as somebody guesses.
+            return Ok(true);
+        }
+        let changed = rotation::start_guessed(transaction, &keys, &guessed, at).await?;
+        for (row, by) in &changed {
+            let name = |id| rotation::name_of(&world, id);
+            let from = row.source.map(|id| format!("{} ", name(id))).unwrap_or_default();
+            let to = name(row.destination);
+            let overlay = overlay_name(&world, row.overlay);
+            let by = name(*by);
+            tracing::warn!(%overlay, %from, %to, %by, "somebody guesses at a key: rotating it");
+            let action = format!(
+                "key rotate {from}{to} --overlay {overlay} --now (alarm of {by}: somebody guesses)"
+            );
+            self.record(transaction, "alarm", action).await?;
+        }
+        Ok(!changed.is_empty())
     }
 
     /// Records what the server did by itself.
@@ -169,57 +230,6 @@ impl Server {
         store::audit::record(transaction, revision, now(), actor, &done).await
     }
 
-    /// The rings that go a step on, and whom that cuts off, in words.
-    fn moved(&self, live: &Live, at: u64) -> (BTreeMap<RingId, RingRow>, Vec<String>) {
-        let grace = millis(self.settings.key_grace);
-        let mut moved = BTreeMap::new();
-        let mut cut_off = Vec::new();
-        for (id, row) in &live.keys.rings {
-            if row.ring.step == Step::Steady {
-                continue;
-            }
-            let laggards = rotation::laggards(live, row, live.asked.get(id));
-            let mut row = row.clone();
-            let acked = laggards.is_empty();
-            let Some(change) = row.ring.handle_timeout(at, acked, acked, grace) else { continue };
-            if change.cut_off {
-                let names: Vec<String> = laggards
-                    .iter()
-                    .map(|id| rotation::name_of(&live.world, *id).to_string())
-                    .collect();
-                let (to, laggards) =
-                    (rotation::name_of(&live.world, row.destination), names.join(" "));
-                tracing::warn!(
-                    %to,
-                    %laggards,
-                    "a hurried key rotation cut off who had not acknowledged"
-                );
-                cut_off.push(format!("key rotation to {to} cut off {laggards}"));
-            }
-            if change.to == Step::Steady {
-                row.rotated = Timestamp(at / 1000);
-            }
-            moved.insert(*id, row);
-        }
-        (moved, cut_off)
-    }
-
-    /// Remembers which serials carry the step that these rings are in. The caller holds the gate, and
-    /// has published.
-    pub(crate) fn note_asked<'a>(&self, rows: impl Iterator<Item = &'a RingRow>) {
-        let mut live = self.live();
-        let serials = Arc::new(live.serials());
-        for row in rows {
-            if row.ring.step == Step::Steady {
-                live.asked.remove(&id_of(row));
-            } else {
-                live.asked.insert(id_of(row), Arc::clone(&serials));
-            }
-        }
-        let Live { asked, keys, .. } = &mut *live;
-        asked.retain(|id, _| keys.rings.contains_key(id));
-    }
-
     /// Who has not acknowledged its newest table, for the status.
     pub(crate) fn behind(live: &Live) -> Vec<crate::api::admin::Pending> {
         let is_behind = |node: &NodeState| node.acknowledged < node.newest_serial();
@@ -231,9 +241,9 @@ impl Server {
     }
 }
 
-/// Names a row.
-fn id_of(row: &RingRow) -> RingId {
-    (row.overlay, row.source, row.destination)
+/// An overlay's name.
+fn overlay_name(world: &World, id: OverlayId) -> Name {
+    world.overlays.get(&id).map(|facts| facts.name.clone()).unwrap_or_default()
 }
 
 /// In whole milliseconds.

@@ -18,6 +18,10 @@ use crate::types::{NodeId, NodeKind, OverlayId};
 /// Most pairs that are looked at one by one; beyond, every destination and SaP counts.
 const PAIRS_MAX: usize = 20_000;
 
+/// How long a change that is enforced still waits for nodes that nobody needs for it, so that who has a new
+/// right can use it. One of them may have lost its way to the server and not know.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// The pairs that a change is about.
 #[derive(Clone, Debug)]
 pub(crate) struct Touched {
@@ -38,6 +42,7 @@ pub(crate) async fn wait(
     let started = Instant::now();
     let deadline = limit.map(|limit| started + limit);
     let mut ticks = server.ticks.subscribe();
+    let mut settles = None;
     loop {
         let (mut report, is_settled) = look(&server.live(), published, touched);
         report.waited = limit.is_some();
@@ -47,7 +52,10 @@ pub(crate) async fn wait(
             report.waited_millis = 0;
             return report;
         };
-        let is_over = (report.enforced && is_settled)
+        if report.enforced && settles.is_none() {
+            settles = Some(Instant::now() + SETTLE);
+        }
+        let is_over = (report.enforced && (is_settled || settles <= Some(Instant::now())))
             || Instant::now() >= deadline
             || *server.stopping.borrow();
         if is_over {
@@ -60,7 +68,7 @@ pub(crate) async fn wait(
 }
 
 /// How far it is, and whether everybody who is connected has answered.
-fn look(live: &Live, published: &Published, touched: &[Touched]) -> (Enforcement, bool) {
+pub(super) fn look(live: &Live, published: &Published, touched: &[Touched]) -> (Enforcement, bool) {
     let behind: BTreeSet<NodeId> = published
         .iter()
         .filter(|(id, serial)| !live.has_acknowledged(**id, **serial))

@@ -33,6 +33,7 @@ pub(crate) struct Keys {
 #[derive(Debug, PartialEq, Eq)]
 struct Versions {
     accepted: Vec<KeyVersion>,
+    old_until: Option<Timestamp>,
     stamped: KeyVersion,
 }
 
@@ -46,7 +47,11 @@ struct Ready {
 
 impl Versions {
     fn of(row: &RingRow) -> Self {
-        Self { accepted: row.ring.accepted(), stamped: row.ring.stamped() }
+        Self {
+            accepted: row.ring.accepted(),
+            old_until: row.ring.old_until_millis().map(|end| Timestamp(end.div_ceil(1000))),
+            stamped: row.ring.stamped(),
+        }
     }
 }
 
@@ -85,9 +90,18 @@ impl Keys {
                 }
             }
         }
+        Ok(Self::new(epochs, rings, older))
+    }
+
+    /// Of these secrets and rings; what `older` derived is taken over where it still holds.
+    pub(crate) fn new(
+        epochs: BTreeMap<(OverlayId, Epoch), (Secret, Timestamp)>,
+        rings: BTreeMap<RingId, RingRow>,
+        older: &Self,
+    ) -> Self {
         let mut keys = Self { epochs, rings, ..Self::default() };
         keys.derive(older);
-        Ok(keys)
+        keys
     }
 
     fn derive(&mut self, older: &Self) {
@@ -176,6 +190,10 @@ impl KeySource for Keys {
         self.rings.get(&(overlay, Some(from), to)).map_or_else(Vec::new, |row| {
             row.ring.accepted().into_iter().map(|version| version.generation).collect()
         })
+    }
+
+    fn old_until(&self, overlay: OverlayId, from: Option<NodeId>, to: NodeId) -> Option<Timestamp> {
+        Versions::of(self.rings.get(&(overlay, from, to))?).old_until
     }
 
     fn rotated_sources(&self, overlay: OverlayId, to: NodeId) -> Vec<NodeId> {

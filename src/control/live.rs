@@ -12,11 +12,13 @@ use tokio::time::Instant;
 use super::compile::Source;
 use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
+use super::store::keys::RingRow;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::errand::Errand;
-use crate::api::node::{RoundTrip, Translated};
+use crate::api::node::{Guessed, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
+use crate::keys::rotation::Step;
 use crate::policy::{Leg, NodeFacts, World};
 use crate::types::{NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
 
@@ -27,6 +29,9 @@ const BETWEEN_POLLS: Duration = Duration::from_secs(3);
 /// line may be.
 const NEWS_EVERY: Duration = Duration::from_secs(1);
 const NEWS_LINE: Duration = Duration::from_secs(3);
+
+/// Guessed pairs that wait for the clockwork.
+const GUESSED_MAX: usize = 256;
 
 /// A compiled table.
 #[derive(Clone, Debug)]
@@ -200,12 +205,45 @@ pub(crate) struct Live {
     pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
     /// For rings under way: the serials that carry the step.
     pub(crate) asked: BTreeMap<RingId, Serials>,
+    /// Pairs whose keys somebody guesses at, and who said so, until the clockwork has looked at them.
+    pub(crate) guessed: BTreeMap<Guessed, NodeId>,
 }
 
 impl Live {
-    /// The newest serials of all nodes.
-    pub(crate) fn serials(&self) -> BTreeMap<NodeId, Serial> {
-        self.nodes.iter().map(|(id, node)| (*id, node.newest_serial())).collect()
+    /// Remembers which serials carry the steps that rings have entered since `older`. Whoever publishes
+    /// calls it while nobody else can look, so that no step is ever taken for acknowledged by what was
+    /// asked for an earlier one.
+    pub(crate) fn note_asked(&mut self, older: &Keys) {
+        let step = |row: &RingRow| (row.ring.step, row.ring.next);
+        let serials = self.nodes.iter().map(|(id, node)| (*id, node.newest_serial()));
+        let serials: Serials = Arc::new(serials.collect());
+        let Self { asked, keys, .. } = self;
+        asked.retain(|id, _| keys.rings.contains_key(id));
+        for (id, row) in &keys.rings {
+            if row.ring.step == Step::Steady {
+                asked.remove(id);
+            } else if older.rings.get(id).map(step) != Some(step(row)) {
+                asked.insert(*id, Arc::clone(&serials));
+            }
+        }
+    }
+
+    /// Takes what `node` says of keys that are guessed at: of its own, and of those that a SaP checks.
+    pub(crate) fn note_guessed(&mut self, node: NodeId, pairs: &[Guessed]) {
+        let is_member = |id: NodeId, overlay: OverlayId| {
+            self.world.nodes.get(&id).is_some_and(|node| node.addresses.contains_key(&overlay))
+        };
+        let serves = |overlay: &OverlayId| {
+            self.world.nodes.get(&node).is_some_and(|node| node.serves.contains(overlay))
+        };
+        for pair in pairs {
+            let Guessed { overlay, from, to } = *pair;
+            let may_know = node == to || serves(&overlay);
+            let is_pair = from != to && is_member(from, overlay) && is_member(to, overlay);
+            if may_know && is_pair && self.guessed.len() < GUESSED_MAX {
+                self.guessed.insert(*pair, node);
+            }
+        }
     }
 
     /// Whether the node acknowledged `serial`; a node that is gone counts as having done so.

@@ -34,6 +34,8 @@ mod rotation;
 mod routes;
 mod selection;
 mod server;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod suggest;
 pub mod tls;

@@ -12,7 +12,7 @@ use super::server::{Server, now};
 use super::store::changes::Changes;
 use super::store::{self, tables};
 use crate::api::Problem;
-use crate::policy::Blueprint;
+use crate::policy::{Blueprint, World};
 use crate::types::{NodeId, NodeKind, Secret, Serial};
 
 /// How long a source waits for SaPs and destinations. A source that comes too early loses a few
@@ -73,7 +73,7 @@ impl Server {
             Some(old) => (old, changes),
             None => (Arc::default(), Changes::All),
         };
-        let conn = &mut *transaction;
+        let (conn, old_keys) = (&mut *transaction, Arc::clone(&old.keys));
         let known = (&**old.blueprint.world(), &*policies);
         let (world, policies) = store::world::load_changed(conn, known, &changes).await?;
         let (world, policies) = (Arc::new(world), Arc::new(policies));
@@ -90,46 +90,16 @@ impl Server {
             tokio::task::spawn_blocking(work).await.map_err(compile::not_compiled)?
         };
         let worked = started.elapsed();
-        let changed: BTreeMap<NodeId, (Serial, Secret)> = {
-            let live = self.live();
-            compiled
-                .iter()
-                .filter_map(|(id, table)| {
-                    let node = live.nodes.get(id);
-                    let (serial, old) = match node.and_then(NodeState::newest) {
-                        Some(table) => (table.serial, Some(table.hash.clone())),
-                        None => node
-                            .and_then(|node| node.stored.clone())
-                            .map_or((Serial(0), None), |(serial, hash)| (serial, Some(hash))),
-                    };
-                    (old.as_ref() != Some(&table.hash))
-                        .then(|| (*id, (Serial(serial.0 + 1), table.hash.clone())))
-                })
-                .collect()
-        };
+        let changed = changed(&self.live(), &compiled);
         tables::publish(&mut transaction, &changed).await?;
         transaction.commit().await?;
         self.is_stale.store(false, Ordering::Release);
         let published: Published = changed.iter().map(|(id, (serial, _))| (*id, *serial)).collect();
-        let held: BTreeSet<NodeId> = published
-            .keys()
-            .copied()
-            .filter(|id| match &hold {
-                Hold::Nobody => false,
-                Hold::Entities => {
-                    world.nodes.get(id).is_some_and(|node| node.kind == NodeKind::Entity)
-                }
-                Hold::Sources(sources) => sources.contains(id),
-            })
-            .collect();
+        let held = held(&world, &published, &hold);
         let first: Published = {
             let mut live = self.live();
-            live.world = Arc::clone(&world);
             live.policies = policies;
-            live.keys = Arc::clone(&source.keys);
-            live.source = Some(Arc::clone(&source));
-            live.senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
-            assign(&mut live, &source, compiled, &published, &held);
+            take_over(&mut live, &source, &old_keys, &touched, compiled, (&published, &held));
             published
                 .iter()
                 .filter(|(id, _)| !held.contains(id))
@@ -164,15 +134,7 @@ impl Server {
 
     /// Shows held tables, unless newer ones came meanwhile.
     fn release(&self, held: &Published) {
-        let mut live = self.live();
-        for (id, serial) in held {
-            if let Some(node) = live.nodes.get_mut(id)
-                && node.held.as_ref().is_some_and(|table| table.serial == *serial)
-            {
-                node.shown = node.held.take();
-                node.wake.send_modify(|count| *count = count.wrapping_add(1));
-            }
-        }
+        release(&mut self.live(), held);
     }
 
     /// Waits until all of `wanted` are acknowledged; false when that took longer than `limit`.
@@ -210,6 +172,67 @@ impl Server {
         tables::acknowledge(&mut transaction, &unsaved).await?;
         transaction.commit().await?;
         Ok(())
+    }
+}
+
+/// Which of the compiled tables are others than those before, and the serials that they get.
+pub(super) fn changed(
+    live: &Live,
+    compiled: &[(NodeId, Compiled)],
+) -> BTreeMap<NodeId, (Serial, Secret)> {
+    let changed = compiled.iter().filter_map(|(id, table)| {
+        let node = live.nodes.get(id);
+        let (serial, old) = match node.and_then(NodeState::newest) {
+            Some(table) => (table.serial, Some(table.hash.clone())),
+            None => node
+                .and_then(|node| node.stored.clone())
+                .map_or((Serial(0), None), |(serial, hash)| (serial, Some(hash))),
+        };
+        let is_other = old.as_ref() != Some(&table.hash);
+        is_other.then(|| (*id, (Serial(serial.0 + 1), table.hash.clone())))
+    });
+    changed.collect()
+}
+
+/// Whose tables among those published have to wait.
+pub(super) fn held(world: &World, published: &Published, hold: &Hold) -> BTreeSet<NodeId> {
+    let is_entity =
+        |id: &NodeId| world.nodes.get(id).is_some_and(|node| node.kind == NodeKind::Entity);
+    let has_to_wait = |id: &NodeId| match hold {
+        Hold::Nobody => false,
+        Hold::Entities => is_entity(id),
+        Hold::Sources(sources) => sources.contains(id),
+    };
+    published.keys().copied().filter(has_to_wait).collect()
+}
+
+/// Puts what was published in place of what was.
+pub(super) fn take_over(
+    live: &mut Live,
+    source: &Arc<Source>,
+    old_keys: &Keys,
+    touched: &BTreeSet<NodeId>,
+    compiled: Vec<(NodeId, Compiled)>,
+    (published, held): (&Published, &BTreeSet<NodeId>),
+) {
+    live.world = Arc::clone(source.blueprint.world());
+    live.keys = Arc::clone(&source.keys);
+    live.source = Some(Arc::clone(source));
+    let Live { senders, world, .. } = live;
+    senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
+    assign(live, source, compiled, published, held);
+    live.note_asked(old_keys);
+}
+
+/// Shows held tables, unless newer ones came meanwhile.
+pub(super) fn release(live: &mut Live, held: &Published) {
+    for (id, serial) in held {
+        if let Some(node) = live.nodes.get_mut(id)
+            && node.held.as_ref().is_some_and(|table| table.serial == *serial)
+        {
+            node.shown = node.held.take();
+            node.wake.send_modify(|count| *count = count.wrapping_add(1));
+        }
     }
 }
 

@@ -7,12 +7,16 @@ use super::keyset::{Keys, RingId};
 use super::live::Live;
 use super::store::{self, keys::RingRow};
 use crate::api::admin::{KeyRotate, KeyStatus};
+use crate::api::node::Guessed;
 use crate::api::{Problem, ProblemCode};
-use crate::keys::rotation::{HURRY_MILLIS, Ring, StartError, Step};
+use crate::keys::rotation::{HURRY_MILLIS, Ring, Step};
 use crate::policy::World;
 use crate::types::{
     EntityName, Epoch, Generation, KeyVersion, Name, NodeId, NodeKind, OverlayId, Serial, Timestamp,
 };
+
+/// How long a pair's new key rests before an alarm changes it again.
+const ALARM_REST_SECONDS: u64 = 600;
 
 /// Which serial each node had when a step's tables were published.
 pub(crate) type Serials = Arc<BTreeMap<NodeId, Serial>>;
@@ -30,18 +34,32 @@ pub(crate) async fn start_overlay(
     let Some((newest, _)) = keys.newest(overlay) else { return Ok(Vec::new()) };
     let next = Epoch(newest.0.saturating_add(1));
     store::keys::add_epoch(conn, overlay, next, now).await?;
-    let mut changed = Vec::new();
-    for row in keys.rings.values().filter(|row| row.overlay == overlay) {
+    let changed = started_overlay(keys, overlay, next, hurry, now_millis);
+    for row in &changed {
+        store::keys::put_ring(conn, row).await?;
+    }
+    Ok(changed)
+}
+
+/// The rings of an overlay once its rotation to the epoch `next` has started.
+pub(super) fn started_overlay(
+    keys: &Keys,
+    overlay: OverlayId,
+    next: Epoch,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Vec<RingRow> {
+    let rows = keys.rings.values().filter(|row| row.overlay == overlay);
+    let started = rows.map(|row| {
         let mut row = row.clone();
         let rests = row.source.is_none() && !keys.pair_rotates(overlay, row.destination);
         let target = KeyVersion { epoch: next, generation: row.ring.current.generation };
         if !rests || row.ring.start(target, now_millis, hurry).is_err() {
             row.ring.hurry(now_millis, HURRY_MILLIS);
         }
-        store::keys::put_ring(conn, &row).await?;
-        changed.push(row);
-    }
-    Ok(changed)
+        row
+    });
+    started.collect()
 }
 
 /// Starts what an operator asked for; gives the rings that changed.
@@ -93,43 +111,111 @@ pub(crate) async fn start(
     }
     let mut changed = Vec::new();
     for overlay in overlays {
-        let busy = keys.rings.values().find(|row| {
-            row.overlay == overlay
-                && row.destination == to_id
-                && row.ring.step != Step::Steady
-                && (row.source.is_none() || from_id.is_none() || row.source == from_id)
-        });
-        if let Some(row) = busy {
-            if !request.now {
-                return Err(under_way_problem(world, row));
-            }
-            let mut row = row.clone();
-            row.ring.hurry(now_millis, HURRY_MILLIS);
-            store::keys::put_ring(conn, &row).await?;
-            changed.push(row);
-            continue;
-        }
         let id = (overlay, from_id, to_id);
-        let mut row = keys.rings.get(&id).cloned().unwrap_or_else(|| RingRow {
-            overlay,
-            source: from_id,
-            destination: to_id,
-            ring: Ring::steady(KeyVersion::default(), now_millis),
-            rotated: Timestamp(now_millis / 1000),
-        });
-        let mut next = row.ring.current;
-        next.generation = Generation(next.generation.0.saturating_add(1));
-        row.ring.start(next, now_millis, hurry).map_err(|error| match error {
-            StartError::UnderWay(_) => under_way_problem(world, &row),
-            StartError::NotNewer => {
-                Problem::new(ProblemCode::Failed, "the generations of this key are used up")
-                    .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
-            }
-        })?;
-        store::keys::put_ring(conn, &row).await?;
-        changed.push(row);
+        if let Some(row) = busy(keys, id).filter(|_| !request.now) {
+            return Err(under_way_problem(world, row));
+        }
+        changed.push(start_ring(conn, keys, id, hurry, now_millis).await?);
     }
     Ok(changed)
+}
+
+/// Rotates the keys of pairs that somebody guesses at, each at most once in [`ALARM_REST_SECONDS`]: more
+/// would only serve whoever wants to see keys change. Gives the rings that changed, with who raised the
+/// alarm.
+pub(crate) async fn start_guessed(
+    conn: &mut store::Connection,
+    keys: &Keys,
+    guessed: &BTreeMap<Guessed, NodeId>,
+    now_millis: u64,
+) -> Result<Vec<(RingRow, NodeId)>, Problem> {
+    let mut changed = Vec::new();
+    for (&Guessed { overlay, from, to }, by) in guessed {
+        let id = (overlay, Some(from), to);
+        let is_fresh =
+            |row: &RingRow| row.rotated.0.saturating_add(ALARM_REST_SECONDS) > now_millis / 1000;
+        let before = busy(keys, id).or(keys.rings.get(&id));
+        if before.is_some_and(|row| row.ring.step == Step::Steady && is_fresh(row)) {
+            continue;
+        }
+        let row = start_ring(conn, keys, id, Some(HURRY_MILLIS), now_millis).await?;
+        // One that was in a hurry already is as it was.
+        if before.map(|row| row.ring) != Some(row.ring) {
+            changed.push((row, *by));
+        }
+    }
+    Ok(changed)
+}
+
+/// The rotation under way that keeps these keys from being rotated: two keys of a pair are all that is
+/// accepted.
+fn busy(keys: &Keys, (overlay, from, to): RingId) -> Option<&RingRow> {
+    keys.rings.values().find(|row| {
+        row.overlay == overlay
+            && row.destination == to
+            && row.ring.step != Step::Steady
+            && (row.source.is_none() || from.is_none() || row.source == from)
+    })
+}
+
+/// Starts the rotation of a destination's or a pair's keys; one that is in its way gets a deadline instead.
+async fn start_ring(
+    conn: &mut store::Connection,
+    keys: &Keys,
+    id: RingId,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Result<RingRow, Problem> {
+    let row = started(keys, id, hurry, now_millis).ok_or_else(|| {
+        Problem::new(ProblemCode::Failed, "the generations of this key are used up")
+            .fix("rotate the whole overlay: ovctl key rotate --overlay NAME")
+    })?;
+    store::keys::put_ring(conn, &row).await?;
+    Ok(row)
+}
+
+/// The ring once its rotation has started, or the one in its way with a deadline; none when no newer
+/// generation is left.
+pub(super) fn started(
+    keys: &Keys,
+    id: RingId,
+    hurry: Option<u64>,
+    now_millis: u64,
+) -> Option<RingRow> {
+    let (overlay, source, destination) = id;
+    if let Some(row) = busy(keys, id) {
+        let mut row = row.clone();
+        row.ring.hurry(now_millis, HURRY_MILLIS);
+        return Some(row);
+    }
+    let known = keys.rings.get(&id).cloned();
+    let mut row = known.unwrap_or_else(|| RingRow {
+        overlay,
+        source,
+        destination,
+        ring: Ring::steady(KeyVersion::default(), now_millis),
+        rotated: Timestamp(now_millis / 1000),
+    });
+    let mut next = row.ring.current;
+    next.generation = Generation(next.generation.0.saturating_add(1));
+    row.ring.start(next, now_millis, hurry).ok()?;
+    Some(row)
+}
+
+/// The rings that go a step on, each with whom that cuts off.
+pub(super) fn moved(live: &Live, at: u64, grace_millis: u64) -> Vec<(RingRow, Vec<NodeId>)> {
+    let under_way = live.keys.rings.iter().filter(|(_, row)| row.ring.step != Step::Steady);
+    let moved = under_way.filter_map(|(id, row)| {
+        let laggards = laggards(live, row, live.asked.get(id));
+        let mut row = row.clone();
+        let acked = laggards.is_empty();
+        let change = row.ring.handle_timeout(at, acked, acked, grace_millis)?;
+        if change.to == Step::Steady {
+            row.rotated = Timestamp(at / 1000);
+        }
+        Some((row, if change.cut_off { laggards } else { Vec::new() }))
+    });
+    moved.collect()
 }
 
 fn overlay_named(world: &World, name: &Name) -> Result<OverlayId, Problem> {

@@ -9,7 +9,9 @@ use super::matcher::{IsolationSpec, Matcher, RuleSpec};
 use super::paths::{Hops, PathSpec, Paths};
 use super::snapshot::{Member, Overlay, OverlayInfo, Sap, SapInfo, Snapshot, canonical};
 use crate::keys::DestinationKey;
-use crate::types::{AuthorizationKey, Generation, NodeId, NodeKind, Prefix, Secret, Service};
+use crate::types::{
+    AuthorizationKey, Generation, NodeId, NodeKind, Prefix, Secret, Service, Timestamp,
+};
 
 /// A member of an overlay.
 #[derive(Clone, Debug)]
@@ -27,8 +29,10 @@ pub struct MemberSpec {
 pub struct DestinationKeySpec {
     /// Index of the destination among the members.
     pub to: u32,
-    /// One, or two during a rotation.
+    /// One, or two during a rotation, oldest first.
     pub accept: Vec<Secret>,
+    /// When the older of two ends.
+    pub old_until: Option<Timestamp>,
 }
 
 /// A pair that was rotated alone.
@@ -38,8 +42,10 @@ pub struct PairSpec {
     pub from: u32,
     /// Index of the destination among the members.
     pub to: u32,
-    /// One generation, or two during a rotation.
+    /// One generation, or two during a rotation, oldest first.
     pub accept: Vec<Generation>,
+    /// When the older of two ends.
+    pub old_until: Option<Timestamp>,
 }
 
 /// One overlay; indexes point into `members` and `sets`.
@@ -190,10 +196,11 @@ fn overlay(
     }
     let mut keyring = Keyring::default();
     for row in spec.destination_keys {
-        keyring.add_destination(row.to, row.accept.iter().map(DestinationKey::new).collect());
+        let accept = row.accept.iter().map(DestinationKey::new).collect();
+        keyring.add_destination(row.to, accept, row.old_until);
     }
     for row in spec.pairs {
-        keyring.add_pair(row.from, row.to, row.accept);
+        keyring.add_pair(row.from, row.to, row.accept, row.old_until);
     }
     let mut send_keys = vec![None; count];
     for (to, key) in spec.send_keys {

@@ -12,6 +12,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Now;
+use super::guessed::{GuessedPair, GuessedPairs};
+use crate::types::{NodeId, OverlayId};
 
 /// Wrong keys a second that a pair may see without consequence.
 pub(super) const WRONG_KEYS_PER_SECOND: u32 = 100;
@@ -31,6 +33,8 @@ pub(super) struct KeyBudget {
     alarmed: AtomicU64,
     /// Keyed at random, so that nobody can aim at the cells of a pair by means of another.
     hasher: RandomState,
+    /// The pairs that went over their limit, each once a second, for whoever raises alarms.
+    pub(super) guessed: GuessedPairs,
 }
 
 impl KeyBudget {
@@ -39,6 +43,7 @@ impl KeyBudget {
             cells: (0..2 * CELLS).map(|_| AtomicU64::new(0)).collect(),
             alarmed: AtomicU64::new(u64::MAX),
             hasher: RandomState::new(),
+            guessed: GuessedPairs::default(),
         }
     }
 
@@ -51,6 +56,11 @@ impl KeyBudget {
         }
         if lowest > WRONG_KEYS_PER_SECOND {
             self.alarmed.store(u64::from(second), Ordering::Relaxed);
+        }
+        if lowest == WRONG_KEYS_PER_SECOND + 1 {
+            let (overlay, from, to) = pair;
+            let (overlay, from, to) = (OverlayId(overlay), NodeId(from), NodeId(to));
+            self.guessed.put(GuessedPair { overlay, from, to });
         }
     }
 
@@ -116,8 +126,12 @@ mod tests {
             assert!(!budget.is_over(pair, at(5_000)), "{number}");
         }
 
+        assert_eq!(budget.guessed.take(), []);
         budget.count_wrong(pair, at(5_900));
+        budget.count_wrong(pair, at(5_901));
 
+        let guessed = GuessedPair { overlay: OverlayId(1), from: NodeId(2), to: NodeId(3) };
+        assert_eq!(budget.guessed.take(), [guessed], "once a second");
         assert!(budget.is_over(pair, at(5_999)));
         assert!(!budget.is_over(back, at(5_999)));
         assert!(!budget.is_over(pair, at(6_000)));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::matcher::{PairHasher, pair};
 use crate::keys::DestinationKey;
-use crate::types::{Generation, NodeId};
+use crate::types::{Generation, NodeId, Timestamp};
 
 /// Members of all overlays of a node together. Bounds what the cache must tell apart.
 pub(super) const MEMBERS_MAX: usize = 1 << MEMBER_BITS;
@@ -31,19 +31,49 @@ const FULL: u64 = 1 << 63;
 /// What the keys of one overlay are derived from.
 #[derive(Debug, Default)]
 pub(super) struct Keyring {
-    destinations: HashMap<u32, Box<[DestinationKey]>, BuildHasherDefault<PairHasher>>,
-    generations: HashMap<u64, Box<[Generation]>, BuildHasherDefault<PairHasher>>,
+    destinations: HashMap<u32, Accepted<DestinationKey>, BuildHasherDefault<PairHasher>>,
+    generations: HashMap<u64, Accepted<Generation>, BuildHasherDefault<PairHasher>>,
+}
+
+/// What is accepted, oldest first, and when the older of two ends.
+#[derive(Debug)]
+struct Accepted<T> {
+    all: Box<[T]>,
+    old_until: Option<Timestamp>,
+}
+
+impl<T> Accepted<T> {
+    fn new(all: Vec<T>, old_until: Option<Timestamp>) -> Self {
+        Self { all: all.into_boxed_slice(), old_until }
+    }
+
+    /// The newest first, each with whether it still counts.
+    fn newest_first(&self, wall: Timestamp) -> impl Iterator<Item = (&T, bool)> {
+        let old_counts = self.old_until.is_none_or(|end| wall < end);
+        self.all.iter().rev().zip(0..).map(move |(one, age)| (one, age == 0 || old_counts))
+    }
 }
 
 impl Keyring {
-    /// Adds the `Kb`s that destination `to` accepts.
-    pub(super) fn add_destination(&mut self, to: u32, keys: Vec<DestinationKey>) {
-        self.destinations.insert(to, keys.into_boxed_slice());
+    /// Adds the `Kb`s that destination `to` accepts, oldest first, and when the older of two ends.
+    pub(super) fn add_destination(
+        &mut self,
+        to: u32,
+        keys: Vec<DestinationKey>,
+        old_until: Option<Timestamp>,
+    ) {
+        self.destinations.insert(to, Accepted::new(keys, old_until));
     }
 
     /// Adds the generations that the pair accepts in place of 0.
-    pub(super) fn add_pair(&mut self, from: u32, to: u32, generations: Vec<Generation>) {
-        self.generations.insert(pair(from, to), generations.into_boxed_slice());
+    pub(super) fn add_pair(
+        &mut self,
+        from: u32,
+        to: u32,
+        generations: Vec<Generation>,
+        old_until: Option<Timestamp>,
+    ) {
+        self.generations.insert(pair(from, to), Accepted::new(generations, old_until));
     }
 
     /// Whether nothing can be derived.
@@ -60,20 +90,27 @@ impl Keyring {
         (from, from_id): (u32, NodeId),
         to: u32,
         key: u32,
+        wall: Timestamp,
     ) -> bool {
         let Some(destinations) = self.destinations.get(&to) else { return false };
-        let generations: &[Generation] =
-            self.generations.get(&pair(from, to)).map_or(&[Generation(0)], |found| found);
+        let own = self.generations.get(&pair(from, to));
+        let generations = || {
+            let never_rotated = own.is_none().then_some((&Generation(0), true));
+            own.into_iter().flat_map(|own| own.newest_first(wall)).chain(never_rotated)
+        };
         let from_number = u64::from(first_member + from);
         let to_number = u64::from(first_member + to);
-        let candidates = destinations
-            .iter()
-            .rev()
-            .flat_map(|destination| generations.iter().rev().map(move |own| (destination, *own)));
-        candidates.take(KEYS_MAX).zip(0_u64..).any(|((destination, generation), ordinal)| {
-            let identity = (from_number << MEMBER_BITS | to_number) << ORDINAL_BITS | ordinal;
-            cache.key(identity, || destination.pair_key(from_id, generation).bits()) == key
-        })
+        let candidates = destinations.newest_first(wall).flat_map(|(destination, counts)| {
+            generations().map(move |(own, own_counts)| (destination, *own, counts && own_counts))
+        });
+        candidates.take(KEYS_MAX).zip(0_u64..).any(
+            |((destination, generation, counts), ordinal)| {
+                let identity = (from_number << MEMBER_BITS | to_number) << ORDINAL_BITS | ordinal;
+                counts
+                    && cache.key(identity, || destination.pair_key(from_id, generation).bits())
+                        == key
+            },
+        )
     }
 }
 
@@ -152,14 +189,15 @@ mod tests {
         let new = DestinationKey::new(&Secret::new([2; 32]));
         let foreign = DestinationKey::new(&Secret::new([3; 32]));
         let mut ring = Keyring::default();
-        ring.add_destination(1, vec![old.clone(), new.clone()]);
-        ring.add_destination(2, vec![new.clone()]);
-        ring.add_pair(0, 2, vec![Generation(3), Generation(4)]);
+        ring.add_destination(1, vec![old.clone(), new.clone()], None);
+        ring.add_destination(2, vec![new.clone()], None);
+        ring.add_pair(0, 2, vec![Generation(3), Generation(4)], None);
         let cache = KeyCache::new();
         let ask = |to, key: &DestinationKey, from, generation| {
             let key = key.pair_key(NodeId(from), Generation(generation)).bits();
             // Twice: derived, then remembered.
-            let answers = [(); 2].map(|()| ring.accepts(&cache, 0, (0, NodeId(50)), to, key));
+            let now = Timestamp(0);
+            let answers = [(); 2].map(|()| ring.accepts(&cache, 0, (0, NodeId(50)), to, key, now));
             assert_eq!(answers[0], answers[1]);
             answers[0]
         };
@@ -168,5 +206,28 @@ mod tests {
         assert!(ask(2, &new, 50, 3) && ask(2, &new, 50, 4));
         assert!(!ask(1, &foreign, 50, 0) && !ask(1, &new, 51, 0) && !ask(1, &new, 50, 1));
         assert!(!ask(2, &new, 50, 0) && !ask(2, &old, 50, 3) && !ask(3, &new, 50, 0));
+    }
+
+    #[test]
+    fn the_older_of_two_keys_ends_at_its_time_and_the_newer_one_stays() {
+        let old = DestinationKey::new(&Secret::new([1; 32]));
+        let new = DestinationKey::new(&Secret::new([2; 32]));
+        let mut ring = Keyring::default();
+        ring.add_destination(1, vec![old.clone(), new.clone()], Some(Timestamp(100)));
+        ring.add_destination(2, vec![new.clone()], Some(Timestamp(100)));
+        ring.add_pair(0, 2, vec![Generation(3), Generation(4)], Some(Timestamp(200)));
+        let cache = KeyCache::new();
+        for (to, key, generation, end) in [
+            (1, &old, 0, Some(100)),
+            (1, &new, 0, None),
+            (2, &new, 3, Some(200)),
+            (2, &new, 4, None),
+        ] {
+            let key = key.pair_key(NodeId(50), Generation(generation)).bits();
+            for at in [0, 99, 100, 199, 200, u64::MAX] {
+                let is_accepted = ring.accepts(&cache, 0, (0, NodeId(50)), to, key, Timestamp(at));
+                assert_eq!(is_accepted, end.is_none_or(|end| at < end), "{to} {generation} {at}");
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::judge::{Crossing, Place};
 use super::paths::Route;
 use super::snapshot::{Overlay, OverlayInfo, Snapshot, canonical};
 use super::{FlowTable, Now};
-use crate::types::{NodeId, NodeKind};
+use crate::types::{NodeId, NodeKind, Timestamp};
 use crate::wire::inner::{Facts, Family, Fragment, Quoted, Upper};
 
 /// Two members of one overlay, in the direction of a packet.
@@ -124,7 +124,8 @@ impl<'a> Pair<'a> {
             let stamped = self.overlay.send_keys.get(self.to as usize).copied().flatten();
             return stamped.is_some_and(|stamped| stamped.bits() == key);
         }
-        self.snapshot.accepts(self.overlay, self.from, self.to, key)
+        // The packet may be from before the older of two keys ended.
+        self.snapshot.accepts(self.overlay, (self.from, self.to), key, Timestamp(0))
     }
 
     /// Whether `sap` may carry packets of the pair.

@@ -14,7 +14,9 @@ use super::paths::{Paths, Route};
 use super::recording::asked_port;
 use super::records::{Outcome, RecordKey, RecordMark, Target};
 use super::{FlowTable, Marked, Now, Verdict};
-use crate::types::{AuthorizationKey, DropReason, Name, NodeId, NodeKind, OverlayId, Prefix};
+use crate::types::{
+    AuthorizationKey, DropReason, Name, NodeId, NodeKind, OverlayId, Prefix, Timestamp,
+};
 use crate::wire::Facts;
 
 /// The next policy token. A token is never used for two policies of one process (until 2^32 of
@@ -345,7 +347,7 @@ impl Snapshot {
         let crossing = Crossing { from, to: own, facts };
         let judge = self.judge(overlay, flows, now, Place::End);
         let id = |number| overlay.id_of(number);
-        if !self.accepts(overlay, from, own, key) {
+        if !self.accepts(overlay, (from, own), key, now.wall) {
             // What was meant for another address is a stray, and no guess at this pair's key.
             if Some(facts.destination) == overlay.info.address {
                 flows.wrong_keys.count_wrong(pair, now);
@@ -425,7 +427,7 @@ impl Snapshot {
         let crossing = Crossing { from, to, facts };
         let judge = self.judge(overlay, flows, now, Place::Sap);
         let id = |number| overlay.id_of(number);
-        if !self.accepts(overlay, from, to, key) {
+        if !self.accepts(overlay, (from, to), key, now.wall) {
             flows.wrong_keys.count_wrong(pair, now);
             *record = Some(judge.refused(crossing, id, DropReason::Key));
             return Err(DropReason::Key);
@@ -454,9 +456,17 @@ impl Snapshot {
         Judge { matcher: &overlay.matcher, overlay: overlay.info.id.0, flows, token, now, place }
     }
 
-    pub(super) fn accepts(&self, overlay: &Overlay, from: u32, to: u32, key: u32) -> bool {
+    /// Whether `key` is one that the pair's destination accepts of its source at the moment.
+    pub(super) fn accepts(
+        &self,
+        overlay: &Overlay,
+        (from, to): (u32, u32),
+        key: u32,
+        wall: Timestamp,
+    ) -> bool {
         overlay.member(from).is_some_and(|source| {
-            overlay.keyring.accepts(&self.keys, overlay.first_member, (from, source.id), to, key)
+            let (ring, first) = (&overlay.keyring, overlay.first_member);
+            ring.accepts(&self.keys, first, (from, source.id), to, key, wall)
         })
     }
 

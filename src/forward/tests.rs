@@ -103,6 +103,7 @@ impl World {
         let key_row = |to| DestinationKeySpec {
             to,
             accept: self.destination_keys.iter().map(|&seed| Self::key_secret(seed, to)).collect(),
+            old_until: None,
         };
         OverlaySpec {
             info: OverlayInfo {

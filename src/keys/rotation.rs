@@ -12,7 +12,10 @@
 //! | steady | current | current | [`Ring::start`] |
 //! | adding | current, next | current | all receivers have acknowledged |
 //! | switching | current, next | next | all senders have acknowledged |
-//! | retiring | current, next | next | the grace time is over |
+//! | retiring | current until the grace time is over, next | next | the grace time is over |
+//!
+//! In the last step receivers are told when the old key ends, and end it themselves: one that loses the
+//! server accepts it no longer than others. Before, nobody can know whether all have stopped to stamp it.
 //!
 //! Receivers are the destination and the SaPs that serve it. So there is no moment at which somebody
 //! stamps a key that somebody else does not accept yet, or no longer accepts.
@@ -97,7 +100,8 @@ pub struct Ring<V> {
     pub step: Step,
     /// When the step began.
     pub since_millis: u64,
-    /// When a hurried rotation goes on without those who have not acknowledged; none waits for all.
+    /// When the step ends at the latest: a hurried one goes on without those who have not acknowledged,
+    /// and the old key retires. None waits for all.
     pub deadline_millis: Option<u64>,
 }
 
@@ -110,17 +114,6 @@ pub struct Change {
     pub to: Step,
     /// Whether the deadline cut off who had not acknowledged; say who.
     pub cut_off: bool,
-}
-
-impl Change {
-    /// Whether what is accepted or stamped is another, so that tables change.
-    #[must_use]
-    pub fn changes_tables(self) -> bool {
-        match self.to {
-            Step::Adding | Step::Switching | Step::Steady => true,
-            Step::Retiring => false,
-        }
-    }
 }
 
 /// Why a rotation does not start.
@@ -160,6 +153,12 @@ impl<V: Copy + Ord> Ring<V> {
             Step::Steady | Step::Adding => self.current,
             Step::Switching | Step::Retiring => self.next.unwrap_or(self.current),
         }
+    }
+
+    /// When the older of two keys ends, once nobody stamps it any more.
+    #[must_use]
+    pub fn old_until_millis(&self) -> Option<u64> {
+        self.deadline_millis.filter(|_| self.step == Step::Retiring)
     }
 
     /// Starts a rotation to `next`. With `hurry_millis` no step waits longer than that for
@@ -218,7 +217,8 @@ impl<V: Copy + Ord> Ring<V> {
                 Some(self.enter(Step::Switching, now_millis, hurry, !receivers_acked))
             }
             Step::Switching if senders_acked || is_late => {
-                Some(self.enter(Step::Retiring, now_millis, None, !senders_acked))
+                let grace = Some(grace_millis.max(GRACE_MILLIS_MIN));
+                Some(self.enter(Step::Retiring, now_millis, grace, !senders_acked))
             }
             Step::Retiring if self.retires_at(grace_millis) <= now_millis => {
                 self.current = self.next.take().unwrap_or(self.current);
@@ -238,9 +238,11 @@ impl<V: Copy + Ord> Ring<V> {
         }
     }
 
-    /// When the old key goes, once the ring is retiring it.
+    /// When the old key goes, once the ring is retiring it. A ring that an older server left behind does
+    /// not say.
     fn retires_at(&self, grace_millis: u64) -> u64 {
-        self.since_millis.saturating_add(grace_millis.max(GRACE_MILLIS_MIN))
+        self.deadline_millis
+            .unwrap_or(self.since_millis.saturating_add(grace_millis.max(GRACE_MILLIS_MIN)))
     }
 
     fn enter(

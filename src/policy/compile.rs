@@ -17,6 +17,16 @@ pub trait KeySource {
     fn destination_keys(&self, overlay: OverlayId, to: NodeId) -> Vec<DestinationKey>;
     /// The generations accepted for the pair, oldest first; empty for "only 0".
     fn pair_generations(&self, overlay: OverlayId, from: NodeId, to: NodeId) -> Vec<Generation>;
+    /// When the older of two keys of the pair, or of all pairs of `to`, ends; none while there is one, and
+    /// while the older one may still be stamped.
+    fn old_until(
+        &self,
+        _overlay: OverlayId,
+        _from: Option<NodeId>,
+        _to: NodeId,
+    ) -> Option<Timestamp> {
+        None
+    }
     /// The sources whose pair with `to` has other generations than "only 0": those that were rotated
     /// alone. Tables are made without asking for each pair.
     fn rotated_sources(&self, overlay: OverlayId, to: NodeId) -> Vec<NodeId>;

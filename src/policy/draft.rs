@@ -163,16 +163,18 @@ impl<'a> Draft<'a> {
             .filter_map(|id| {
                 let accept = keys.destination_keys(plan.id, *id);
                 let to = number(id)?;
-                (!accept.is_empty()).then_some(DestinationKeyRow { to, accept })
+                let old_until = keys.old_until(plan.id, None, *id);
+                (!accept.is_empty()).then_some(DestinationKeyRow { to, accept, old_until })
             })
             .collect();
         let mut pair_generations: Vec<PairGenerationRow> = Vec::new();
         for to in &self.targets {
             for from in keys.rotated_sources(plan.id, *to).iter().filter(|from| *from != to) {
                 let accept = keys.pair_generations(plan.id, *from, *to);
+                let old_until = keys.old_until(plan.id, Some(*from), *to);
                 if let (Some(from), Some(to), false) = (number(from), number(to), accept.is_empty())
                 {
-                    pair_generations.push(PairGenerationRow { from, to, accept });
+                    pair_generations.push(PairGenerationRow { from, to, accept, old_until });
                 }
             }
         }

@@ -72,10 +72,16 @@ fn an_old_key_is_refused(rig: &Rig, old: u32) -> Result<()> {
 }
 
 /// Restarts the server with a grace time of 1 s instead of 60 s.
-fn short_grace(rig: &mut Rig) -> Result<()> {
+pub(crate) fn short_grace(rig: &mut Rig) -> Result<()> {
+    grace(rig, 1)
+}
+
+/// Restarts the server with this grace time.
+pub(crate) fn grace(rig: &mut Rig, seconds: u64) -> Result<()> {
     let file = rig.file("toml");
-    std::fs::write(&file, "key_grace = \"1s\"\n")?;
+    std::fs::write(&file, format!("key_grace = \"{seconds}s\"\n"))?;
     rig.fleet.stop_server()?;
     rig.fleet.start_server_with(&["--config", &file.to_string_lossy()])?;
+    rig.reconnected()?;
     rig.settle()
 }

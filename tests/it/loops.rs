@@ -109,7 +109,11 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
         default_saps: vec![id],
         preferences: Vec::new(),
         empty_saps: Vec::new(),
-        destination_keys: vec![DestinationKeySpec { to: 1, accept: vec![secret()] }],
+        destination_keys: vec![DestinationKeySpec {
+            to: 1,
+            accept: vec![secret()],
+            old_until: None,
+        }],
         pairs: Vec::new(),
         send_keys: Vec::new(),
     };

@@ -1,11 +1,13 @@
 //! A revoked rule stops flows that run, TCP and UDP, within a second; flows that the other side
 //! started and still may start go on.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-use crate::support::{Counter, QUIET, Rig, Running, SOON, play};
+use crate::packet::{gue, udp};
+use crate::rotations::from_server;
+use crate::support::{Counter, QUIET, READY, Rig, Running, SOON, play};
 use crate::world::{Process, poll};
 
 /// After the command returned: what a flow may still do. The counters' own files are up to 50 ms old.
@@ -68,6 +70,94 @@ fn deleting_an_entity_stops_its_flows() {
 
         rig.fleet.ovctl_ok(&["entity", "delete", "a"])?;
         stop(&[&sink], Instant::now())
+    });
+}
+
+/// How long after the command was given the last packet of a flow may arrive.
+const ENFORCED: Duration = Duration::from_millis(500);
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a figure to be read")]
+fn a_revoked_flow_ends_within_500_ms_without_the_help_of_who_lost_the_right() {
+    play(&["s1"], &["a", "b", "c"], |rig| {
+        let (at_b, at_a) = (rig.udp_sink("b", 10)?, rig.udp_sink("a", 10)?);
+        let rule = rig.allow(&["a", "b"])?;
+        rig.allow(&["b", "a"])?;
+        rig.allow(&["c", "b"])?;
+        let of_c = rig.udp_sink("b", 11)?;
+        let _back = datagrams(rig, "b", "a")?;
+        let mut third = rig.udp_stream("c", "b", 11, 800)?;
+        // 1,000 a second.
+        let netkit = crate::binaries().netkit;
+        let target = rig.at("b", 10)?.to_string();
+        let words =
+            [&*netkit.to_string_lossy(), "udp-send", "0.0.0.0:0", &target, "30000", "1000", "64"];
+        let _flow = rig.fleet.machine("a")?.spawn("stream", &words)?;
+        for flow in [&at_b, &at_a] {
+            flow.expect_growth("received", 100)?;
+        }
+        // It goes on with its table, and never hears that it lost a right.
+        from_server(rig, "a", "add")?;
+        let (table, sent) = (rig.table("a")?, rig.fleet.node("a")?.packets("egress")?);
+
+        let given = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+        let started = Instant::now();
+        rig.revoke(&[&rule])?;
+        let returned = started.elapsed();
+
+        stop(&[&at_b], started + returned)?;
+        let last = u128::from(at_b.number("lastMillis")?).saturating_sub(given);
+        let (returned, limit) = (returned.as_millis(), ENFORCED.as_millis());
+        eprintln!("last packet {last} ms after the command was given, which took {returned} ms");
+        ensure!(last <= limit, "the last packet came {last} ms after the command was given");
+        ensure!(
+            returned < 2_000,
+            "the command waited {returned} ms for one whose help it does not need"
+        );
+        ensure!(rig.table("a")?.serial == table.serial, "a heard of it");
+        ensure!(rig.fleet.node("a")?.packets("egress")? > sent + 500, "a stopped by itself");
+        at_a.expect_growth("received", 20).context("the other direction")?;
+
+        // What it knows is worth nothing either, by either way.
+        let key = rig.send_key("a", "b")?;
+        let packet = [gue(key, &udp(rig.at("a", 4_000)?, rig.at("b", 10)?, b"x"))];
+        let before = at_b.received()?;
+        rig.inject("a", "s1", &packet, 1_000)?;
+        rig.drops_move("b", "outer_source", 1_000, || rig.inject("a", "b", &packet, 1_000))?;
+        ensure!(at_b.received()? == before, "a still gets through");
+
+        // Nobody else noticed.
+        ensure!(third.wait(SOON)? == 0, "{}", third.log_text());
+        of_c.expect_received(800)
+    });
+}
+
+#[test]
+fn a_revocation_that_is_not_enforced_yet_fails_and_names_who_is_missing() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let sink = rig.udp_sink("b", 10)?;
+        let rule = rig.allow(&["a", "b"])?;
+        rig.udp_send("a", "b", 10, 5)?;
+        sink.expect_received(5)?;
+        for node in ["s1", "b"] {
+            from_server(rig, node, "add")?;
+        }
+
+        let output = rig.fleet.ovctl(&["policy", "revoke", &rule, "--wait", "1s"])?;
+        ensure!(output.code == 1, "{output:?}");
+        for word in ["not yet enforced", "s1"] {
+            ensure!(output.stderr.contains(word), "`{word}` is not in {}", output.stderr);
+        }
+        // One of the two is enough.
+        from_server(rig, "s1", "del")?;
+        rig.allow_no_wait(&["b", "a"])?;
+        poll(READY, "s1 to hear of it", || {
+            Ok((rig.table("s1")?.body.overlays[0].rules.len() == 1).then_some(()))
+        })?;
+        rig.udp_send("a", "b", 10, 5)?;
+        rig.fleet.ovctl_ok(&["policy", "revoke", "b", "a", "--wait", "5s"])?;
+        ensure!(sink.received()? == 5, "a revoked flow arrived");
+        Ok(())
     });
 }
 

@@ -211,13 +211,7 @@ pub(super) async fn rotate_keys(
         before: serde_json::Value::Null,
         after: store::to_value(&request),
     };
-    let is_dry = options.dry_run == Some(true);
-    let change = draft.finish(done, Hold::Nobody, Vec::new()).await?;
-    if !is_dry {
-        server.note_asked(changed.iter());
-        server.tick();
-    }
-    Ok(Json(change))
+    Ok(Json(draft.finish(done, Hold::Nobody, Vec::new()).await?))
 }
 
 /// A rotation as it was typed.

@@ -196,6 +196,10 @@ pub(super) async fn report(
         text.chars().filter(|c| !c.is_control()).take(max).collect()
     };
     let version = plain(&report.version, 40);
+    if !report.guessed.is_empty() {
+        server.live().note_guessed(id, &report.guessed);
+        server.tick();
+    }
     let (turn, held) = {
         let mut live = server.live();
         let world = Arc::clone(&live.world);

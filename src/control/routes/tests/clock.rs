@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::control::store::keys as key_rows;
+use crate::types::NodeId;
 
 /// Longest that anything here may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -283,4 +284,95 @@ async fn a_node_that_keeps_changing_its_endpoints_is_slowed_down_and_others_are_
         }
     }
     assert!((15..=17).contains(&refused), "{refused} of 20");
+}
+
+#[tokio::test]
+async fn an_alarm_rotates_its_pair_once_and_not_on_the_word_of_strangers() {
+    let world = world_with(|settings| settings.key_grace = Duration::from_secs(1)).await;
+    let sap = world.join("sap-1", "sap", json!({})).await;
+    let web = world.join("web", "entity", json!({})).await;
+    let db = world.join("db", "entity", json!({})).await;
+    let other = world.join("other", "entity", json!({})).await;
+    world.post("/v1/rules", json!({"action": "allow", "from": "any", "to": "db"})).await;
+    let nodes: Vec<_> = [&sap, &web, &db, &other].map(|one| Poller::new(&world, one)).into();
+    let id = async |credential: &str| world.table(credential, 0).await.body.node.id;
+    let (web_id, db_id, other_id) = (id(&web).await, id(&db).await, id(&other).await);
+    let driver = tokio::spawn(Arc::clone(&world.server).drive());
+    let report = async |credential: &str, from: NodeId, to: NodeId| {
+        let body = json!({"version": "0.1.0", "endpoints": ["198.51.100.7:6080"], "problems": [],
+            "roundTrips": [], "guessed": [{"overlay": 1, "from": from, "to": to}]});
+        let body = body.to_string();
+        let path = "/v1/node/report";
+        let (status, value) = world.ask(Method::POST, path, Some(credential), &body).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{value}");
+    };
+    let pairs = |keys: &Value| -> Vec<(String, u64)> {
+        let rings = keys["items"].as_array().unwrap().iter();
+        let pairs = rings.filter(|ring| !ring["from"].is_null());
+        let fields = |ring: &Value| {
+            assert_eq!(ring["to"], "db");
+            let generation = ring["version"]["generation"].as_u64().unwrap();
+            (ring["from"].as_str().unwrap().to_owned(), generation)
+        };
+        pairs.map(fields).collect()
+    };
+
+    // Whoever neither receives nor carries the pair, or names no pair at all.
+    report(&web, web_id, db_id).await;
+    report(&other, web_id, db_id).await;
+    report(&db, db_id, db_id).await;
+    report(&sap, NodeId(4_000), db_id).await;
+    world.server.rotate().await.unwrap();
+    assert_eq!(pairs(&world.get("/v1/keys").await), []);
+
+    for (credential, from, name) in [(&sap, web_id, "web"), (&db, other_id, "other")] {
+        report(credential, from, db_id).await;
+        until(&world, "/v1/keys", "rotated by alarm", |keys| {
+            step(keys, "db") == "steady" && pairs(keys).contains(&(name.to_owned(), 1))
+        })
+        .await;
+        // At most once in 10 minutes.
+        report(credential, from, db_id).await;
+        world.server.rotate().await.unwrap();
+    }
+    let pairs = pairs(&world.get("/v1/keys").await);
+    assert_eq!(pairs, [("web".to_owned(), 1), ("other".to_owned(), 1)]);
+    let audit = world.get("/v1/audit").await.to_string();
+    assert!(audit.contains("key rotate web db --overlay default --now (alarm of sap-1"), "{audit}");
+    drop(nodes);
+    world.server.stop();
+    driver.await.unwrap();
+}
+
+#[tokio::test]
+async fn receivers_are_told_when_the_old_key_ends_and_not_before_all_senders_have_the_new_one() {
+    let world = world_with(|settings| settings.key_grace = Duration::from_secs(60)).await;
+    let sap = world.join("sap-1", "sap", json!({})).await;
+    let web = world.join("web", "entity", json!({})).await;
+    let db = world.join("db", "entity", json!({})).await;
+    world.post("/v1/rules", json!({"action": "allow", "from": "web", "to": "db"})).await;
+    let _nodes = [Poller::new(&world, &sap), Poller::new(&world, &db)];
+    let driver = tokio::spawn(Arc::clone(&world.server).drive());
+    world.post("/v1/keys/rotate", json!({"to": "db"})).await;
+
+    let db_keys = async |credential: &str| {
+        let table = world.table(credential, 0).await;
+        let overlay = &table.body.overlays[0];
+        let row = overlay.destination_keys.iter().find(|row| row.accept.len() == 2);
+        row.map(|row| row.old_until)
+    };
+    until(&world, "/v1/keys", "switching", |keys| step(keys, "db") == "switching").await;
+    for credential in [&sap, &db] {
+        assert_eq!(db_keys(credential).await, Some(None), "web may still stamp the old one");
+    }
+
+    let started = crate::control::server::now().0;
+    let _web = Poller::new(&world, &web);
+    until(&world, "/v1/keys", "retiring", |keys| step(keys, "db") == "retiring").await;
+    for credential in [&sap, &db] {
+        let end = db_keys(credential).await.flatten().unwrap().0;
+        assert!((started + 60..=started + 80).contains(&end), "{end} after {started}");
+    }
+    world.server.stop();
+    driver.await.unwrap();
 }
