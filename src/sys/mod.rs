@@ -13,6 +13,7 @@
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`nftables`] | whether anybody changed the packet filter |
 //! | [`wake`] | gets a thread out of the call that it waits in |
+//! | [`process`] | what the kernel is told about this process |
 //! | [`clock`] | the only place that reads the time for packets |
 
 #![allow(
@@ -36,6 +37,7 @@ pub mod clock;
 pub mod net;
 pub mod nftables;
 pub mod offload;
+pub mod process;
 pub mod tun;
 pub mod udp;
 pub mod wake;
