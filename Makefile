@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo shell test test-long bench lint fmt deny doc fuzz advisories setup setup-bench programs
+.PHONY: help demo shell test test-long bench lint fmt deny deb doc fuzz advisories setup setup-bench programs
 
 help:
 	@echo 'make demo        play Figure 1 of the paper: server, SaP, three services, a user'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint        formatting and clippy           make fmt    format'
 	@echo 'make fuzz        fuzz for FUZZ_SECONDS=600       make deny   licences, bans, sources'
 	@echo 'make doc         build the documentation         make advisories   known vulnerabilities'
+	@echo 'make deb         a Debian package in target/package'
 
 demo: setup programs
 	@exec $(TARGET)/debug/examples/demo
@@ -56,6 +57,12 @@ bench: setup setup-bench
 	cargo bench --locked --bench micro
 	cargo bench --locked --bench scale
 	@exec $(TARGET)/release/examples/bench
+
+# PROFILE=dev makes a package to try, sooner.
+deb: PROFILE ?= release
+deb: setup
+	cargo build --locked --profile $(PROFILE) --bins
+	config/debian/build $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE)) target/package
 
 lint:
 	cargo fmt --check

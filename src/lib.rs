@@ -18,6 +18,8 @@
 //! | [`pin`] | TLS that trusts exactly one server key | types |
 //! | [`agent`] | pull, persist, turn tables into snapshots; report; drive probes | types, wire, api, keys, forward, probe, pin |
 //! | [`local`] | the unix-socket API of ovd and ovsap | types, api |
+//! | [`health`] | the health port: asks the program beside ovd | types |
+//! | [`dns`] | answers overlay names, passes the rest on | types |
 //! | [`control`] | the coordination server: routes, auth, store, watch, rotation | types, api, policy, keys |
 //! | [`config`] | TOML to one validated config per program | types |
 //! | [`cli`] | arguments of all programs; one file per noun; tables and JSON | types, api, config, policy, pin |
@@ -34,8 +36,10 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod dns;
 pub mod forward;
 pub mod guard;
+pub mod health;
 pub mod keys;
 pub mod local;
 pub mod pin;

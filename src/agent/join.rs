@@ -70,6 +70,8 @@ pub struct Joiner {
     pub kind: NodeKind,
     /// The token.
     pub token: JoinToken,
+    /// Whether the token stood in an argument, where every user of the host could read it.
+    pub is_exposed: bool,
     /// `--name`.
     pub name: Option<Name>,
     /// The host's name; see [`valid_name`].
@@ -102,6 +104,9 @@ pub async fn join(
     let client = Client::new(urls.clone(), pin)?;
     let check = JoinCheck { secret: secret.clone(), kind: joiner.kind };
     let preview = client.check(&check).await?;
+    if joiner.is_exposed && preview.reusable {
+        return Err(exposed());
+    }
     if let (Some(wanted), Some(given)) = (&joiner.name, &preview.name)
         && wanted != given
     {
@@ -147,6 +152,13 @@ pub async fn join(
         return Err(problem);
     }
     Ok(Joined { identity, memberships: answer.memberships })
+}
+
+/// A token that others can still use has no place in the process list.
+fn exposed() -> Problem {
+    Problem::new(ProblemCode::Usage, "a reusable token must not be an argument")
+        .why("every user of this host could read it in the process list, and join with it")
+        .fix("revoke it (ovctl token revoke), and give the next one as @FILE, or as - on stdin")
 }
 
 /// Joins; asks again when the answer is lost. The server was there a moment ago, and the same

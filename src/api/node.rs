@@ -103,6 +103,9 @@ pub struct JoinPreview {
     pub name: Option<Name>,
     /// Whether the token was made with `--clear-underlay`.
     pub clear_underlay: bool,
+    /// Whether the token joins more than one node.
+    #[serde(default)]
+    pub reusable: bool,
 }
 
 /// The facts of an overlay that a joiner checks.

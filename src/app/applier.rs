@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::daemon::{Plane, Shared};
-use super::endpoints::{Wanted, prefer_reachable, server_address};
+use super::daemon::{Place, Plane, Shared};
+use super::endpoints::{prefer_reachable, server_address};
 use super::guarding::Guarding;
 use super::{control_loop, devices, node};
 use crate::agent::client::Client;
@@ -18,6 +18,7 @@ use crate::agent::{snapshot, underlay};
 use crate::api::local::{Order, OverlayStatus, TableStatus};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
+use crate::dns::Zone;
 use crate::local::Ordered;
 use crate::sys::clock;
 use crate::types::NodeKind;
@@ -69,13 +70,23 @@ async fn deliver(
     answer.await.ok()
 }
 
+/// The names of the members that a table speaks of.
+fn zone(table: &NodeTable) -> Zone {
+    let mut zone = Zone::default();
+    for overlay in &table.body.overlays {
+        let members = overlay.members.iter().map(|member| (&member.name, member.address));
+        zone.add_overlay(&overlay.name, overlay.cidr, members);
+    }
+    zone
+}
+
 /// Makes this host do what tables say.
 pub(crate) struct Applier<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) state: &'a StateDir,
     pub(crate) client: &'a Client,
     pub(crate) plane: &'a mut Plane,
-    pub(crate) wanted: Wanted,
+    pub(crate) place: Place,
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
@@ -150,6 +161,9 @@ impl Applier<'_> {
         });
         tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
         let is_first = self.in_force.is_none();
+        if let Some(names) = &self.place.names {
+            names.replace(zone(&table));
+        }
         self.in_force = Some(table);
         // The guard comes before the devices, so that no packet is sooner than the rules about it.
         self.follow_guard().await;
@@ -271,7 +285,7 @@ impl Applier<'_> {
     pub(crate) async fn find_endpoints(&mut self) {
         // Without an answer the last one is the best guess.
         self.server = server_address(self.client.url()).await.or(self.server);
-        let found = self.wanted.pick(self.in_force.as_ref(), self.server);
+        let found = self.place.wanted.pick(self.in_force.as_ref(), self.server);
         let lines = if found.is_empty() {
             vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
         } else {

@@ -12,6 +12,7 @@ use super::applier::{Applier, pull};
 use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
+use super::service_manager::ServiceManager;
 use super::{answers, control_loop, errands, guessing, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
@@ -31,6 +32,7 @@ use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
+use crate::dns::Names;
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -277,6 +279,13 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Where this node is found: by others' packets, and by names.
+pub(crate) struct Place {
+    pub(crate) wanted: Wanted,
+    /// The names that this host asks for; none when it has no resolver of ours.
+    pub(crate) names: Option<Names>,
+}
+
 /// Runs until SIGTERM or SIGINT; then stops the threads and lets the devices go. Nothing is deleted.
 pub(crate) async fn run(
     shared: Shared,
@@ -284,7 +293,7 @@ pub(crate) async fn run(
     mut plane: Plane,
     port: ControlPort,
     mut socket: Socket,
-    wanted: Wanted,
+    place: Place,
     guarding: Option<Guarding>,
 ) -> Result<(), Problem> {
     let shared = Arc::new(shared);
@@ -334,13 +343,16 @@ pub(crate) async fn run(
         state: &state,
         client: &client,
         plane: &mut plane,
-        wanted,
+        place,
         guarding,
         in_force: None,
         server: None,
     };
     applier.find_endpoints().await;
     applier.follow_guard().await;
+    let manager = ServiceManager::from_environment();
+    // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
+    manager.ready();
 
     let reporting =
         report::run(&client, &identity.credential, &shared.health, clock::wall, || shared.report());
@@ -385,7 +397,9 @@ pub(crate) async fn run(
         }
         () = counting => Err(broken("the report loop ended", String::new())),
         () = guessing::run(&shared) => Err(broken("the alarm loop ended", String::new())),
+        () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
+    manager.stopping();
     plane.stop();
     result
 }

@@ -26,6 +26,8 @@ const ASKED_MAX: usize = 16;
 pub(crate) struct GuardSettings {
     pub(crate) mode: GuardMode,
     pub(crate) lock_ssh: bool,
+    /// Where others ask for the health of programs.
+    pub(crate) health_port: Option<u16>,
 }
 
 /// The guard as the tasks of a node share it.
@@ -214,6 +216,7 @@ impl Guarding {
             members: table.map(|table| members(table, devices)).unwrap_or_default(),
             services: table.map(services).unwrap_or_default(),
             data_port: self.data_port,
+            health_port: self.settings.health_port,
             uplinks,
             ssh_peers: spared,
             ssh_ports: sockets.ssh_ports.clone(),

@@ -21,4 +21,5 @@ pub mod ovctl;
 pub mod ovd;
 pub mod ovsap;
 pub mod serve;
+mod service_manager;
 mod shutdown;

@@ -21,10 +21,10 @@ use crate::cli::args::{
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
 use crate::config::{node as file, user};
-use crate::sys::SysError;
 use crate::sys::udp::UdpSocket;
+use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, GuardMode, Lanes, Name, NodeKind};
+use crate::types::{DataPath, GuardMode, HealthTarget, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +53,22 @@ pub struct RunOptions {
     pub log: Option<String>,
     /// How packets are moved.
     pub data_path: DataPath,
+    /// Where health is answered, and what is asked for it.
+    pub health: Option<(SocketAddr, Vec<HealthTarget>)>,
+    /// Where names are answered.
+    pub dns_listen: Option<SocketAddr>,
+}
+
+impl From<OvdRunArgs> for RunOptions {
+    fn from(args: OvdRunArgs) -> Self {
+        Self {
+            guard: args.guard,
+            lock_ssh: args.lock_ssh,
+            health: args.health_listen.map(|listen| (listen, args.health_targets)),
+            dns_listen: args.dns_listen,
+            ..args.run.into()
+        }
+    }
 }
 
 impl From<RunArgs> for RunOptions {
@@ -70,13 +86,9 @@ impl From<RunArgs> for RunOptions {
             lock_ssh: false,
             log: args.log,
             data_path: args.data_path,
+            health: None,
+            dns_listen: None,
         }
-    }
-}
-
-impl From<OvdRunArgs> for RunOptions {
-    fn from(args: OvdRunArgs) -> Self {
-        Self { guard: args.guard, lock_ssh: args.lock_ssh, ..args.run.into() }
     }
 }
 
@@ -119,6 +131,8 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) lanes: Lanes,
     pub(crate) data_path: DataPath,
+    pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
+    pub(crate) dns_listen: Option<SocketAddr>,
     pub(crate) guard: GuardSettings,
     pub(crate) uid: u32,
 }
@@ -138,11 +152,13 @@ impl Settings {
         let file = file::load(program(kind), options.config.as_deref())
             .map_err(|error| usage(error.to_string()))?;
         let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        hide_memory()?;
         init_log(options.log, file.log, file.is_log_json)?;
         let uid = effective_uid()?;
         let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
         let endpoints =
             if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
+        let health_port = options.health.as_ref().map(|(listen, _)| listen.port());
         let listen = listen(options.listen.or(file.listen), &endpoints)?;
         Ok(Self {
             kind,
@@ -154,12 +170,15 @@ impl Settings {
             listen,
             lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
+            health: options.health,
+            dns_listen: options.dns_listen,
             guard: GuardSettings {
                 mode: options
                     .guard
                     .or(file.guard)
                     .unwrap_or_else(|| file::default_guard(environment)),
                 lock_ssh: options.lock_ssh || file.lock_ssh,
+                health_port,
             },
             uid,
         })
@@ -209,6 +228,7 @@ impl Settings {
         let joiner = Joiner {
             kind: self.kind,
             token,
+            is_exposed: matches!(self.join, Some(JoinSource::Text(_))),
             name: self.name.clone(),
             host_name: join::valid_name(&host_name),
             host_ranges,
@@ -381,6 +401,14 @@ pub(crate) fn failed(error: SysError) -> Problem {
 /// Relative paths are of the directory that the program started in.
 pub(crate) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Keeps keys and tokens out of core dumps, before any is read.
+pub(crate) fn hide_memory() -> Result<(), Problem> {
+    process::hide_memory().map_err(|error| {
+        Problem::new(ProblemCode::Failed, "cannot keep this process out of core dumps")
+            .why(error.to_string())
+    })
 }
 
 /// The effective user of this process.

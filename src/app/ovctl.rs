@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use super::node::conclude;
 use crate::api::{Problem, ProblemCode};
-use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, ServeArgs};
+use crate::cli::args::{
+    Format, Global, KubernetesCommand, Ovctl, OvctlCommand, PolicyCommand, ServeArgs,
+};
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, entity, flow, group, key, overlay, path, policy, policy_offline,
-    sap, status, token, why,
+    Outcome, audit, completion, dns, entity, flow, group, key, kubernetes, overlay, path, policy,
+    policy_offline, sap, status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -35,6 +37,13 @@ fn dispatch(
             output.raw(&completion::script(&args));
             Ok(Outcome::Done)
         }
+        OvctlCommand::Dns(verb) => {
+            ask(global, output, async |client, output| dns::run(client, output, verb).await)
+        }
+        OvctlCommand::Kubernetes(KubernetesCommand::Inject(args)) => {
+            kubernetes::run(output, std::io::stdin().lock(), &args)
+        }
+        OvctlCommand::Manual { dir } => completion::write_manual(&dir).map(|()| Outcome::Done),
         OvctlCommand::Status => {
             ask(global, output, async |client, output| status::run(client, output).await)
         }
@@ -90,6 +99,7 @@ fn ask(
     command: impl AsyncFnOnce(&Client, &mut Output) -> Result<Outcome, Problem>,
 ) -> Result<Outcome, Problem> {
     let runtime = runtime(tokio::runtime::Builder::new_current_thread())?;
+    super::node::hide_memory()?;
     runtime.block_on(async {
         let client = Client::to_server(global, output)?;
         command(&client, output).await

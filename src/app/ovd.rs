@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Plane, Shared};
+use super::daemon::{self, Place, Plane, Shared};
 use super::devices::Devices;
 use super::guarding::Guarding;
 use super::node::{self, RunOptions, Settings};
@@ -16,13 +16,15 @@ use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
+use crate::dns::{Resolver, Upstream};
 use crate::forward::{FlowTable, Snapshot};
 use crate::guard;
+use crate::health::HealthPort;
 use crate::local::Socket;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
-use crate::types::{DataPath, GuardMode, NodeKind};
+use crate::types::{DataPath, GuardMode, HealthTarget, NodeKind};
 
 /// Flows of one entity.
 const FLOWS: usize = 1 << 16;
@@ -101,6 +103,8 @@ struct Ready {
     bound: SocketAddr,
     socket: Socket,
     network: Network,
+    health: Option<HealthPort>,
+    resolver: Option<Resolver>,
 }
 
 /// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
@@ -119,8 +123,35 @@ async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Probl
     let (sockets, bound) = settings.bind()?;
     let socket = Socket::bind(&settings.socket)?;
     let network = Network::open().map_err(node::failed)?;
+    let health = match settings.health.clone() {
+        Some((listen, targets)) => Some(bind_health(listen, targets).await?),
+        None => None,
+    };
+    let resolver = match settings.dns_listen {
+        Some(listen) => Some(bind_resolver(listen).await?),
+        None => None,
+    };
     let identity = identify(settings, state, start, bound, &network).await?;
-    Ok(Ready { identity, sockets, bound, socket, network })
+    Ok(Ready { identity, sockets, bound, socket, network, health, resolver })
+}
+
+async fn bind_health(
+    listen: SocketAddr,
+    targets: Vec<HealthTarget>,
+) -> Result<HealthPort, Problem> {
+    HealthPort::bind(listen, targets).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, format!("cannot answer health on {listen}"))
+            .why(error.to_string())
+            .fix("give another place with --health-listen")
+    })
+}
+
+async fn bind_resolver(listen: SocketAddr) -> Result<Resolver, Problem> {
+    Resolver::bind(listen, Upstream::of_system()).await.map_err(|error| {
+        Problem::new(ProblemCode::Failed, format!("cannot answer names on {listen}"))
+            .why(error.to_string())
+            .fix("give another place with --dns-listen")
+    })
 }
 
 /// Who this node is: as it was, or as it becomes by joining.
@@ -144,7 +175,14 @@ async fn identify(
 }
 
 async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
-    let Ready { identity, sockets, bound, socket, network } = ready;
+    let Ready { identity, sockets, bound, socket, network, health, resolver } = ready;
+    if let Some(health) = health {
+        tokio::spawn(health.serve());
+    }
+    let names = resolver.as_ref().map(Resolver::names);
+    if let Some(resolver) = resolver {
+        tokio::spawn(resolver.serve());
+    }
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on.
@@ -155,7 +193,8 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     let network = Network::open().map_err(node::failed)?;
     let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
-    daemon::run(shared, state, plane, port, socket, wanted, Some(guarding)).await
+    let place = Place { wanted, names };
+    daemon::run(shared, state, plane, port, socket, place, Some(guarding)).await
 }
 
 /// Makes a device for a moment: better to miss the right now than after the token is used up.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Plane, Shared};
+use super::daemon::{self, Place, Plane, Shared};
 use super::node::{self, RunOptions, Settings};
 use crate::agent::join::Start;
 use crate::agent::state::{Identity, StateDir};
@@ -125,5 +125,6 @@ async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(),
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    daemon::run(shared, state, plane, port, socket, wanted, None).await
+    let place = Place { wanted, names: None };
+    daemon::run(shared, state, plane, port, socket, place, None).await
 }

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::node::{absolute, effective_uid, failed, init_log};
+use super::node::{absolute, effective_uid, failed, hide_memory, init_log};
+use super::service_manager::ServiceManager;
 use super::shutdown;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::ServeArgs;
@@ -123,6 +124,7 @@ pub async fn run(
     socket: Option<PathBuf>,
     announce: impl Fn(&str),
 ) -> Result<(), Problem> {
+    hide_memory()?;
     init_log(args.log.clone(), None, false)?;
     let config = config(args, socket)?;
     if let Err(error) = limits::raise_open_files() {
@@ -132,11 +134,20 @@ pub async fn run(
     let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;
     let started = start(config, host_addresses).await?;
     started.greeting().lines().for_each(announce);
+    let manager = ServiceManager::from_environment();
+    manager.ready();
     let stop = async {
         if shutdown::requested().await.is_err() {
             // Without signals only SIGKILL ends it, which loses nothing that was acknowledged.
             std::future::pending::<()>().await;
         }
+    };
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            () = manager.keep_alive() => {}
+        }
+        manager.stopping();
     };
     started.run(stop).await;
     Ok(())

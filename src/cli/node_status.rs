@@ -1,6 +1,8 @@
 //! `ovd status` and `ovsap status`: what the daemon on this host does, and the checks that scripts
 //! and probes ask for.
 
+use std::time::{Duration, Instant};
+
 use super::args::{Check, Format, NodeStatusArgs};
 use super::client::{Answer, Client};
 use super::output::{Output, Table, counted, micros, relative, span};
@@ -8,7 +10,10 @@ use super::{Outcome, guard};
 use crate::api::Problem;
 use crate::api::local::NodeStatus;
 use crate::config::ovctl;
-use crate::types::{DropReason, NodeKind, Timestamp};
+use crate::types::{DropReason, HumanDuration, NodeKind, Timestamp};
+
+/// How often `--check` asks while it waits.
+const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Does what `ovd status` (`program` is `ovd`) or `ovsap status` asks.
 ///
@@ -22,15 +27,11 @@ pub async fn run(
 ) -> Result<Outcome, Problem> {
     let socket = args.socket.clone().unwrap_or_else(|| ovctl::node_socket(program));
     let client = Client::to_daemon(program, socket)?;
+    if let Some(check) = args.check {
+        return wait_for(&client, output, check, args.wait).await;
+    }
     let answer: Answer<NodeStatus> = client.read("/v1/status", &[]).await?;
     let status = &answer.value;
-    if let Some(check) = args.check {
-        let faults = faults(status, check);
-        for fault in &faults {
-            output.note(fault);
-        }
-        return Ok(if faults.is_empty() { Outcome::Done } else { Outcome::NotSo });
-    }
     match output.format() {
         Format::Json => output.json(&answer.document),
         Format::Name => output.line(status.name.to_string()),
@@ -42,6 +43,30 @@ pub async fn run(
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Asks until `check` holds or the time is over; once, when there is none.
+async fn wait_for(
+    client: &Client,
+    output: &mut Output,
+    check: Check,
+    wait: Option<HumanDuration>,
+) -> Result<Outcome, Problem> {
+    let deadline = wait.map(|wait| Instant::now() + wait.0);
+    loop {
+        let answer = client.read::<NodeStatus>("/v1/status", &[]).await;
+        let faults = answer.map(|answer| faults(&answer.value, check));
+        if matches!(&faults, Ok(faults) if faults.is_empty()) {
+            return Ok(Outcome::Done);
+        }
+        if deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+            for fault in faults? {
+                output.note(fault);
+            }
+            return Ok(Outcome::NotSo);
+        }
+        tokio::time::sleep(CHECK_PAUSE).await;
+    }
 }
 
 /// Why `check` does not hold; empty when it does.

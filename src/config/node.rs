@@ -24,6 +24,9 @@ use serde::Deserialize;
 
 use crate::types::{GuardMode, Lanes, Name};
 
+/// Where sockets of the system are.
+pub(super) const RUN_DIR: &str = "/run/ovmesh";
+
 /// The port that IANA assigned to GUE.
 const PORT: u16 = 6080;
 
@@ -224,7 +227,7 @@ pub fn default_paths(
     let socket = format!("{program}.sock");
     if is_root {
         let state = Path::new("/var/lib/ovmesh").join(program);
-        return (state, Path::new("/run/ovmesh").join(socket));
+        return (state, Path::new(RUN_DIR).join(socket));
     }
     // The XDG specification has relative paths ignored.
     let absolute = |name| environment(name).filter(|path| path.is_absolute());

@@ -1,31 +1,61 @@
 //! Where `ovctl`, `ovd status` and `ovsap status` look for sockets when nothing is said.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::node::default_paths;
+use super::node::{RUN_DIR, default_paths};
 use super::user;
 
-/// The server's unix socket: root's for root; for others their own, else root's when that is the
-/// only one there (the server may let them in, or says why not).
+/// The server's unix socket: root's for root; for others their own, else the one of the system (the
+/// server may let them in, or says why not).
 #[must_use]
 pub fn server_socket() -> PathBuf {
-    node_socket("ovctl")
+    find("ovctl", "server")
 }
 
 /// The local status socket of `program` (`ovd`, `ovsap`), found the same way.
 #[must_use]
 pub fn node_socket(program: &str) -> PathBuf {
+    find(program, program)
+}
+
+/// The socket of `program`. `service` is the directory that its systemd unit gives to it alone.
+fn find(program: &str, service: &str) -> PathBuf {
     let environment = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let (_, system) = default_paths(program, true, environment);
     let (_, own) = default_paths(program, user::effective_uid() == Some(0), environment);
-    if !own.exists() && system.exists() { system } else { own }
+    let (_, system) = default_paths(program, true, environment);
+    let units = Path::new(RUN_DIR).join(service).join(format!("{program}.sock"));
+    first_there([own, system, units])
+}
+
+/// The first that exists; the very first when none does.
+fn first_there([own, system, units]: [PathBuf; 3]) -> PathBuf {
+    if own.exists() {
+        own
+    } else if system.exists() {
+        system
+    } else if units.exists() {
+        units
+    } else {
+        own
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+
+    #[test]
+    fn the_first_socket_that_is_there_is_taken_and_the_own_one_is_named_when_none_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = ["own", "system", "units"].map(|name| dir.path().join(name));
+        let [own, system, units] = &all;
+
+        assert_eq!(first_there(all.clone()), *own);
+        for there in [units, system, own] {
+            std::fs::write(there, "").unwrap();
+            assert_eq!(first_there(all.clone()), *there);
+        }
+    }
 
     #[test]
     fn each_user_has_a_place_for_sockets() {

@@ -25,6 +25,8 @@ pub struct Intent {
     pub services: Services,
     /// The UDP port that takes wrapped packets.
     pub data_port: u16,
+    /// The TCP port where the daemon answers for the health of programs.
+    pub health_port: Option<u16>,
     /// The interfaces that lead to other machines.
     pub uplinks: Vec<String>,
     /// Whose ssh connections go on; see [`super::Sockets`].
@@ -70,6 +72,7 @@ pub enum RuleName {
     OwnReplies,
     Ssh,
     Gue,
+    Health,
     NeighbourDiscovery,
     Dhcp,
     IcmpErrors,
@@ -82,7 +85,7 @@ pub enum RuleName {
 
 impl RuleName {
     /// All of them, in the order of status.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::OverlayAddressElsewhere,
         Self::OverlaySourceElsewhere,
         Self::OverlayInClear,
@@ -94,6 +97,7 @@ impl RuleName {
         Self::OwnReplies,
         Self::Ssh,
         Self::Gue,
+        Self::Health,
         Self::NeighbourDiscovery,
         Self::Dhcp,
         Self::IcmpErrors,
@@ -109,6 +113,7 @@ impl RuleName {
             Self::OwnReplies => "own_replies",
             Self::Ssh => "ssh",
             Self::Gue => "gue",
+            Self::Health => "health",
             Self::NeighbourDiscovery => "neighbour_discovery",
             Self::Dhcp => "dhcp",
             Self::IcmpErrors => "icmp_errors",
@@ -132,6 +137,7 @@ impl RuleName {
             Self::OwnReplies => "replies to flows that this machine started",
             Self::Ssh => "ssh from peers that were connected when the guard came",
             Self::Gue => "wrapped packets; the daemon judges them",
+            Self::Health => "questions about the health of programs; the daemon asks them",
             Self::NeighbourDiscovery => "IPv6 neighbour and router discovery",
             Self::Dhcp => "answers of DHCP servers",
             Self::IcmpErrors => "ICMP errors",
@@ -307,6 +313,10 @@ impl<'a> Draft<'a> {
         ];
         for (name, condition) in open {
             self.add(Chain::Input, name, condition, Verdict::Accept);
+        }
+        if let Some(port) = self.intent.health_port {
+            let health = format!("tcp dport {port}");
+            self.add(Chain::Input, RuleName::Health, &health, Verdict::Accept);
         }
         self.add(Chain::Input, RuleName::Closed, "", Verdict::Drop);
         let away = self.away_from_uplinks();

@@ -143,6 +143,7 @@ pub fn check_machine() -> Result<(), SysError> {
             .collect(),
         services: "tcp/1".parse().into_iter().collect(),
         data_port: 1,
+        health_port: None,
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: Vec::new(),
         ssh_ports: Vec::new(),

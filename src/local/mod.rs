@@ -1,4 +1,5 @@
-//! The unix-socket API of `ovd` and `ovsap`: HTTP, mode 0600, so root and the daemon's own user only.
+//! The unix-socket API of `ovd` and `ovsap`: HTTP, for root and the daemon's own user only. The socket's
+//! mode is 0600, and whoever connects is asked of the kernel.
 //!
 //! It reads; what it is ordered, it hands on.
 
@@ -18,6 +19,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use serde::Deserialize;
 use tokio::net::UnixListener;
+use tokio::net::unix::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus, Order};
@@ -107,7 +109,47 @@ impl Socket {
             .route("/v1/order", post(obey))
             .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
-        axum::serve(listener, router).await
+        axum::serve(PeerChecked::new(listener)?, router).await
+    }
+}
+
+/// Lets in root and the user that listens, by the credentials that the kernel keeps of the other end.
+struct PeerChecked {
+    listener: UnixListener,
+    own_uid: u32,
+}
+
+impl PeerChecked {
+    fn new(listener: UnixListener) -> io::Result<Self> {
+        let (end, _) = tokio::net::UnixStream::pair()?;
+        Ok(Self { listener, own_uid: end.peer_cred()?.uid() })
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid
+    }
+}
+
+impl axum::serve::Listener for PeerChecked {
+    type Io = tokio::net::UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            // It waits by itself when the process has no descriptor left.
+            let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+            match stream.peer_cred() {
+                Ok(peer) if self.admits(peer.uid()) => return (stream, address),
+                Ok(peer) => {
+                    tracing::debug!(uid = peer.uid(), "a stranger on the local socket");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
     }
 }
 
@@ -245,6 +287,18 @@ mod tests {
         serving.abort();
         let _ = serving.await;
         assert!(!path.exists(), "the file goes with the socket");
+    }
+
+    #[tokio::test]
+    async fn only_root_and_the_daemons_own_user_are_let_in() {
+        let root = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(root.path().join("s")).unwrap();
+        let socket = PeerChecked::new(listener).unwrap();
+
+        let own = crate::config::user::effective_uid().unwrap();
+        assert_eq!(socket.own_uid, own);
+        assert!(socket.admits(own) && socket.admits(0));
+        assert!(!socket.admits(own + 1));
     }
 
     #[tokio::test]

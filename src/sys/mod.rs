@@ -14,6 +14,7 @@
 //! | [`nftables`] | whether anybody changed the packet filter |
 //! | [`wake`] | gets a thread out of the call that it waits in |
 //! | [`limits`] | what the kernel lets a process have |
+//! | [`process`] | what the kernel is told about this process |
 //! | [`clock`] | the only place that reads the time for packets |
 
 #![allow(
@@ -38,6 +39,7 @@ pub mod limits;
 pub mod net;
 pub mod nftables;
 pub mod offload;
+pub mod process;
 pub mod tun;
 pub mod udp;
 pub mod wake;

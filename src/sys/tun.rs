@@ -326,7 +326,26 @@ pub(super) fn check_name(name: &str) -> Result<(), SysError> {
     ))
 }
 
+/// How to get the device through what containers are fenced by.
+const DEVICE_CGROUP: &str = "allow the device 10:200 (systemd: DeviceAllow=/dev/net/tun rw; Docker: \
+     --device /dev/net/tun; Kubernetes: runc 1.2.4 or later, or a device plugin that gives the pod \
+     /dev/net/tun)";
+
+/// Whether opening the device is what is refused, whatever is done with it afterwards.
+fn is_device_refused() -> bool {
+    let opened = File::options().read(true).write(true).open("/dev/net/tun");
+    opened.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
+}
+
 fn explain(name: &str, error: &tun::Error) -> SysError {
+    explain_by(name, error, is_device_refused)
+}
+
+fn explain_by(
+    name: &str,
+    error: &tun::Error,
+    is_device_refused: impl FnOnce() -> bool,
+) -> SysError {
     let tun::Error::Io(io) = error else {
         return SysError::new(format!("cannot make the TUN device {name}"), error);
     };
@@ -338,13 +357,14 @@ fn explain(name: &str, error: &tun::Error) -> SysError {
         }
         Some(libc::EACCES) => SysError::new("cannot open /dev/net/tun", io)
             .fix("make /dev/net/tun readable and writable for this user, or run as root"),
-        // Opening was refused by the device cgroup, or TUNSETIFF for want of the right: the kernel
-        // says the same word for both.
+        // The kernel says the same word when the device may not be opened and when it may not be made.
+        Some(libc::EPERM) if is_device_refused() => SysError::new(
+            "cannot open /dev/net/tun",
+            "the device cgroup of this container forbids it",
+        )
+        .fix(DEVICE_CGROUP),
         Some(libc::EPERM) => {
-            SysError::new(format!("cannot make the TUN device {name}"), io).fix(format!(
-                "{NET_ADMIN}; if that is given, allow /dev/net/tun in the device cgroup \
-                 (systemd: DeviceAllow=/dev/net/tun rw; Docker: --device /dev/net/tun)"
-            ))
+            SysError::new(format!("cannot make the TUN device {name}"), io).fix(NET_ADMIN)
         }
         Some(libc::EBUSY) => SysError::new(
             format!("cannot make the TUN device {name}"),
@@ -421,11 +441,16 @@ mod tests {
 
     #[test]
     fn errors_say_what_to_do() {
-        let from = |code| explain("ov0", &io::Error::from_raw_os_error(code).into());
+        let error = |code| io::Error::from_raw_os_error(code).into();
+        let from = |code| explain_by("ov0", &error(code), || false);
 
         assert!(from(libc::ENOENT).fix.contains("modprobe tun"));
         assert!(from(libc::EPERM).fix.contains("CAP_NET_ADMIN"));
-        assert!(from(libc::EPERM).fix.contains("device cgroup"));
+        assert!(!from(libc::EPERM).to_string().contains("device cgroup"));
+        let fenced = explain_by("ov0", &error(libc::EPERM), || true);
+        assert!(fenced.why.contains("device cgroup"));
+        assert!(fenced.fix.contains("--device /dev/net/tun"));
+        assert!(!is_device_refused(), "not on this machine: others tests make devices");
         assert!(from(libc::EBUSY).to_string().contains("ov0"));
         assert!(from(libc::EEXIST).why.contains("another kind"));
     }

@@ -21,6 +21,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("axum", &["control", "local"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("granit_parser", &["cli"]),
     ("hyper", &["control"]),
     ("hyper_util", &["control", "local"]),
     ("libc", &["sys"]),

@@ -34,11 +34,14 @@ mod lanes;
 mod live;
 mod loops;
 mod matrix;
+mod names;
 mod narrow;
 mod old_kernels;
 mod open;
+mod package;
 mod packet;
 mod paths;
+mod pod;
 mod policy_confirm;
 mod policy_files;
 mod policy_modes;
@@ -48,11 +51,13 @@ mod relay;
 mod restart;
 mod revoke;
 mod rotations;
+mod secrets;
 mod speed;
 mod spoof;
 mod support;
 mod traffic;
 mod trains;
+mod unit_files;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;

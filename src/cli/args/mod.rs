@@ -8,7 +8,9 @@
     reason = "these doc comments are help texts for terminals, where `[::]:7443` is an address"
 )]
 
+mod dns;
 mod flow;
+mod kubernetes;
 mod node;
 mod offline;
 mod ovctl;
@@ -23,7 +25,9 @@ use clap::{Args, ValueEnum};
 use crate::api::admin::ChangeOptions;
 use crate::types::{HumanDuration, Revision};
 
+pub use dns::{DnsCommand, DnsExportArgs, DnsForm};
 pub use flow::{FlowArgs, FlowCommand};
+pub use kubernetes::{InjectArgs, KubernetesCommand};
 pub use node::{
     Check, DaemonArgs, DeniedArgs, GuardCommand, GuardOffArgs, JoinArgs, LeaveArgs, NodeStatusArgs,
     Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
@@ -34,7 +38,7 @@ pub use offline::{
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,
     KeyRotateArgs, LabelArgs, OnOff, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs,
-    SapCommand, SapPlanArgs, SemanticsArg, ServeArgs,
+    Program, SapCommand, SapPlanArgs, SemanticsArg, ServeArgs,
 };
 pub use path::{PairArgs, PathAutoArgs, PathCommand, PathSetArgs};
 pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};

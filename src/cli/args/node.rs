@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, GuardMode, HumanDuration, Lanes, Name, Service};
+use crate::types::{DataPath, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -54,7 +54,7 @@ leaves the guard and the routes where they are, so that nothing of an overlay le
 Examples:
   ovd status
   ovd status -o json
-  ovd status --check ready && systemctl start my-service")]
+  ovd status --check ready --wait 30s && my-program")]
     Status(NodeStatusArgs),
     /// Show what this host wanted and was refused, newest first, with the reason
     #[command(after_help = "\
@@ -154,6 +154,16 @@ pub struct OvdRunArgs {
     /// What both programs take.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Ask the programs beside this one for their health, for whoever asks here and may not ask them: for
+    /// kubelet, see `ovctl kubernetes inject`. `[::]` is every address
+    #[arg(long, value_name = "IP:PORT", requires = "health_targets")]
+    pub health_listen: Option<SocketAddr>,
+    /// What is asked on loopback for GET /NAME: NAME=http:PORT/PATH or NAME=tcp:PORT; repeat for several
+    #[arg(long = "health-target", value_name = "TARGET", requires = "health_listen")]
+    pub health_targets: Vec<HealthTarget>,
+    /// Answer overlay names here (UDP and TCP), and pass other questions on to this host's resolvers
+    #[arg(long, value_name = "IP:PORT")]
+    pub dns_listen: Option<SocketAddr>,
     /// What is closed outside of overlays: ports, all or off [default: all in a pod, else ports]
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,
@@ -249,6 +259,9 @@ pub struct NodeStatusArgs {
     /// Print nothing on success; exit 1 and say why otherwise
     #[arg(long, value_name = "WHAT")]
     pub check: Option<Check>,
+    /// With --check: wait until it holds, at most this long
+    #[arg(long, value_name = "DURATION", requires = "check")]
+    pub wait: Option<HumanDuration>,
     /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

@@ -9,8 +9,9 @@ use clap::{
 };
 
 use super::{
-    CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
-    NamespaceCommand, PathCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
+    CanArgs, ChangeArgs, DnsCommand, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand,
+    KubernetesCommand, LabelEdit, NamespaceCommand, PathCommand, PolicyCommand, RotateTarget,
+    ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -171,9 +172,23 @@ Example:
     Flow(FlowCommand),
     /// Print a completion script for a shell
     #[command(after_help = "\
-Example:
-  ovctl completion bash > ~/.local/share/bash-completion/completions/ovctl")]
+Examples:
+  ovctl completion bash > ~/.local/share/bash-completion/completions/ovctl
+  ovctl completion zsh --program ovd")]
     Completion(CompletionArgs),
+    /// Names: give them to resolvers that are not ours
+    #[command(subcommand)]
+    Dns(DnsCommand),
+    /// Kubernetes: add ovd to the pods of manifests
+    #[command(subcommand, visible_alias = "k8s")]
+    Kubernetes(KubernetesCommand),
+    /// Write the manual pages of the three programs: for packages
+    #[command(hide = true)]
+    Manual {
+        /// Where to write them
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
 }
 
 /// How to run the server. Its unix socket is [`Global::socket`].
@@ -487,4 +502,34 @@ pub struct AuditListArgs {
 pub struct CompletionArgs {
     /// The shell
     pub shell: clap_complete::Shell,
+    /// The program
+    #[arg(long, value_enum, default_value_t)]
+    pub program: Program,
+}
+
+/// One of the three programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Program {
+    /// The server and its client
+    #[default]
+    Ovctl,
+    /// What runs at an entity
+    Ovd,
+    /// What runs at a SaP
+    Ovsap,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ovctl, Self::Ovd, Self::Ovsap];
+
+    /// Its command line, as the parser knows it.
+    #[must_use]
+    pub fn command(self) -> clap::Command {
+        match self {
+            Self::Ovctl => Ovctl::command(),
+            Self::Ovd => super::Ovd::command(),
+            Self::Ovsap => super::Ovsap::command(),
+        }
+    }
 }

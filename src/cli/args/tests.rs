@@ -148,7 +148,7 @@ fn nodes_run_with_and_without_a_token() {
     };
 
     assert_eq!(run("ovd run"), OvdRunArgs::default());
-    let OvdRunArgs { run, guard, lock_ssh } = run(
+    let OvdRunArgs { run, guard, lock_ssh, .. } = run(
         "ovd run --join @/t --endpoint 192.0.2.1 --endpoint [2001:db8::1]:7 --name web \
                    --listen 127.0.0.1:6081 --state-dir d --socket s --log debug --guard all --lock-ssh",
     );

@@ -114,6 +114,7 @@ pub(crate) async fn check(
         overlays,
         name: token.public.name,
         clear_underlay: token.clear_underlay,
+        reusable: token.public.uses != 1,
     })
 }
 

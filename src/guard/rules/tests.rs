@@ -17,6 +17,7 @@ fn intent(mode: GuardMode) -> Intent {
             .map(|s| s.parse().unwrap())
             .collect(),
         data_port: 6080,
+        health_port: None,
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: vec!["192.0.2.7".parse().unwrap()],
         ssh_ports: vec![22],
