@@ -13,7 +13,7 @@ use crate::wire::control::Message;
 use crate::wire::notice::NoPath;
 
 /// How often the hallways' traces are looked at: the first packet after idle time probes soon after.
-const ACTIVITY_EVERY: Duration = Duration::from_millis(100);
+const ACTIVITY_EVERY: Duration = Duration::from_millis(50);
 
 /// So many messages leave at once, and then after so long: a peer has room for some of them only.
 const BURST: usize = 64;
