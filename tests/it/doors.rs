@@ -86,7 +86,7 @@ fn the_readme_names_only_documents_that_exist() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         assert!(path.exists(), "{link} does not exist");
         if !heading.is_empty() {
-            let text = std::fs::read_to_string(path).unwrap();
+            let text = fs::read_to_string(path).unwrap();
             let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
             let mut anchors = headings
                 .map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-"));
