@@ -18,6 +18,7 @@ use std::error::Error;
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fixture::batches::{Batches, PACKETS};
@@ -311,9 +312,10 @@ fn overlay(entities: u32, rules: u32) -> World {
             round_trips: BTreeMap::new(),
             drain: Drain::No,
         };
-        world.nodes.insert(NodeId(number), facts);
+        world.nodes.insert(NodeId(number), facts.into());
         if !is_sap {
-            world.links.insert((NodeId(number), sap), (LinkId(number), Secret::new([1; 32])));
+            let links = Arc::make_mut(&mut world.links);
+            links.insert((NodeId(number), sap), (LinkId(number), Secret::new([1; 32])));
         }
     }
     for number in 0..rules {
@@ -329,7 +331,7 @@ fn overlay(entities: u32, rules: u32) -> World {
             is_audit: false,
             name: None,
         };
-        world.rules.insert(RuleId(number + 1), rule);
+        world.rules.insert(RuleId(number + 1), rule.into());
     }
     world
 }

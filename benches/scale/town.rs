@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::Action;
-use ovmesh::policy::{BoundSelector, Drain, NodeFacts, OverlayFacts, RuleFacts, World};
+use ovmesh::policy::{BoundSelector, Drain, Links, NodeFacts, OverlayFacts, RuleFacts, World};
 use ovmesh::types::{
     EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Service,
 };
@@ -161,6 +161,7 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
         is_audit: false,
     };
     world.overlays.insert(OVERLAY, overlay);
+    let mut links = Links::default();
     for id in 1..=size.entities + SAPS {
         let is_sap = id > size.entities;
         let facts = NodeFacts {
@@ -179,10 +180,10 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
             round_trips: BTreeMap::new(),
             drain: Drain::No,
         };
-        world.nodes.insert(NodeId(id), facts);
+        world.nodes.insert(NodeId(id), facts.into());
         for sap in (size.entities + 1..=size.entities + SAPS).filter(|_| !is_sap) {
             let link = (LinkId(id * SAPS + sap), Secret::new([1; 32]));
-            world.links.insert((NodeId(id), NodeId(sap)), link);
+            links.insert((NodeId(id), NodeId(sap)), link);
         }
     }
     for (number, line) in (1..).zip(lines) {
@@ -198,7 +199,8 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
             is_audit: false,
             name: None,
         };
-        world.rules.insert(RuleId(number), rule);
+        world.rules.insert(RuleId(number), rule.into());
     }
+    world.links = links.into();
     world
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool")]
 
 mod checksum;
+mod crowd;
 mod flows;
 mod gue_guess;
 mod gue_send;
@@ -73,6 +74,7 @@ usage: netkit COMMAND ...
                                          runs it as on a kernel that does not know these
   relay FILE SEED LOSS DUP REORDER MTU ADDR=MAC...
                                          hands on what comes for each ADDR, impaired (per 1000)
+  crowd TOKENFILE NAME COUNT             COUNT nodes that join and apply tables, without packets
   raw-tcp SRC_ADDR:PORT DST_ADDR:PORT FLAGS COUNT
                                          segments with any flag byte (0x02 is SYN)
   raw-count ADDR FILE [PORT]             counts TCP segments for ADDR (to PORT) by flag byte";
@@ -162,6 +164,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "raw-tcp" => {
             tcp_raw::send(rest.parse(0)?, rest.parse(1)?, byte(rest.text(2)?)?, rest.parse(3)?)
         }
+        "crowd" => crowd::run(rest.text(0)?, rest.text(1)?, rest.parse(2)?),
         "raw-count" => tcp_raw::count(rest.parse(0)?, rest.text(1)?, rest.optional(2)?),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");

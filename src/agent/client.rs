@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,7 +13,7 @@ use crate::api::errand::{Errand, ErrandReport};
 use crate::api::flows::FlowReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::table::NodeTable;
-use crate::api::{Problem, ProblemCode};
+use crate::api::{Problem, ProblemCode, gzip};
 use crate::pin;
 use crate::types::{Incarnation, Secret, Serial};
 
@@ -120,6 +120,7 @@ impl Client {
         let query = TableQuery { after, incarnation };
         let response = self
             .send(Method::GET, "/v1/node/table", Some(credential), |request| {
+                let request = request.header(header::ACCEPT_ENCODING, gzip::NAME);
                 request.query(&query).timeout(POLL_WITHIN)
             })
             .await?;
@@ -240,7 +241,7 @@ impl Client {
     }
 
     async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Problem> {
-        let body = bounded(response, BODY_MAX_BYTES).await.map_err(|why| {
+        let body = document(response, BODY_MAX_BYTES).await.map_err(|why| {
             Problem::new(
                 ProblemCode::Unreachable,
                 format!("the answer of the server at {} broke off", self.url()),
@@ -285,6 +286,14 @@ async fn refusal(url: &str, response: Response) -> Problem {
         Problem::new(code, format!("the server at {url} answered {status}"))
             .why("the answer carries no explanation: perhaps this is not an ovmesh server")
     })
+}
+
+/// Reads a body, and unpacks it when it is packed: at most `max` bytes either way.
+async fn document(response: Response, max: usize) -> Result<Vec<u8>, String> {
+    let encoding = response.headers().get(header::CONTENT_ENCODING);
+    let is_packed = encoding.is_some_and(|name| name == gzip::NAME);
+    let body = bounded(response, max).await?;
+    if is_packed { gzip::unpack(&body, max) } else { Ok(body) }
 }
 
 /// Reads a body of at most `max` bytes.

@@ -52,6 +52,13 @@ pub enum Change {
         /// Whether it does.
         is_alive: bool,
     },
+    /// A SaP that was dead answers, or does not any more.
+    Returning {
+        /// The SaP.
+        sap: NodeId,
+        /// Whether it does.
+        is_returning: bool,
+    },
     /// A SaP has lost an entity, or found it again.
     Peer {
         /// The SaP.
@@ -95,8 +102,9 @@ struct Link {
     hearing: Hearing,
     /// When and from where the peer's last authentic message came.
     heard: Option<(Duration, SocketAddr)>,
-    /// What the caller was told last.
+    /// What the caller was told last: whether the SaP takes traffic, and whether it is returning.
     told: Option<bool>,
+    told_returning: bool,
 }
 
 /// The links of one node.
@@ -142,11 +150,13 @@ impl Probes {
                     hearing: Hearing::default(),
                     heard: None,
                     told: None,
+                    told_returning: false,
                 },
             };
             link.endpoints = endpoints;
             link.name = name;
             link.told = None;
+            link.told_returning = false;
             link.lost.renew(|node| names.knows(node));
             self.links.insert(row.id, link);
         }
@@ -332,6 +342,11 @@ impl Probes {
                 link.told = Some(is_alive);
                 changes.push(Change::Sap { sap, is_alive });
             }
+            let is_returning = link.is_returning();
+            if link.told_returning != is_returning {
+                link.told_returning = is_returning;
+                changes.push(Change::Returning { sap, is_returning });
+            }
             let peers = link.lost.take_changes().into_iter();
             changes.extend(peers.map(|(peer, reaches)| Change::Peer { sap, peer, reaches }));
         }
@@ -378,6 +393,10 @@ impl Probes {
 }
 
 impl Link {
+    fn is_returning(&self) -> bool {
+        self.prober.as_ref().is_some_and(|prober| prober.liveness() == Liveness::Returning)
+    }
+
     /// Whether the SaP at the other end takes traffic; none where that is not known.
     fn takes_traffic(&self, takes_returning: bool) -> Option<bool> {
         match self.prober.as_ref()?.liveness() {

@@ -15,17 +15,17 @@ use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Incarnation, Serial, Timestamp};
 
-/// First and longest wait after a request that failed.
+/// First and longest wait after a request that failed, before chance makes it shorter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// How long to wait after `failures` failures in a row: doubling, and up to a half less by chance, so
-/// that a thousand nodes do not come back in the same moment.
+/// How long to wait after `failures` failures in a row: doubling, and up to a half less by chance, the
+/// first time too, so that a thousand nodes do not come back in the same moment.
 #[must_use]
 pub fn backoff(failures: u32) -> Duration {
     let doubled = BACKOFF_MIN * 2_u32.pow(failures.saturating_sub(1).min(10));
     let full = doubled.min(BACKOFF_MAX);
-    full.mul_f64(rand::rng().random_range(0.5..=1.0)).max(BACKOFF_MIN)
+    full.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 /// What to do with a table that the server offers.
@@ -279,14 +279,18 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_to_its_bound() {
+    fn backoff_doubles_to_its_bound_and_no_two_nodes_wait_alike() {
         for (failures, longest_ms) in
             [(1, 200), (2, 400), (3, 800), (5, 3_200), (6, 5_000), (99, 5_000)]
         {
             let longest = Duration::from_millis(longest_ms);
-            for _ in 0..50 {
-                let wait = backoff(failures);
-                assert!(wait >= BACKOFF_MIN && wait >= longest / 2 && wait <= longest, "{wait:?}");
+            let waits: Vec<Duration> = (0..200).map(|_| backoff(failures)).collect();
+            assert!(waits.iter().all(|wait| *wait >= longest / 2 && *wait <= longest), "{waits:?}");
+            // Spread over the whole of it: none of ten parts stays empty.
+            for part in 0..10 {
+                let from = longest / 2 + longest / 20 * part;
+                let is_here = |wait: &&Duration| **wait >= from && **wait <= from + longest / 20;
+                assert!(waits.iter().any(|wait| is_here(&wait)), "{failures}: {part}: {waits:?}");
             }
         }
     }

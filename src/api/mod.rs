@@ -8,6 +8,7 @@ pub mod admin;
 pub mod can;
 pub mod errand;
 pub mod flows;
+pub mod gzip;
 pub mod key;
 pub mod local;
 pub mod node;

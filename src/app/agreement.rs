@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -169,14 +170,14 @@ fn equipped(scene: &Scene) -> (World, OverlayId) {
     let (world, overlay) = scene.world();
     let mut world = world.clone();
     let sap = NodeId(200);
-    let mut of_sap = world.nodes.values().next().unwrap().clone();
+    let mut of_sap = crate::policy::NodeFacts::clone(world.nodes.values().next().unwrap());
     of_sap.kind = NodeKind::Sap;
     of_sap.addresses.clear();
     of_sap.serves.insert(overlay);
-    world.nodes.insert(sap, of_sap);
+    world.nodes.insert(sap, of_sap.into());
     for (id, facts) in &mut world.nodes {
         let number = u8::try_from(id.0).unwrap();
-        facts.endpoints = vec![SocketAddr::from(([192, 0, 2, number], 6080))];
+        Arc::make_mut(facts).endpoints = vec![SocketAddr::from(([192, 0, 2, number], 6080))];
     }
     let is_ipv6 = world
         .nodes

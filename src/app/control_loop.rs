@@ -13,7 +13,7 @@ use crate::wire::control::Message;
 use crate::wire::notice::NoPath;
 
 /// How often the hallways' traces are looked at: the first packet after idle time probes soon after.
-const ACTIVITY_EVERY: Duration = Duration::from_millis(100);
+const ACTIVITY_EVERY: Duration = Duration::from_millis(50);
 
 /// So many messages leave at once, and then after so long: a peer has room for some of them only.
 const BURST: usize = 64;
@@ -120,6 +120,7 @@ fn tell_senders(shared: &Shared, probes: &mut Probes, now: Duration) {
 pub(crate) fn apply(snapshot: &Snapshot, change: Change) {
     match change {
         Change::Sap { sap, is_alive } => snapshot.set_alive(sap, is_alive),
+        Change::Returning { sap, is_returning } => snapshot.set_returning(sap, is_returning),
         Change::Peer { sap, peer, reaches } => snapshot.set_reaches(sap, peer, reaches),
     }
 }
@@ -127,6 +128,9 @@ pub(crate) fn apply(snapshot: &Snapshot, change: Change) {
 fn note(change: Change) {
     match change {
         Change::Sap { sap, is_alive: true } => tracing::info!(%sap, "the SaP answers"),
+        Change::Returning { sap, is_returning } => {
+            tracing::debug!(%sap, is_returning, "the SaP is on its way back");
+        }
         Change::Sap { sap, is_alive: false } => tracing::warn!(%sap, "the SaP does not answer"),
         Change::Peer { sap, peer, reaches: true } => {
             tracing::info!(%sap, %peer, "the SaP has found an entity again");

@@ -16,6 +16,7 @@ use crate::config::server::{ServerConfig, ServerConfigError, ServerFile};
 use crate::control::listen::{self, bind_tcp, bind_unix};
 use crate::control::tls::Identity;
 use crate::control::{Server, Settings, files, router};
+use crate::sys::limits;
 use crate::sys::net::Network;
 
 /// A server that is ready: its sockets are bound, its tables compiled.
@@ -126,6 +127,9 @@ pub async fn run(
     hide_memory()?;
     init_log(args.log.clone(), None, false)?;
     let config = config(args, socket)?;
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is: so many nodes can connect");
+    }
     let network = Network::open().map_err(failed)?;
     let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;
     let started = start(config, host_addresses).await?;

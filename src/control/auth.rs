@@ -127,11 +127,20 @@ async fn caller(parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
         };
     };
     let secret = Secret::try_from(text.to_owned()).map_err(|_| unauthorized())?;
+    let caller = bearer_of(&secret, parts, server).await?;
+    if let Some(Origin::Tls { slot, .. }) = parts.extensions.get::<Origin>() {
+        slot.becomes_known();
+    }
+    Ok(caller)
+}
+
+/// Whose token or credential it is.
+async fn bearer_of(secret: &Secret, parts: &Parts, server: &Server) -> Result<Caller, Refusal> {
     let mut conn = server.store.read().await?;
-    if let Some(id) = nodes::by_credential(&mut conn, &store::hash_of(&secret)).await? {
+    if let Some(id) = nodes::by_credential(&mut conn, &store::hash_of(secret)).await? {
         return Ok(Caller::Node(id));
     }
-    let token = tokens::by_secret(&mut conn, &secret).await?.ok_or_else(unauthorized)?.public;
+    let token = tokens::by_secret(&mut conn, secret).await?.ok_or_else(unauthorized)?.public;
     if token.revoked || token.expires <= now() {
         return Err(unauthorized());
     }

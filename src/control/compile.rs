@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::keyset::Keys;
-use super::live::Table;
-use super::store;
 use crate::api::{Problem, ProblemCode};
-use crate::policy::Blueprint;
+use crate::policy::{Blueprint, Bodies, Body};
 use crate::types::{NodeId, OverlayId, Secret};
 
 /// All that tables are made of, at one moment.
@@ -33,31 +31,32 @@ pub(crate) struct Compiled {
 impl Source {
     /// The nodes whose tables may be others than those of `older`.
     pub(crate) fn touched_since(&self, older: &Self) -> BTreeSet<NodeId> {
-        let rings = self.keys.changed_since(&older.keys);
+        let is_same = Arc::ptr_eq(&self.keys, &older.keys);
+        let rings = if is_same { Vec::new() } else { self.keys.changed_since(&older.keys) };
         self.blueprint.touched_since(&older.blueprint, &rings)
     }
 
-    /// Compiles the tables of `nodes`, in their order; nodes that are not there are left out. Bodies are
-    /// kept for those in `awaited` only, so that a fleet's tables are never in memory all at once.
+    /// Compiles the tables of `nodes`; nodes that are not there are left out. Bodies are kept for those in
+    /// `awaited` only, so that a fleet's tables are never in memory all at once.
     pub(crate) fn compile(
         &self,
         nodes: &BTreeSet<NodeId>,
         awaited: &BTreeSet<NodeId>,
     ) -> Vec<(NodeId, Compiled)> {
-        let nodes: Vec<NodeId> = nodes.iter().copied().collect();
+        let bodies = Bodies::new(&self.blueprint, &*self.keys);
+        let tasks = bodies.tasks(nodes);
         let next = AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();
-            // SaPs have the largest tables and, most often, the highest ids: they come first, so that
-            // no core works on one of them alone at the end.
-            while let Some(&id) = nodes.iter().nth_back(next.fetch_add(1, Ordering::Relaxed)) {
-                done.extend(self.table(id, awaited.contains(&id)).map(|table| (id, table)));
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let made = bodies.run(*task);
+                done.extend(made.map(|(id, body)| (id, compiled(body, awaited.contains(&id)))));
             }
             done
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut all: Vec<(NodeId, Compiled)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..cores.min(nodes.len())).map(|_| scope.spawn(work)).collect();
+            let helpers: Vec<_> = (1..cores.min(tasks.len())).map(|_| scope.spawn(work)).collect();
             let mut all = work();
             for helper in helpers {
                 all.extend(helper.join().expect("invariant: compiling does not panic"));
@@ -69,44 +68,25 @@ impl Source {
     }
 
     /// Compiles one table.
-    fn table(&self, id: NodeId, keeps_body: bool) -> Option<Compiled> {
-        let body = self.blueprint.table(&*self.keys, id)?;
-        let text = store::to_json(&body);
-        let mut hash = [0; 32];
-        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        hash.copy_from_slice(digest.as_ref());
-        let senders = body.overlays.iter().filter(|overlay| !overlay.send_keys.is_empty());
-        let peers = senders
-            .map(|overlay| {
-                let member = |to: u32| overlay.members.get(usize::try_from(to).ok()?);
-                let peers = overlay.send_keys.iter().filter_map(|row| Some(member(row.to)?.id));
-                (overlay.id, peers.collect())
-            })
-            .collect();
-        let body = keeps_body.then(|| Arc::from(text));
-        Some(Compiled { body, hash: Secret::new(hash), peers })
+    pub(crate) fn table(&self, id: NodeId) -> Option<Compiled> {
+        Bodies::new(&self.blueprint, &*self.keys).body(id).map(|body| compiled(body, true))
     }
 }
 
-impl Table {
-    /// The body of this table, which is `id`'s; compiled again when it was not kept.
-    ///
-    /// # Errors
-    ///
-    /// When that is not possible, which is a bug.
-    pub(crate) async fn body(&self, id: NodeId) -> Result<Arc<str>, Problem> {
-        if let Some(body) = &self.body {
-            return Ok(Arc::clone(body));
-        }
-        let source = Arc::clone(&self.source);
-        let work = move || source.table(id, true);
-        let compiled = tokio::task::spawn_blocking(work).await.map_err(not_compiled)?;
-        let same = compiled.filter(|compiled| compiled.hash == self.hash);
-        same.and_then(|compiled| compiled.body).ok_or_else(|| {
-            Problem::new(ProblemCode::Failed, "a table is not what it was when it was published")
-                .fix("restart the server, and please report this bug with its log")
+fn compiled(body: Body, keeps_body: bool) -> Compiled {
+    let mut hash = [0; 32];
+    let digest = ring::digest::digest(&ring::digest::SHA256, body.text.as_bytes());
+    hash.copy_from_slice(digest.as_ref());
+    let senders = body.own.overlays.iter().filter(|overlay| !overlay.send_keys.is_empty());
+    let peers = senders
+        .map(|overlay| {
+            let member = |to: u32| overlay.members.get(usize::try_from(to).ok()?);
+            let peers = overlay.send_keys.iter().filter_map(|row| Some(member(row.to)?.id));
+            (overlay.id, peers.collect())
         })
-    }
+        .collect();
+    let text = keeps_body.then(|| Arc::from(body.text));
+    Compiled { body: text, hash: Secret::new(hash), peers }
 }
 
 /// Compiling panicked.

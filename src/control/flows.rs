@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -238,7 +239,7 @@ fn checked(
 }
 
 fn addresses_of(world: &World) -> Addresses {
-    let of = |(&id, node): (&NodeId, &crate::policy::NodeFacts)| {
+    let of = |(&id, node): (&NodeId, &Arc<crate::policy::NodeFacts>)| {
         let own = node.addresses.iter().map(move |(&overlay, &address)| ((overlay, address), id));
         own.collect::<Vec<_>>()
     };

@@ -57,18 +57,18 @@ impl Versions {
 
 impl Keys {
     /// Loads them.
-    pub(crate) async fn load(conn: &mut store::Connection) -> Result<Self, Problem> {
-        Self::load_changed(conn, &Self::default(), &Changes::All).await
+    pub(crate) async fn load(conn: &mut store::Connection) -> Result<Arc<Self>, Problem> {
+        Self::load_changed(conn, &Arc::default(), &Changes::All).await
     }
 
     /// As [`Keys::load`], but takes over from `older` the rings that are not among `changes`, and what
     /// was derived where it still holds: the secret of an epoch never changes.
     pub(crate) async fn load_changed(
         conn: &mut store::Connection,
-        older: &Self,
+        older: &Arc<Self>,
         changes: &Changes,
-    ) -> Result<Self, Problem> {
-        let epochs = rows::epochs(conn)
+    ) -> Result<Arc<Self>, Problem> {
+        let epochs: BTreeMap<_, _> = rows::epochs(conn)
             .await?
             .into_iter()
             .map(|(overlay, epoch, secret, created)| ((overlay, epoch), (secret, created)))
@@ -81,6 +81,9 @@ impl Keys {
         };
         match changes {
             Changes::All => put(rows::rings(conn).await?),
+            Changes::These(changed) if changed.rings.is_empty() && epochs == older.epochs => {
+                return Ok(Arc::clone(older));
+            }
             Changes::These(changed) => {
                 let rings = &changed.rings;
                 let kept = older.rings.values().filter(|row| !rings.contains(&row.destination));
@@ -90,7 +93,7 @@ impl Keys {
                 }
             }
         }
-        Ok(Self::new(epochs, rings, older))
+        Ok(Arc::new(Self::new(epochs, rings, older)))
     }
 
     /// Of these secrets and rings; what `older` derived is taken over where it still holds.

@@ -1,10 +1,11 @@
 //! One accept loop for TLS and for the unix socket: handshake and header timeouts, limits, an end.
 
-use std::collections::BTreeMap;
+mod places;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -12,6 +13,9 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tower::ServiceExt as _;
+
+use places::Places;
+pub(crate) use places::Slot;
 
 use super::files::own_uid;
 use super::tls::Identity;
@@ -25,14 +29,6 @@ const HEADER: Duration = Duration::from_secs(10);
 
 /// How long running requests may take to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// Connections that are not polls of nodes: in all, and from one address.
-const CONNECTIONS_MAX: usize = 512;
-const PER_ADDRESS_MAX: usize = 64;
-
-/// Connections of nodes that wait for a table. They are counted apart, so that a thousand nodes do not
-/// keep an admin out.
-const POLLS_MAX: usize = 16_384;
 
 /// Under which address users of this host are counted who reach the unix socket and may not use it.
 const LOCAL_STRANGERS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
@@ -61,72 +57,6 @@ pub(crate) struct Way {
     pub(crate) from: IpAddr,
     /// Where the server was asked.
     pub(crate) to: SocketAddr,
-}
-
-/// Counts connections.
-#[derive(Debug, Default)]
-struct Counts {
-    quick: usize,
-    polls: usize,
-    by_address: BTreeMap<IpAddr, usize>,
-}
-
-/// One connection's place; given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    counts: Arc<Mutex<Counts>>,
-    address: IpAddr,
-    is_poll: Mutex<bool>,
-}
-
-impl Slot {
-    /// A place for a connection from `address`; none when there are too many.
-    fn take(counts: &Arc<Mutex<Counts>>, address: IpAddr) -> Option<Arc<Self>> {
-        let mut held = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let from_there = held.by_address.get(&address).copied().unwrap_or(0);
-        if held.quick >= CONNECTIONS_MAX || from_there >= PER_ADDRESS_MAX {
-            return None;
-        }
-        held.quick += 1;
-        held.by_address.insert(address, from_there + 1);
-        let counts = Arc::clone(counts);
-        Some(Arc::new(Self { counts, address, is_poll: Mutex::new(false) }))
-    }
-
-    /// Counts this connection as a node's poll from here on.
-    pub(crate) fn becomes_poll(&self) {
-        let mut is_poll = self.is_poll.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*is_poll && counts.polls < POLLS_MAX {
-            counts.forget(self.address);
-            counts.polls += 1;
-            *is_poll = true;
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let is_poll = *self.is_poll.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_poll {
-            counts.polls -= 1;
-        } else {
-            counts.forget(self.address);
-        }
-    }
-}
-
-impl Counts {
-    fn forget(&mut self, address: IpAddr) {
-        self.quick -= 1;
-        if let Some(count) = self.by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_address.remove(&address);
-            }
-        }
-    }
 }
 
 /// Binds the TCP port.
@@ -178,7 +108,7 @@ pub async fn serve(
     router: axum::Router,
     stop: impl Future<Output = ()>,
 ) {
-    let counts: Arc<Mutex<Counts>> = Arc::default();
+    let places: Arc<Places> = Arc::default();
     let graceful = GracefulShutdown::new();
     tokio::pin!(stop);
     loop {
@@ -189,16 +119,17 @@ pub async fn serve(
                     // A node that polls waits long; noticing that it is gone must not.
                     let _ = stream.set_nodelay(true);
                     let from = peer.ip().to_canonical();
-                    let Some(slot) = Slot::take(&counts, from) else { continue };
+                    let slot = Slot::take(&places, from);
                     let way = stream.local_addr().ok().map(|to| Way { from, to });
                     let (acceptor, router) = (identity.acceptor.clone(), router.clone());
                     let watcher = graceful.watcher();
-                    tokio::spawn(async move {
+                    let origin = Origin::Tls { slot: Arc::clone(&slot), way };
+                    tokio::spawn(slot.keep(async move {
                         let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
                         if let Ok(Ok(stream)) = handshake.await {
-                            connection(stream, Origin::Tls { slot, way }, router, watcher).await;
+                            connection(stream, origin, router, watcher).await;
                         }
-                    });
+                    }));
                 }
                 Err(error) => pause(&error).await,
             },
@@ -211,10 +142,11 @@ pub async fn serve(
                     if uid == 0 || uid == own_uid() || admins.contains(&uid) {
                         let origin = Origin::Unix { uid };
                         tokio::spawn(connection(stream, origin, router.clone(), watcher));
-                    } else if let Some(slot) = Slot::take(&counts, LOCAL_STRANGERS) {
+                    } else {
                         // Told why, so that nobody takes it for a server that is down.
-                        let origin = Origin::Tls { slot, way: None };
-                        tokio::spawn(connection(stream, origin, refusing(uid), watcher));
+                        let slot = Slot::take(&places, LOCAL_STRANGERS);
+                        let origin = Origin::Tls { slot: Arc::clone(&slot), way: None };
+                        tokio::spawn(slot.keep(connection(stream, origin, refusing(uid), watcher)));
                     }
                 }
                 Err(error) => pause(&error).await,
@@ -262,12 +194,6 @@ async fn connection(
     if let Err(error) = watcher.watch(served).await {
         tracing::debug!(%error, "a connection ended");
     }
-}
-
-/// A place that counts for nothing.
-#[cfg(test)]
-pub(crate) fn slot_for_tests() -> Arc<Slot> {
-    Slot::take(&Arc::default(), LOCAL_STRANGERS).expect("a fresh count has room")
 }
 
 #[cfg(test)]

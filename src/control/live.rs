@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,6 +31,17 @@ const BETWEEN_POLLS: Duration = Duration::from_secs(3);
 const NEWS_EVERY: Duration = Duration::from_secs(1);
 const NEWS_LINE: Duration = Duration::from_secs(3);
 
+/// What is in memory of a table's bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Kept {
+    /// Nothing: nobody is likely to ask for it.
+    Nothing,
+    /// The body as JSON, which its node will ask for.
+    Body(Arc<str>),
+    /// All that is sent, compressed: its node asked for it, and has not acknowledged it.
+    Document(Bytes),
+}
+
 /// Guessed pairs that wait for the clockwork.
 const GUESSED_MAX: usize = 256;
 
@@ -37,11 +49,10 @@ const GUESSED_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     pub(crate) serial: Serial,
-    /// SHA-256 of `body`.
+    /// SHA-256 of its body.
     pub(crate) hash: Secret,
-    /// The body as JSON, while its node is likely to ask for it.
-    pub(crate) body: Option<Arc<str>>,
-    /// What `body` can be compiled from again.
+    pub(crate) kept: Kept,
+    /// What its body can be compiled from again.
     pub(crate) source: Arc<Source>,
     pub(crate) revision: Revision,
 }
@@ -136,7 +147,7 @@ impl NodeState {
     pub(crate) fn measure(&mut self, world: &World, own: &NodeFacts) -> BTreeMap<NodeId, u32> {
         let mut changed = BTreeMap::new();
         for RoundTrip { sap, micros } in &self.round_trips {
-            let is_sap = |facts: &NodeFacts| facts.kind == NodeKind::Sap;
+            let is_sap = |facts: &Arc<NodeFacts>| facts.kind == NodeKind::Sap;
             let (Some(micros), true) = (*micros, world.nodes.get(sap).is_some_and(is_sap)) else {
                 continue;
             };
@@ -201,6 +212,8 @@ pub(crate) struct Live {
     pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
+    /// The SaPs of each overlay in `world`.
+    pub(crate) saps: BTreeMap<OverlayId, Vec<NodeId>>,
     /// Who stamps keys of a destination, by the tables in force.
     pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
     /// For rings under way: the serials that carry the step.

@@ -7,6 +7,7 @@
 //! | `store` | the database, and all of the SQL |
 //! | `live` | what is in memory: the world, tables, how far each node is |
 //! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
+//! | `document` | a table as it is sent, compressed once |
 //! | `enforce` | whether a change has come to those who must enforce it |
 //! | `policies` | changes of policies: files, history, confirmation, imports |
 //! | `risk` | what a change must not cut: the way of who asks, and tests that held |
@@ -17,6 +18,7 @@
 
 mod auth;
 mod compile;
+mod document;
 mod drain;
 mod driver;
 mod enforce;

@@ -112,7 +112,8 @@ fn reported(live: &Live, node: NodeId, sap: NodeId) -> Option<Option<u64>> {
 fn notes(world: &World, ends: [NodeId; 2], sap: NodeId) -> Vec<String> {
     let Some(facts) = world.nodes.get(&sap) else { return Vec::new() };
     let mut notes = Vec::new();
-    let members: Vec<_> = ends.iter().filter_map(|id| world.nodes.get(id)).collect();
+    let members: Vec<_> =
+        ends.iter().filter_map(|id| world.nodes.get(id)).map(|facts| &**facts).collect();
     let of = |is_near: &dyn Fn(&&&crate::policy::NodeFacts) -> bool| {
         let near = members.iter().filter(|member| is_near(member));
         near.map(|member| member.name.to_string()).collect::<Vec<_>>().join(" and ")

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::compile::{self, Compiled, Source};
 use super::keyset::Keys;
-use super::live::{Live, NodeState, Table};
+use super::live::{Kept, Live, NodeState, Table};
 use super::server::{Server, now};
 use super::store::changes::Changes;
 use super::store::{self, tables};
@@ -77,10 +77,10 @@ impl Server {
         let known = (&**old.blueprint.world(), &*policies);
         let (world, policies) = store::world::load_changed(conn, known, &changes).await?;
         let (world, policies) = (Arc::new(world), Arc::new(policies));
-        let keys = Arc::new(Keys::load_changed(conn, &old.keys, &changes).await?);
+        let keys = Keys::load_changed(conn, &old.keys, &changes).await?;
         let loaded = started.elapsed();
         let (source, touched, compiled) = {
-            let (world, at) = (Arc::clone(&world), now());
+            let (world, at, old) = (Arc::clone(&world), now(), Arc::clone(&old));
             let work = move || {
                 let source = Source { blueprint: Blueprint::new(world, at), keys };
                 let touched = source.touched_since(&old);
@@ -121,6 +121,8 @@ impl Server {
             }
         }
         self.tick();
+        // Taking it apart takes a while, and nobody has to wait for that.
+        tokio::task::spawn_blocking(move || drop(old));
         tracing::debug!(
             touched = touched.len(),
             changed = published.len(),
@@ -217,6 +219,7 @@ pub(super) fn take_over(
 ) {
     live.world = Arc::clone(source.blueprint.world());
     live.keys = Arc::clone(&source.keys);
+    live.saps.clone_from(source.blueprint.saps());
     live.source = Some(Arc::clone(source));
     let Live { senders, world, .. } = live;
     senders.retain(|(_, id), _| !touched.contains(id) && world.nodes.contains_key(id));
@@ -259,7 +262,8 @@ fn assign(
             None => continue,
         };
         let Compiled { body, hash, .. } = compiled;
-        let table = Table { serial, hash, body, source: Arc::clone(source), revision };
+        let kept = body.map_or(Kept::Nothing, Kept::Body);
+        let table = Table { serial, hash, kept, source: Arc::clone(source), revision };
         if held.contains(&id) {
             node.held = Some(table);
         } else {

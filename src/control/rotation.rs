@@ -12,7 +12,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::keys::rotation::{HURRY_MILLIS, Ring, Step};
 use crate::policy::World;
 use crate::types::{
-    EntityName, Epoch, Generation, KeyVersion, Name, NodeId, NodeKind, OverlayId, Serial, Timestamp,
+    EntityName, Epoch, Generation, KeyVersion, Name, NodeId, OverlayId, Serial, Timestamp,
 };
 
 /// How long a pair's new key rests before an alarm changes it again.
@@ -239,16 +239,10 @@ fn under_way_problem(world: &World, row: &RingRow) -> Problem {
 pub(crate) fn laggards(live: &Live, row: &RingRow, asked: Option<&Serials>) -> Vec<NodeId> {
     let waits: Vec<NodeId> = match row.ring.step {
         Step::Steady | Step::Retiring => Vec::new(),
-        Step::Adding => live
-            .world
-            .nodes
-            .iter()
-            .filter(|(id, node)| {
-                **id == row.destination
-                    || (node.kind == NodeKind::Sap && node.serves.contains(&row.overlay))
-            })
-            .map(|(id, _)| *id)
-            .collect(),
+        Step::Adding => {
+            let saps = live.saps.get(&row.overlay).into_iter().flatten();
+            saps.copied().chain([row.destination]).collect()
+        }
         Step::Switching => match row.source {
             Some(source) => vec![source],
             None => live

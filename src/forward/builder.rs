@@ -124,7 +124,11 @@ impl SnapshotBuilder {
                 snapshot.known.insert(*endpoint);
             }
             snapshot.sap_index.insert(info.id.0, snapshot.saps.len());
-            snapshot.saps.push(Sap { is_alive: AtomicBool::new(true), info: info.clone() });
+            snapshot.saps.push(Sap {
+                is_alive: AtomicBool::new(true),
+                is_returning: AtomicBool::new(false),
+                info: info.clone(),
+            });
             snapshot.sap_infos.push(info);
         }
         let mut first_member = 0;

@@ -22,6 +22,14 @@ impl Snapshot {
         }
     }
 
+    /// Marks a SaP as answering again, though it takes no new traffic yet: replies of flows that come over
+    /// it go back over it. Callable from any thread.
+    pub fn set_returning(&self, sap: NodeId, returning: bool) {
+        if let Some(sap) = self.sap(sap) {
+            sap.is_returning.store(returning, Ordering::Relaxed);
+        }
+    }
+
     /// Whether a SaP answers, as far as anybody said; one that is not in the snapshot does not.
     #[must_use]
     pub fn is_alive(&self, sap: NodeId) -> bool {
@@ -88,7 +96,16 @@ impl Snapshot {
         let live = || open().filter(|&sap| self.is_alive(sap));
         let reaching = || live().filter(|&sap| overlay.reaches(sap, to));
         let is_marked = |sap: &NodeId| mark.is_some_and(|mark| mark.sap == sap.0);
-        reaching()
+        // The other end may trust a SaP again before this one does. Over another one replies of its flows
+        // would come that nobody there knows.
+        let answers = |sap: &NodeId| {
+            let found = self.sap(*sap);
+            found.is_some_and(|sap| {
+                sap.is_alive.load(Ordering::Relaxed) || sap.is_returning.load(Ordering::Relaxed)
+            })
+        };
+        let replying = || open().filter(answers).filter(|&sap| overlay.reaches(sap, to));
+        replying()
             .find(is_marked)
             .or_else(|| reaching().next())
             // Whoever all of them have lost may be back before they say so.

@@ -101,6 +101,8 @@ pub(super) struct Member {
 pub(super) struct Sap {
     pub(super) info: SapInfo,
     pub(super) is_alive: AtomicBool,
+    /// Whether it answers again, though not for long enough to take new traffic.
+    pub(super) is_returning: AtomicBool,
 }
 
 impl Overlay {

@@ -163,7 +163,7 @@ fn said_by(world: &World, id: RuleId) -> String {
     let policy = world.network_policies.get(&id);
     policy
         .map(|facts| format!("NetworkPolicy {}", facts.policy.full_name()))
-        .or_else(|| world.rules.get(&id).map(ends_text))
+        .or_else(|| world.rules.get(&id).map(|rule| ends_text(rule)))
         .unwrap_or_default()
 }
 

@@ -79,12 +79,49 @@ impl Blueprint {
         &self.world
     }
 
+    /// Who serves each overlay, reachable or not.
+    #[must_use]
+    pub fn saps(&self) -> &BTreeMap<OverlayId, Vec<NodeId>> {
+        &self.saps
+    }
+
     /// Cuts the table of one node; none for a node that is not there.
     ///
     /// A pair whose own path cannot be walked (a SaP of the chain is gone, an end of a direct pair has no
     /// endpoint) is in no table, as if no rule spoke of it.
     #[must_use]
     pub fn table(&self, keys: &dyn KeySource, id: NodeId) -> Option<TableBody> {
+        self.table_of(keys, id, |_| true)
+    }
+
+    /// As [`Self::table`], without the overlays in [`Self::shared_by`].
+    pub(super) fn own_table(&self, keys: &dyn KeySource, id: NodeId) -> Option<TableBody> {
+        self.table_of(keys, id, |plan| !compile_sap::is_ordinary(plan, id))
+    }
+
+    /// The overlays whose part of a SaP's table is [`Self::shared`]: those in which no path names it.
+    pub(super) fn shared_by(&self, id: NodeId) -> impl Iterator<Item = OverlayId> + '_ {
+        let sap = self.world.nodes.get(&id).filter(|facts| facts.kind == NodeKind::Sap);
+        let served = sap.into_iter().flat_map(|facts| &facts.serves);
+        let plans = served.filter_map(|overlay| self.plans.get(overlay));
+        plans.filter(move |plan| compile_sap::is_ordinary(plan, id)).map(|plan| plan.id)
+    }
+
+    /// An overlay's part of the table of every SaP that no path names; none for an overlay that is not
+    /// there.
+    pub(super) fn shared(&self, keys: &dyn KeySource, overlay: OverlayId) -> Option<OverlayTable> {
+        // No node has this id, so no path names it.
+        let anybody = NodeId(0);
+        let plan = self.plans.get(&overlay)?;
+        Some(compile_sap::compile(&self.world, plan, keys, anybody).table)
+    }
+
+    fn table_of(
+        &self,
+        keys: &dyn KeySource,
+        id: NodeId,
+        has_plan: impl Fn(&Plan) -> bool,
+    ) -> Option<TableBody> {
         let world = &*self.world;
         let facts = world.nodes.get(&id)?;
         let parts: Vec<Part> = match facts.kind {
@@ -94,6 +131,7 @@ impl Blueprint {
             }
             NodeKind::Sap => {
                 let plans = facts.serves.iter().filter_map(|overlay| self.plans.get(overlay));
+                let plans = plans.filter(|plan| has_plan(plan));
                 plans.map(|plan| compile_sap::compile(world, plan, keys, id)).collect()
             }
         };

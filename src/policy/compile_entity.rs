@@ -27,7 +27,8 @@ pub(super) fn compile(
             None | Some(Some(PathHops::Via(_))) => true,
             Some(Some(PathHops::Direct)) => {
                 let is_reachable = |facts: &NodeFacts| !facts.endpoints.is_empty();
-                is_reachable(facts) && world.nodes.get(peer).is_some_and(is_reachable)
+                is_reachable(facts)
+                    && world.nodes.get(peer).is_some_and(|facts| is_reachable(facts))
             }
             Some(Some(PathHops::Elsewhere) | None) => false,
         });

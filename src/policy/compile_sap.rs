@@ -64,6 +64,11 @@ pub(super) fn compile(world: &World, plan: &Plan, keys: &dyn KeySource, owner: N
     Part { table: draft.finish(world, plan, keys, owner), saps }
 }
 
+/// Whether `sap`'s part is that of every other SaP: no path that somebody can take names it.
+pub(super) fn is_ordinary(plan: &Plan, sap: NodeId) -> bool {
+    !plan.paths.iter().any(|claim| chain_over(claim, sap).is_some())
+}
+
 /// Who may have a pair that NetworkPolicies, or the overlay's semantics, let through; perhaps more.
 fn open_by_sides(plan: &Plan) -> Set {
     if plan.unspoken_passes() {

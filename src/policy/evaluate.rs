@@ -156,7 +156,7 @@ impl<'a> Paths<'a> {
         let rules = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
         let asking = rules.filter_map(|(&id, rule)| {
             let hops = rule.path.as_ref()?;
-            is_in_force(rule, now).then_some((id, rule, hops))
+            is_in_force(rule, now).then_some((id, &**rule, hops))
         });
         let asking = asking.collect();
         Self { world, overlay, default_saps: default_saps(world, overlay), asking }

@@ -91,7 +91,7 @@ impl<'a> Overview<'a> {
             is_audit: facts.is_some_and(|facts| facts.is_audit),
             rules: rules
                 .filter(|(_, rule)| is_in_force(rule, now))
-                .map(|(id, rule)| (*id, rule))
+                .map(|(id, rule)| (*id, &**rule))
                 .collect(),
             selected_by,
         }
@@ -294,7 +294,11 @@ impl<'a> Overview<'a> {
     }
 
     fn facts(&self, id: NodeId) -> Option<&'a NodeFacts> {
-        self.world.nodes.get(&id).filter(|facts| is_member(facts, self.overlay))
+        self.world
+            .nodes
+            .get(&id)
+            .map(|facts| &**facts)
+            .filter(|facts| is_member(facts, self.overlay))
     }
 
     /// The named ports of an end; none of the outside.

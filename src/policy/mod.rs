@@ -4,6 +4,7 @@
 //! path (`forward`) is held against it by a property test. A [`Scene`] is a world of one overlay with
 //! names for its rules: files make one, and so does a server's world.
 
+mod bodies;
 mod can;
 mod check;
 mod compile;
@@ -47,6 +48,7 @@ mod verdict;
 mod why;
 mod write;
 
+pub use bodies::{Bodies, Body, Task};
 pub use can::{can, is_about};
 pub use check::{RuleConflict, check_pair_path, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
@@ -64,7 +66,8 @@ pub use leg::Leg;
 pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
 pub use model::{
-    BoundSelector, Drain, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+    BoundSelector, Drain, Links, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts,
+    World,
 };
 pub use nearest::did_you_mean;
 pub use placement::plan_saps;

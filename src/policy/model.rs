@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::kubernetes::NetworkPolicy;
 use super::span::NamedPorts;
@@ -14,7 +15,11 @@ use crate::types::{
     RuleId, Secret, Selector, Service, Timestamp,
 };
 
-/// Intent and inventory at one moment.
+/// What an entity and a SaP share for control messages, by (entity, SaP).
+pub type Links = BTreeMap<(NodeId, NodeId), (LinkId, Secret)>;
+
+/// Intent and inventory at one moment. The next moment's is a clone with little changed, which shares
+/// the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// The newest revision.
@@ -22,11 +27,11 @@ pub struct World {
     /// Overlays by id.
     pub overlays: BTreeMap<OverlayId, OverlayFacts>,
     /// Entities and SaPs by id.
-    pub nodes: BTreeMap<NodeId, NodeFacts>,
+    pub nodes: BTreeMap<NodeId, Arc<NodeFacts>>,
     /// Rules by id.
-    pub rules: BTreeMap<RuleId, RuleFacts>,
+    pub rules: BTreeMap<RuleId, Arc<RuleFacts>>,
     /// Links by (entity, SaP).
-    pub links: BTreeMap<(NodeId, NodeId), (LinkId, Secret)>,
+    pub links: Arc<Links>,
     /// What `group:NAME` means in an overlay: whoever one of the selectors means. Groups hold no groups.
     pub groups: BTreeMap<OverlayId, BTreeMap<Name, BTreeSet<BoundSelector>>>,
     /// What `service:NAME` means in an overlay: members that carry all of these labels.
@@ -186,7 +191,7 @@ impl BoundSelector {
 }
 
 /// A selector whose name is bound to an id, so that a later bearer of the name inherits nothing.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BoundSelector {
     /// Every member of the overlay.
     Any,

@@ -7,6 +7,7 @@
 //! estimated from those.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::evaluate::default_saps;
 use super::leg::FIRST_STEP;
@@ -101,7 +102,7 @@ pub fn plan_saps(
     }
     let place: BTreeMap<NodeId, usize> = entities.iter().copied().zip(0..).collect();
     let mut pairs: BTreeSet<(usize, usize)> = BTreeSet::new();
-    let is_allow = |rule: &&RuleFacts| {
+    let is_allow = |rule: &&Arc<RuleFacts>| {
         rule.overlay == overlay && rule.action == Action::Allow && is_in_force(rule, now)
     };
     for rule in world.rules.values().filter(is_allow) {

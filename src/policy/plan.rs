@@ -165,13 +165,12 @@ impl Plan {
         for (&(_, low, high), hops) in set {
             plan.claim(world, PathSource::Set, (&Set::of(low), &Set::of(high)), hops);
         }
-        let mut meant: BTreeMap<&BoundSelector, Set> = BTreeMap::new();
+        let mut known: HashMap<&BoundSelector, Set> = HashMap::new();
+        let mut meant_by =
+            |selector| known.entry(selector).or_insert_with(|| roster.meant_by(selector)).clone();
         let rules = world.rules.iter().filter(|(_, r)| r.overlay == overlay && is_in_force(r, now));
         for (&id, rule) in rules {
-            for selector in [&rule.from, &rule.to] {
-                meant.entry(selector).or_insert_with(|| roster.meant_by(selector));
-            }
-            let (from, to) = (&meant[&rule.from], &meant[&rule.to]);
+            let (from, to) = (&meant_by(&rule.from), &meant_by(&rule.to));
             let mut directions = vec![(from, to)];
             if rule.both && from != to {
                 directions.push((to, from));
@@ -327,8 +326,8 @@ impl Plan {
 struct Index {
     /// For each set the numbers of the things that have it, in order.
     numbers: Vec<Vec<usize>>,
-    /// For each member the sets that it is in, as indexes into `numbers`.
-    sets_of: HashMap<NodeId, Vec<usize>>,
+    /// Who is in which set, as indexes into `numbers`; sorted.
+    members: Vec<(NodeId, usize)>,
 }
 
 impl Index {
@@ -340,19 +339,26 @@ impl Index {
         }
         let mut index = Self::default();
         for (set, numbers) in by_set {
-            for &id in set {
-                index.sets_of.entry(id).or_default().push(index.numbers.len());
-            }
+            let number = index.numbers.len();
+            index.members.extend(set.iter().map(|id| (*id, number)));
             index.numbers.push(numbers);
         }
+        index.members.sort_unstable();
         index
+    }
+
+    /// The numbers of each set that the member is in.
+    fn sets_of(&self, id: NodeId) -> impl Iterator<Item = &[usize]> {
+        let first = self.members.partition_point(|(other, _)| *other < id);
+        let sets = self.members.iter().skip(first).take_while(move |(other, _)| *other == id);
+        sets.map(|(_, set)| self.numbers[*set].as_slice())
     }
 
     /// The member's numbers, in order, each once.
     fn of(&self, id: NodeId) -> Vec<usize> {
         let mut all = Vec::new();
-        for &set in self.sets_of.get(&id).into_iter().flatten() {
-            all.extend(&self.numbers[set]);
+        for numbers in self.sets_of(id) {
+            all.extend(numbers);
         }
         // Not the unstable sort: these are a few runs in order.
         all.sort();
@@ -362,11 +368,10 @@ impl Index {
 
     /// The first of the member's numbers that is `at` or more.
     fn later(&self, id: Option<NodeId>, at: usize) -> Option<usize> {
-        let later_in = |&set: &usize| {
-            let numbers = &self.numbers[set];
+        let later_in = |numbers: &[usize]| {
             numbers.get(numbers.partition_point(|number| *number < at)).copied()
         };
-        self.sets_of.get(&id?)?.iter().filter_map(later_in).min()
+        self.sets_of(id?).filter_map(later_in).min()
     }
 }
 

@@ -43,7 +43,7 @@ impl Preference {
         members: impl Iterator<Item = &'a NodeId>,
     ) -> Self {
         // One SaP needs no order.
-        let known = |id: &NodeId| world.nodes.get(id);
+        let known = |id: &NodeId| world.nodes.get(id).map(|facts| &**facts);
         let facts: Vec<_> = saps.iter().filter_map(|id| Some((*id, known(id)?))).collect();
         let mut places = BTreeMap::new();
         if facts.len() > 1 {

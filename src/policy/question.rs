@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use super::judge::{End, Overview};
 use super::kubernetes::{Direction, Peer};
@@ -250,7 +251,7 @@ fn only_overlay(
 /// The selector bound to ids. A single address of the overlay is the member that bears it.
 fn bound(world: &World, overlay: OverlayId, selector: &Selector) -> Result<BoundSelector, Problem> {
     if let Some(address) = only_address(selector) {
-        let bears = |(_, facts): &(&NodeId, &super::NodeFacts)| {
+        let bears = |(_, facts): &(&NodeId, &Arc<super::NodeFacts>)| {
             facts.addresses.get(&overlay) == Some(&address)
         };
         if let Some((&id, facts)) = world.nodes.iter().find(bears) {

@@ -1,6 +1,7 @@
 //! Random worlds, for property tests of this room and of those that use its tables.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -211,7 +212,7 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
             {
                 let prefix = if in_shop { "shop/" } else { "" };
                 let node = add_node(&mut world, NodeKind::Entity, id, &format!("{prefix}e{id}"));
-                let facts = world.nodes.get_mut(&node).unwrap();
+                let facts = Arc::make_mut(world.nodes.get_mut(&node).unwrap());
                 facts.labels = labels.iter().map(|label| label.parse().unwrap()).collect();
                 facts.is_quarantined = is_quarantined;
                 if !http.is_empty() {
@@ -237,9 +238,10 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
             }
             for (id, serves) in (11..).zip(saps) {
                 let node = add_node(&mut world, NodeKind::Sap, id, &format!("sap{id}"));
-                world.nodes.get_mut(&node).unwrap().serves = serves.into_iter().collect();
+                Arc::make_mut(world.nodes.get_mut(&node).unwrap()).serves =
+                    serves.into_iter().collect();
             }
-            world.rules = (1..).map(RuleId).zip(rules).collect();
+            world.rules = (1..).map(RuleId).zip(rules.into_iter().map(Arc::new)).collect();
             link_all(&mut world);
             world
         })

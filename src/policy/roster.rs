@@ -58,7 +58,7 @@ impl<'a> Roster<'a> {
     }
 
     fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
-        self.world.nodes.get(&id).filter(|facts| is_free(facts, self.overlay))
+        self.world.nodes.get(&id).map(|facts| &**facts).filter(|facts| is_free(facts, self.overlay))
     }
 
     /// The members that fulfil `is_meant`.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use super::document::{Document, DocumentPath, DocumentRule, PolicyDocument};
 use super::inventory::Inventory;
@@ -101,7 +102,7 @@ impl Scene {
     pub fn of(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
         let members = || world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay));
         let in_overlay = world.rules.iter().filter(|(_, rule)| rule.overlay == overlay);
-        let origin = |(id, rule): (&RuleId, &RuleFacts)| {
+        let origin = |(id, rule): (&RuleId, &Arc<RuleFacts>)| {
             let label = match &rule.name {
                 Some(name) => format!("{id} {}", shown(name)),
                 None => id.to_string(),
@@ -153,7 +154,7 @@ impl Scene {
                 addresses: BTreeMap::from([(OVERLAY, address)]),
                 ..node(NodeKind::Entity, entity.name.clone())
             };
-            world.nodes.insert(id, facts);
+            world.nodes.insert(id, facts.into());
             ids.insert(entity.name.clone(), id);
         }
         world.namespaces.clone_from(&inventory.namespaces);
@@ -258,7 +259,7 @@ impl Scene {
                 None => format!("{place} {}", super::rule_text(&facts)),
             };
             self.origins.insert(RuleId(number), RuleOrigin { label, place });
-            self.world.rules.insert(RuleId(number), facts);
+            self.world.rules.insert(RuleId(number), facts.into());
         }
         Ok(())
     }
@@ -292,7 +293,7 @@ impl Scene {
         }
         let id = NodeId(self.world.nodes.keys().next_back().map_or(1, |id| id.0 + 1));
         let facts = NodeFacts { serves: BTreeSet::from([OVERLAY]), ..node(NodeKind::Sap, full) };
-        self.world.nodes.insert(id, facts);
+        self.world.nodes.insert(id, facts.into());
         id
     }
 
@@ -327,7 +328,7 @@ impl Scene {
 
     /// The members in the order of the inventory.
     pub fn members(&self) -> impl Iterator<Item = (NodeId, &NodeFacts)> {
-        let nodes = self.world.nodes.iter().map(|(id, facts)| (*id, facts));
+        let nodes = self.world.nodes.iter().map(|(id, facts)| (*id, &**facts));
         nodes.filter(|(_, facts)| is_member(facts, self.overlay))
     }
 
@@ -387,7 +388,7 @@ impl Scene {
 
     /// The rules, expired or not.
     pub(super) fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
-        let rules = self.world.rules.iter().map(|(id, rule)| (*id, rule));
+        let rules = self.world.rules.iter().map(|(id, rule)| (*id, &**rule));
         rules.filter(|(_, rule)| rule.overlay == self.overlay)
     }
 
@@ -397,7 +398,7 @@ impl Scene {
     }
 
     pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
-        self.world.nodes.get(&id)
+        self.world.nodes.get(&id).map(|facts| &**facts)
     }
 
     pub(super) fn overlay_name(&self) -> Name {

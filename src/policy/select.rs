@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{BoundSelector, NodeFacts, RuleFacts, World};
 use crate::api::admin::Semantics;
@@ -27,7 +28,7 @@ pub fn members_of(world: &World, overlay: OverlayId, selector: &BoundSelector) -
     if let BoundSelector::Node(id, _) = selector {
         return member(world, overlay, *id).map(|_| *id).into_iter().collect();
     }
-    let is_meant = |(id, facts): (&NodeId, &NodeFacts)| {
+    let is_meant = |(id, facts): (&NodeId, &Arc<NodeFacts>)| {
         (is_member(facts, overlay) && selects(world, overlay, selector, *id, facts)).then_some(*id)
     };
     world.nodes.iter().filter_map(is_meant).collect()
@@ -96,7 +97,7 @@ pub(super) fn ends(world: &World, rule: &RuleFacts) -> (BTreeSet<NodeId>, BTreeS
 
 /// The facts of `id` when it is a member of `overlay`.
 pub(super) fn member(world: &World, overlay: OverlayId, id: NodeId) -> Option<&NodeFacts> {
-    world.nodes.get(&id).filter(|facts| is_member(facts, overlay))
+    world.nodes.get(&id).map(|facts| &**facts).filter(|facts| is_member(facts, overlay))
 }
 
 /// Whether the node is a member of `overlay`.

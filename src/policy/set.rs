@@ -100,8 +100,12 @@ impl Set {
 
     /// Those that `is_kept` says.
     pub(super) fn retained(&self, mut is_kept: impl FnMut(&NodeId) -> bool) -> Self {
-        let kept: Vec<NodeId> = self.iter().copied().filter(|id| is_kept(id)).collect();
-        if kept.len() == self.len() { self.clone() } else { Self(kept.into()) }
+        // Most often that is all of them.
+        let Some(first_out) = self.iter().position(|id| !is_kept(id)) else { return self.clone() };
+        let (before, rest) = self.0.split_at(first_out);
+        let mut kept = before.to_vec();
+        kept.extend(rest.iter().skip(1).filter(|id| is_kept(id)));
+        Self(kept.into())
     }
 
     fn is_same(&self, other: &Self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::{BoundSelector, Drain, KeySource, NodeFacts, OverlayFacts, RuleFacts, World};
 use crate::api::admin::Semantics;
@@ -66,13 +67,13 @@ pub(super) fn add_node(world: &mut World, kind: NodeKind, id: u32, name: &str) -
         round_trips: BTreeMap::new(),
         drain: Drain::No,
     };
-    world.nodes.insert(NodeId(id), facts);
+    world.nodes.insert(NodeId(id), facts.into());
     NodeId(id)
 }
 
 pub(super) fn add_entity(world: &mut World, id: u32, name: &str, labels: &[&str]) {
     let node = add_node(world, NodeKind::Entity, id, name);
-    let facts = world.nodes.get_mut(&node).unwrap();
+    let facts = Arc::make_mut(world.nodes.get_mut(&node).unwrap());
     facts.labels = labels.iter().map(|label| label.parse().unwrap()).collect();
     facts.addresses.insert(O, address(id));
     link_all(world);
@@ -80,7 +81,7 @@ pub(super) fn add_entity(world: &mut World, id: u32, name: &str, labels: &[&str]
 
 pub(super) fn add_sap(world: &mut World, id: u32, name: &str, serves: &[OverlayId]) {
     let node = add_node(world, NodeKind::Sap, id, name);
-    world.nodes.get_mut(&node).unwrap().serves = serves.iter().copied().collect();
+    Arc::make_mut(world.nodes.get_mut(&node).unwrap()).serves = serves.iter().copied().collect();
     link_all(world);
 }
 
@@ -93,7 +94,8 @@ pub(super) fn link_all(world: &mut World) {
     for entity in entities {
         for &sap in &saps {
             let link = LinkId(entity.0 * 1_000 + sap.0);
-            world.links.insert((entity, sap), (link, Secret::new([1; 32])));
+            let links = Arc::make_mut(&mut world.links);
+            links.insert((entity, sap), (link, Secret::new([1; 32])));
         }
     }
 }
@@ -110,7 +112,7 @@ pub(super) fn endpoint(id: u32) -> SocketAddr {
 /// bound to entities that are there, unknown ones to id 99.
 pub(super) fn add_rule(world: &mut World, id: u32, text: &str) {
     let rule = rule(world, text);
-    world.rules.insert(RuleId(id), rule);
+    world.rules.insert(RuleId(id), rule.into());
 }
 
 /// The rule that [`add_rule`] adds.

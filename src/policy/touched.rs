@@ -6,6 +6,7 @@
 //! somebody whose table stays the same, and never leaves out one whose table changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::NodeFacts;
 use super::compile::Blueprint;
@@ -135,7 +136,7 @@ impl<'a> Touched<'a> {
                 }
                 continue;
             }
-            let shown = |facts: &'a NodeFacts| (&facts.name, &facts.addresses);
+            let shown = |facts: &'a Arc<NodeFacts>| (&facts.name, &facts.addresses);
             let is_shown_else = old.map(shown) != new.map(shown);
             let is_elsewhere = old.map(|f| &f.endpoints) != new.map(|f| &f.endpoints);
             if is_shown_else || is_elsewhere {

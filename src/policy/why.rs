@@ -2,6 +2,7 @@
 //! would change the verdict.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::can::{no_path_text, path_names};
 use super::evaluate::Pair;
@@ -97,12 +98,14 @@ pub(super) fn allow_with(
             }
             Decision::Quarantined(id) => {
                 let Some(facts) = changed.nodes.get_mut(&id) else { return Vec::new() };
+                let facts = Arc::make_mut(facts);
                 facts.is_quarantined = false;
                 steps.push(format!("ovctl entity release {}", facts.name));
             }
             Decision::Isolated(_) | Decision::NoRule if !is_rule_there => {
                 let last = changed.rules.keys().next_back().map_or(0, |id| id.0);
-                changed.rules.insert(RuleId(last.saturating_add(1)), rule(question, asked));
+                let rule = Arc::new(rule(question, asked));
+                changed.rules.insert(RuleId(last.saturating_add(1)), rule);
                 steps.push(allow_command(world, question, asked));
                 is_rule_there = true;
             }

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-/// So long after a packet for it an entity may stay silent: three of its intervals, less the time until
-/// somebody looks.
-const SILENT_AFTER: Duration = Duration::from_millis(500);
+/// So long after a packet for it an entity may stay silent: two of its intervals, so that one lost message is
+/// no silence. With the time until somebody looks this is less than the 0.6 s after which TCP repeats a
+/// segment once more before it waits for too long.
+const SILENT_AFTER: Duration = Duration::from_millis(400);
 
 /// Between two times that those who go on sending are told.
 const TELL_EVERY: Duration = Duration::from_millis(300);
@@ -95,9 +96,9 @@ mod tests {
 
     #[test]
     fn who_falls_silent_is_told_of_soon_and_as_long_as_somebody_sends() {
-        assert_eq!(told(&[0], |now| now < 1_000), [500, 800, 1_100]);
+        assert_eq!(told(&[0], |now| now < 1_000), [400, 700, 1_000]);
         // The first packet after idle time is enough.
-        assert_eq!(told(&[0], |now| now == 1_500), [2_000]);
-        assert_eq!(told(&[0, 900], |now| now < 1_500), [500, 800, 1_400]);
+        assert_eq!(told(&[0], |now| now == 1_500), [1_900]);
+        assert_eq!(told(&[0, 900], |now| now < 1_500), [400, 700, 1_300, 1_600]);
     }
 }

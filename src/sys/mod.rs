@@ -13,6 +13,7 @@
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`nftables`] | whether anybody changed the packet filter |
 //! | [`wake`] | gets a thread out of the call that it waits in |
+//! | [`limits`] | what the kernel lets a process have |
 //! | [`process`] | what the kernel is told about this process |
 //! | [`clock`] | the only place that reads the time for packets |
 
@@ -34,6 +35,7 @@
 
 pub mod batch;
 pub mod clock;
+pub mod limits;
 pub mod net;
 pub mod nftables;
 pub mod offload;

@@ -18,9 +18,6 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::binaries;
 use crate::world::poll;
 
-/// How often it is killed.
-const KILLS: usize = 20;
-
 /// How many change things at the same time.
 const HANDS: usize = 4;
 
@@ -84,12 +81,24 @@ fn change(socket: PathBuf, done: Arc<Mutex<Vec<(String, u64)>>>, stop: Arc<Atomi
 
 #[test]
 fn no_acknowledged_change_is_lost_when_the_server_is_killed() {
+    kill_in_bursts(20);
+}
+
+#[test]
+#[ignore = "long"]
+fn no_acknowledged_change_is_lost_when_the_server_is_killed_fifty_times() {
+    kill_in_bursts(50);
+}
+
+/// Kills the server in the middle of so many bursts of changes, and looks for what it acknowledged.
+#[expect(clippy::print_stderr, reason = "the figure that was asked for")]
+fn kill_in_bursts(kills: usize) {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
     let socket = dir.path().join("s");
     let done: Arc<Mutex<Vec<(String, u64)>>> = Arc::default();
     let mut pin = None;
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let server = Server::start(dir.path());
         let key = fs::read(dir.path().join("data/server.key")).unwrap();
         assert_eq!(*pin.get_or_insert_with(|| key.clone()), key, "the key is another");
@@ -122,24 +131,24 @@ fn no_acknowledged_change_is_lost_when_the_server_is_killed() {
     assert_eq!(revisions.len(), done.len(), "two changes have one revision");
     let status = ask(&socket, "GET", "/v1/status", "").unwrap();
     assert!(status["revision"].as_u64() >= revisions.last().copied());
-    // Each change has its audit record, also one whose answer did not come.
-    let audit = ask(&socket, "GET", "/v1/audit?limit=100000", "").unwrap();
-    let records = audit["items"].as_array().unwrap().iter();
-    let recorded: BTreeSet<&str> = records
-        .filter_map(|record| record["action"].as_str()?.strip_prefix("token create "))
-        .filter_map(|rest| rest.split(' ').next())
-        .collect();
-    assert_eq!(recorded, there);
     drop(server);
-    check_integrity(&dir.path().join("data/server.db"));
+    // Each change has its audit record, also one whose answer did not come.
+    let recorded = inspect(&dir.path().join("data/server.db"));
+    assert_eq!(recorded.iter().map(String::as_str).collect::<BTreeSet<_>>(), there);
+    eprintln!("{kills} kills, {} acknowledged changes, all there", done.len());
 }
 
+/// Checks the database, and gives the tokens that the audit records say were made.
 #[tokio::main(flavor = "current_thread")]
-async fn check_integrity(database: &Path) {
+async fn inspect(database: &Path) -> BTreeSet<String> {
     let options = SqliteConnectOptions::new().filename(database);
     let mut conn: SqliteConnection = options.connect().await.unwrap();
     let found: String =
         sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut conn).await.unwrap();
     assert_eq!(found, "ok");
+    let actions: Vec<String> =
+        sqlx::query_scalar("SELECT action FROM audit").fetch_all(&mut conn).await.unwrap();
     conn.close().await.unwrap();
+    let made = actions.iter().filter_map(|action| action.strip_prefix("token create "));
+    made.filter_map(|rest| rest.split(' ').next()).map(str::to_owned).collect()
 }

@@ -82,7 +82,15 @@ fn the_readme_names_only_documents_that_exist() {
     assert!(links.len() > 5);
 
     for link in links {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(link);
+        let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         assert!(path.exists(), "{link} does not exist");
+        if !heading.is_empty() {
+            let text = fs::read_to_string(path).unwrap();
+            let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+            let mut anchors = headings
+                .map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-"));
+            assert!(anchors.any(|anchor| anchor == heading), "{link} leads to no heading");
+        }
     }
 }

@@ -12,6 +12,7 @@ mod bad_input;
 mod conformance;
 mod corpora;
 mod crash;
+mod crowd;
 mod direction;
 mod doors;
 mod drain;

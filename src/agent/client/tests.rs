@@ -12,7 +12,8 @@ use super::*;
 use crate::types::NodeKind;
 
 /// A TLS server on loopback that answers every request with `answer`; returns its address and pin.
-async fn server(answer: String) -> (SocketAddr, Secret) {
+async fn server(answer: impl Into<Vec<u8>>) -> (SocketAddr, Secret) {
+    let answer = answer.into();
     let key = KeyPair::generate().unwrap();
     let pin = digest::digest(&digest::SHA256, &key.subject_public_key_info());
     let cert =
@@ -35,7 +36,7 @@ async fn server(answer: String) -> (SocketAddr, Secret) {
             let Ok(mut tls) = acceptor.accept(stream).await else { continue };
             let mut request = [0; 4096];
             if tls.read(&mut request).await.is_ok() {
-                let _ = tls.write_all(answer.as_bytes()).await;
+                let _ = tls.write_all(&answer).await;
                 let _ = tls.shutdown().await;
             }
         }
@@ -71,6 +72,24 @@ async fn only_the_pinned_server_is_talked_to() {
     assert_eq!(wrong.code, ProblemCode::Unauthorized);
     assert!(wrong.what.contains("is not the one that made this token"), "{wrong}");
     assert!(wrong.what.contains(&url), "{wrong}");
+}
+
+#[tokio::test]
+async fn a_packed_answer_is_read_and_one_that_is_too_long_unpacked_is_not() {
+    let packed = gzip::pack(&[PREVIEW.as_bytes(), &[b' '; 100_000]].concat());
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        packed.len()
+    );
+    let (address, pin) = server([head.as_bytes(), &packed].concat()).await;
+    let client = Client::new(vec![format!("https://{address}")], &pin).unwrap();
+
+    assert!(!client.check(&question()).await.unwrap().clear_underlay);
+
+    let ask = || client.send(Method::GET, "/", None, |request| request);
+    assert!(document(ask().await.unwrap(), 200_000).await.is_ok());
+    let why = document(ask().await.unwrap(), 10_000).await.unwrap_err();
+    assert!(packed.len() < 10_000 && why.contains("longer than 10000"), "{why}");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! From policy files to the policy that they ask for, and back. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::bind::{Binder, Written, path_names};
 use crate::api::admin::RulePath;
@@ -41,7 +42,7 @@ impl Maker {
         self.next_rule += 1;
         StoredRule {
             id,
-            facts,
+            facts: facts.into(),
             reason,
             revision: self.revision,
             created: self.now,
@@ -200,15 +201,12 @@ pub(crate) fn desired(
             for written in multiplied(rule) {
                 let kept = known.get_mut(&written).and_then(VecDeque::pop_front);
                 let stored = match kept.and_then(|id| before.rules.get(&id)) {
-                    Some(kept) => kept.clone(),
+                    Some(kept) => Arc::clone(kept),
                     None => {
                         let facts = binder.rule(&found.policy, overlay, &written);
                         let wrong = |problem| at(&policy.source, rule.line, "rule", problem);
-                        maker.rule(
-                            facts.map_err(wrong)?,
-                            written.reason.clone(),
-                            Some(place.clone()),
-                        )
+                        let place = Some(place.clone());
+                        maker.rule(facts.map_err(wrong)?, written.reason.clone(), place).into()
                     }
                 };
                 found.places.insert(stored.id, place.clone());

@@ -299,7 +299,7 @@ fn is_addition(after: &Policies, settled: &Settled) -> bool {
         changes.iter().all(|change| {
             let ItemKey::Rule(id) = &change.key else { return change.key == ItemKey::Tests };
             let rule = after.get(overlay).and_then(|policy| policy.rules.get(id));
-            let allows = |rule: &StoredRule| rule.facts.action == Action::Allow;
+            let allows = |rule: &Arc<StoredRule>| rule.facts.action == Action::Allow;
             change.before.is_none() && rule.is_some_and(allows)
         })
     })

@@ -1,6 +1,7 @@
 //! What a change of a whole policy would come to: what is new, what goes, what holds. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::files::{Desired, Maker, desired, overlay_named};
 use super::{Policies, Written, conflict_problem, covered, new_rules, overlay_of};
@@ -245,7 +246,7 @@ impl Plan {
                 Written::of(world, &rule.facts, rule.reason.as_deref())
             };
             if written(current) == written(rule) {
-                *rule = current.clone();
+                *rule = Arc::clone(current);
             }
         }
     }

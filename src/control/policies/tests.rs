@@ -1,6 +1,7 @@
 //! Random policies: what is exported and read again is the same policy.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -36,9 +37,9 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
         Some(PathHops::Direct | PathHops::Elsewhere) | None => true,
     };
     let rules = rules.filter(|(_, facts)| is_known(facts));
-    let rules: BTreeMap<RuleId, StoredRule> = rules
+    policy.rules = rules
         .map(|(&id, facts)| {
-            let mut facts = facts.clone();
+            let mut facts = RuleFacts::clone(facts);
             // Nor a denial with a path.
             facts.path = facts.path.filter(|_| facts.action == Action::Allow);
             facts.services.sort();
@@ -46,17 +47,16 @@ fn policy_of(world: &World, overlay: OverlayId) -> Policy {
             facts.name = (id.0 % 3 == 0).then(|| format!("rule: \"{}\"", id.0));
             let stored = StoredRule {
                 id,
-                facts,
+                facts: facts.into(),
                 reason: (id.0 % 2 == 0).then(|| "it's # needed".to_owned()),
                 revision: Revision(1),
                 created: NOW,
                 created_by: "test".to_owned(),
                 place: None,
             };
-            (id, stored)
+            (id, Arc::new(stored))
         })
         .collect();
-    policy.rules = rules;
     let mut names = BTreeSet::new();
     for (&id, facts) in world.network_policies.iter().filter(|(_, f)| f.overlay == overlay) {
         // As a manifest can say it: of ICMP and of no direction at all there is none.

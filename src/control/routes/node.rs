@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{Extensions, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -13,10 +14,10 @@ use tokio::time::Instant;
 use super::{Answer, Body, Params, Refusal};
 use crate::api::errand::ErrandReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
-use crate::api::{Problem, ProblemCode};
+use crate::api::{Problem, ProblemCode, gzip};
 use crate::control::auth::Node;
 use crate::control::listen::Origin;
-use crate::control::live::Table;
+use crate::control::live::Kept;
 use crate::control::publish::Hold;
 use crate::control::server::{Server, now};
 use crate::control::store::{self, audit, join as joining, nodes, paths};
@@ -39,10 +40,14 @@ pub(super) async fn check(
 
 pub(super) async fn join(
     State(server): Shared,
+    extensions: Extensions,
     Body(request): Body<JoinRequest>,
 ) -> Answer<JoinAnswer> {
     // Whoever guesses secrets keeps no change waiting.
     joining::known(&mut *server.store.read().await?, &request.secret).await?;
+    if let Some(Origin::Tls { slot, .. }) = extensions.get::<Origin>() {
+        slot.becomes_known();
+    }
     // The gate comes before the transaction, as everywhere, so that nobody waits for each other.
     let gate = Arc::clone(&server.gate).lock_owned().await;
     let mut transaction = server.store.write().await?;
@@ -87,6 +92,7 @@ pub(super) async fn table(
     State(server): Shared,
     Node(id): Node,
     Params(query): Params<TableQuery>,
+    headers: HeaderMap,
     extensions: Extensions,
 ) -> Result<Response, Refusal> {
     if let Some(Origin::Tls { slot, .. }) = extensions.get::<Origin>() {
@@ -108,7 +114,7 @@ pub(super) async fn table(
         }
         // It has this one; should it lose it, it is compiled again.
         if let Some(table) = state.shown.as_mut().filter(|table| table.serial == after) {
-            table.body = None;
+            table.kept = Kept::Nothing;
         }
         // An older poll of the same node ends: its connection is dead, or soon will be.
         state.wake.send_modify(|count| *count = count.wrapping_add(1));
@@ -125,8 +131,16 @@ pub(super) async fn table(
             state.shown.clone().filter(|table| table.serial > after)
         };
         if let Some(table) = new {
-            let body = table.body(id).await?;
-            return Ok(document(&server.incarnation, &table, &body));
+            let serial = table.serial;
+            let document = table.document(server.incarnation.clone(), id).await?;
+            let mut live = server.live();
+            let shown = live.nodes.get_mut(&id).and_then(|state| state.shown.as_mut());
+            // Should the answer be lost, the next question gets the same bytes.
+            if let Some(table) = shown.filter(|table| table.serial == serial) {
+                table.kept = Kept::Document(document.clone());
+            }
+            drop(live);
+            return answer(&headers, document);
         }
         {
             let mut live = server.live();
@@ -165,16 +179,16 @@ fn gone() -> Refusal {
         .into()
 }
 
-/// A [`crate::api::table::NodeTable`] around the bytes of its body, which are compiled once.
-fn document(incarnation: &Incarnation, table: &Table, body: &str) -> Response {
-    let text = format!(
-        "{{\"apiVersion\":\"ovmesh/v1\",\"incarnation\":{},\"serial\":{},\"revision\":{},\"body\":{}}}",
-        store::to_json(incarnation),
-        table.serial,
-        table.revision,
-        body
-    );
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+/// A compressed document; unpacked for who does not say that it can do that.
+fn answer(asked: &HeaderMap, document: Bytes) -> Result<Response, Refusal> {
+    let json = (header::CONTENT_TYPE, "application/json");
+    let takes = asked.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok());
+    if takes.is_some_and(|takes| takes.split([',', ';', ' ']).any(|name| name == gzip::NAME)) {
+        return Ok(([json, (header::CONTENT_ENCODING, gzip::NAME)], document).into_response());
+    }
+    let plain = gzip::unpack(&document, usize::MAX)
+        .map_err(|why| Problem::new(ProblemCode::Failed, "a table cannot be sent").why(why))?;
+    Ok(([json], plain).into_response())
 }
 
 pub(super) async fn errand(

@@ -46,7 +46,7 @@ pub(super) async fn create_rule(
         server.live().refuse_translated(ends)?;
     }
     let stored = change.maker().rule(facts, written.reason, None);
-    policy.rules.insert(stored.id, stored.clone());
+    policy.rules.insert(stored.id, stored.clone().into());
     let done = |settled: &Settled| {
         let rule = rules::view(&settled.world, stored);
         Done {
@@ -107,7 +107,7 @@ pub(super) async fn revoke_rules(
         ids.push(id.to_string());
         policy.network_policies.remove(&id);
         if let Some(rule) = policy.rules.remove(&id) {
-            gone.push(rules::view(&change.world, rule));
+            gone.push(rules::view(&change.world, Arc::unwrap_or_clone(rule)));
         }
     }
     let done = |_: &Settled| Done {

@@ -2,6 +2,7 @@ mod clock;
 mod flows;
 mod paths;
 mod policies;
+mod tables;
 mod why;
 
 use std::time::Duration;

@@ -112,7 +112,7 @@ impl Server {
             round_trips: BTreeMap::new(),
             drain: crate::policy::Drain::No,
         };
-        world.nodes.insert(id, facts);
+        world.nodes.insert(id, facts.into());
         let of_kind = |kind| {
             let nodes = world.nodes.iter().filter(move |(_, facts)| facts.kind == kind);
             nodes.map(|(id, _)| *id).collect::<Vec<NodeId>>()
@@ -120,7 +120,7 @@ impl Server {
         for entity in of_kind(NodeKind::Entity) {
             for sap in of_kind(NodeKind::Sap) {
                 let link = (LinkId(entity.0 * 1_000 + sap.0), Secret::new([9; 32]));
-                world.links.insert((entity, sap), link);
+                Arc::make_mut(&mut world.links).insert((entity, sap), link);
             }
         }
     }
@@ -153,7 +153,7 @@ impl Server {
             is_audit: false,
             name: None,
         };
-        self.database.world.rules.insert(RuleId(self.next_rule), rule);
+        self.database.world.rules.insert(RuleId(self.next_rule), rule.into());
         self.next_rule += 1;
         self.database.world.revision.0 += 1;
         self.commit_and_publish(Hold::Sources([from].into()), now);
@@ -183,7 +183,7 @@ impl Server {
     pub(super) fn report(&mut self, id: NodeId, endpoint: SocketAddr, now: u64) {
         let facts = self.database.world.nodes.get_mut(&id).expect("it joined");
         if facts.endpoints != [endpoint] {
-            facts.endpoints = vec![endpoint];
+            Arc::make_mut(facts).endpoints = vec![endpoint];
             self.commit_and_publish(Hold::Nobody, now);
         }
     }

@@ -2,6 +2,7 @@
 //! with a journal from which every earlier revision can be told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
@@ -24,7 +25,7 @@ pub(crate) const HISTORY_MAX: i64 = 1_000;
 pub(crate) struct Policy {
     pub(crate) groups: BTreeMap<Name, BTreeSet<BoundSelector>>,
     pub(crate) services: BTreeMap<Name, BTreeSet<Label>>,
-    pub(crate) rules: BTreeMap<RuleId, StoredRule>,
+    pub(crate) rules: BTreeMap<RuleId, Arc<StoredRule>>,
     pub(crate) network_policies: BTreeMap<RuleId, NetworkPolicy>,
     pub(crate) tests: Vec<Test>,
 }
@@ -154,7 +155,7 @@ pub(crate) async fn all(conn: &mut SqliteConnection) -> Result<Policies, Problem
         load_items(conn, policies.entry(overlay).or_default(), overlay).await?;
     }
     for rule in rules::stored(conn).await? {
-        policies.entry(rule.facts.overlay).or_default().rules.insert(rule.id, rule);
+        policies.entry(rule.facts.overlay).or_default().rules.insert(rule.id, rule.into());
     }
     Ok(policies)
 }
@@ -198,7 +199,7 @@ pub(crate) async fn load_rules(
             policy.rules.remove(&id);
         }
         for rule in rules::within(conn, id..=id).await? {
-            policies.entry(rule.facts.overlay).or_default().rules.insert(id, rule);
+            policies.entry(rule.facts.overlay).or_default().rules.insert(id, rule.into());
         }
     }
     Ok(())
@@ -240,7 +241,7 @@ impl Policy {
                 self.network_policies.remove(id);
             }
             (ItemKey::Rule(id), Some(body)) => {
-                self.rules.insert(*id, rules::from_record(*id, overlay, body)?);
+                self.rules.insert(*id, rules::from_record(*id, overlay, body)?.into());
             }
             (ItemKey::Rule(id), None) => {
                 self.rules.remove(id);
@@ -261,7 +262,7 @@ impl Policy {
         let body = |policy: &NetworkPolicy| policy.manifest().to_string();
         let key = ItemKey::NetworkPolicy;
         compare(&self.network_policies, &after.network_policies, key, body, &mut changes);
-        compare(&self.rules, &after.rules, ItemKey::Rule, rules::record, &mut changes);
+        compare(&self.rules, &after.rules, ItemKey::Rule, |rule| rules::record(rule), &mut changes);
         changes
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sqlx::SqliteConnection;
@@ -21,7 +22,7 @@ use crate::types::{EntityName, NodeId, OverlayId, Revision, RuleId, Service, Tim
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRule {
     pub(crate) id: RuleId,
-    pub(crate) facts: RuleFacts,
+    pub(crate) facts: Arc<RuleFacts>,
     pub(crate) reason: Option<String>,
     pub(crate) revision: Revision,
     pub(crate) created: Timestamp,
@@ -98,7 +99,7 @@ pub(crate) async fn within(
             };
             Ok(StoredRule {
                 id: RuleId(*id),
-                facts,
+                facts: facts.into(),
                 reason: reason.clone(),
                 revision: Revision(u64::try_from(*revision).unwrap_or(0)),
                 created: time(*created),
@@ -143,7 +144,7 @@ struct Record {
 
 /// The rule as the journal keeps it: JSON.
 pub(crate) fn record(rule: &StoredRule) -> String {
-    let facts = rule.facts.clone();
+    let facts = RuleFacts::clone(&rule.facts);
     to_json(&Record {
         action: facts.action,
         from: End::of(&facts.from),
@@ -171,7 +172,7 @@ pub(crate) fn from_record(
     let record: Record = from_json(text, "rule of the past")?;
     Ok(StoredRule {
         id,
-        facts: RuleFacts {
+        facts: Arc::new(RuleFacts {
             overlay,
             action: record.action,
             from: record.from.bound()?,
@@ -182,7 +183,7 @@ pub(crate) fn from_record(
             not_after: record.not_after,
             is_audit: record.is_audit,
             name: record.name,
-        },
+        }),
         reason: record.reason,
         revision: record.revision,
         created: record.created,
@@ -255,7 +256,7 @@ pub(crate) async fn shown(conn: &mut SqliteConnection, id: RuleId) -> Result<Rul
 
 /// A stored rule as people see it.
 pub(crate) fn view(world: &World, stored: StoredRule) -> Rule {
-    let facts = stored.facts;
+    let facts = Arc::unwrap_or_clone(stored.facts);
     Rule {
         id: stored.id,
         name: facts.name.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::SqliteConnection;
 
-use super::{counter, secret};
+use super::{counter, secret, to_json};
 use crate::api::Problem;
 use crate::types::{NodeId, Secret, Serial};
 
@@ -38,36 +38,30 @@ pub(crate) async fn all(
 }
 
 /// Writes down the serials of tables that changed; addresses that were given back before wait for
-/// these nodes.
+/// these nodes. One statement for all of them: a change of labels may touch hundreds.
 pub(crate) async fn publish(
     conn: &mut SqliteConnection,
     changed: &BTreeMap<NodeId, (Serial, Secret)>,
 ) -> Result<(), Problem> {
-    let retires: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM retired_addresses WHERE published = 0)")
-            .fetch_one(&mut *conn)
-            .await?;
-    for (node, (serial, hash)) in changed {
-        sqlx::query(
-            "INSERT INTO node_tables (node, serial, hash) VALUES (?, ?, ?) \
-             ON CONFLICT (node) DO UPDATE SET serial = excluded.serial, hash = excluded.hash",
-        )
-        .bind(node.0)
-        .bind(counter(serial.0))
-        .bind(hash.expose().as_slice())
-        .execute(&mut *conn)
-        .await?;
-        if retires {
-            sqlx::query(
-                "INSERT OR REPLACE INTO retired_waits (overlay, address, node, serial) \
-                 SELECT overlay, address, ?, ? FROM retired_addresses WHERE published = 0",
-            )
-            .bind(node.0)
-            .bind(counter(serial.0))
-            .execute(&mut *conn)
-            .await?;
-        }
-    }
+    let rows: Vec<(NodeId, i64, &Secret)> =
+        changed.iter().map(|(node, (serial, hash))| (*node, counter(serial.0), hash)).collect();
+    let rows = to_json(&rows);
+    sqlx::query(
+        "INSERT INTO node_tables (node, serial, hash) \
+         SELECT value ->> 0, value ->> 1, unhex(value ->> 2) FROM json_each(?) WHERE true \
+         ON CONFLICT (node) DO UPDATE SET serial = excluded.serial, hash = excluded.hash",
+    )
+    .bind(&rows)
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query(
+        "INSERT OR REPLACE INTO retired_waits (overlay, address, node, serial) \
+         SELECT overlay, address, value ->> 0, value ->> 1 \
+         FROM retired_addresses, json_each(?) WHERE published = 0",
+    )
+    .bind(&rows)
+    .execute(&mut *conn)
+    .await?;
     sqlx::query("UPDATE retired_addresses SET published = 1 WHERE published = 0")
         .execute(&mut *conn)
         .await?;
@@ -79,13 +73,14 @@ pub(crate) async fn acknowledge(
     conn: &mut SqliteConnection,
     acknowledged: &BTreeMap<NodeId, Serial>,
 ) -> Result<(), Problem> {
-    for (node, serial) in acknowledged {
-        sqlx::query("UPDATE node_tables SET acknowledged = ? WHERE node = ? AND acknowledged < ?")
-            .bind(counter(serial.0))
-            .bind(node.0)
-            .bind(counter(serial.0))
-            .execute(&mut *conn)
-            .await?;
-    }
+    let rows: Vec<(NodeId, i64)> =
+        acknowledged.iter().map(|(node, serial)| (*node, counter(serial.0))).collect();
+    sqlx::query(
+        "UPDATE node_tables SET acknowledged = value ->> 1 FROM json_each(?) \
+         WHERE node = value ->> 0 AND acknowledged < value ->> 1",
+    )
+    .bind(to_json(&rows))
+    .execute(&mut *conn)
+    .await?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The whole of intent and inventory as `policy` sees it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sqlx::SqliteConnection;
 
@@ -9,11 +10,8 @@ use super::nodes::{self, NodeRecord};
 use super::policies::{self, Policies, Policy};
 use super::{namespaces, overlays, paths, secret};
 use crate::api::Problem;
-use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
-use crate::types::{LinkId, NodeId, OverlayId, Secret};
-
-/// What two nodes share for control messages, by (entity, SaP).
-type Links = BTreeMap<(NodeId, NodeId), (LinkId, Secret)>;
+use crate::policy::{Links, NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
+use crate::types::{LinkId, NodeId, OverlayId};
 
 /// Loads everything.
 pub(crate) async fn load(conn: &mut SqliteConnection) -> Result<World, Problem> {
@@ -32,8 +30,8 @@ pub(crate) async fn load_with(
     policies: &Policies,
 ) -> Result<World, Problem> {
     let nodes = nodes::all(conn).await?;
-    let nodes = nodes.into_iter().map(|(id, record)| (id, facts(record))).collect();
-    let links = links_of(conn, NodeId(0), NodeId(u32::MAX)).await?;
+    let nodes = nodes.into_iter().map(|(id, record)| (id, facts(record).into())).collect();
+    let links = links_of(conn, NodeId(0), NodeId(u32::MAX)).await?.into();
     with_intent(conn, nodes, links, policies).await
 }
 
@@ -51,12 +49,13 @@ pub(crate) async fn load_changed(
     let mut nodes = older.nodes.clone();
     for &id in ids {
         match nodes::one(conn, id).await? {
-            Some(record) => nodes.insert(id, facts(record)),
+            Some(record) => nodes.insert(id, facts(record).into()),
             None => nodes.remove(&id),
         };
     }
-    let mut links = older.links.clone();
+    let mut links = Arc::clone(&older.links);
     if !entities.is_empty() {
+        let links = Arc::make_mut(&mut links);
         links.retain(|(entity, _), _| !entities.contains(entity));
         for &entity in entities {
             links.append(&mut links_of(conn, entity, entity).await?);
@@ -68,20 +67,23 @@ pub(crate) async fn load_changed(
         policies::load_items(conn, policies.entry(overlay).or_default(), overlay).await?;
     }
     let world = with_intent(conn, nodes, links, &policies).await?;
+    // Reading everything takes as long as the fleet is large.
     #[cfg(debug_assertions)]
-    assert_eq!(
-        (&world, &policies),
-        (&load(conn).await?, &policies::all(conn).await?),
-        "a change that no trigger wrote down"
-    );
+    if world.nodes.len() < 300 {
+        assert_eq!(
+            (&world, &policies),
+            (&load(conn).await?, &policies::all(conn).await?),
+            "a change that no trigger wrote down"
+        );
+    }
     Ok((world, policies))
 }
 
 /// Loads what else there is: overlays and policies.
 async fn with_intent(
     conn: &mut SqliteConnection,
-    nodes: BTreeMap<NodeId, NodeFacts>,
-    links: Links,
+    nodes: BTreeMap<NodeId, Arc<NodeFacts>>,
+    links: Arc<Links>,
     policies: &Policies,
 ) -> Result<World, Problem> {
     let overlays = overlays::list(conn)
@@ -117,7 +119,7 @@ async fn with_intent(
 pub(crate) fn put_policy(world: &mut World, overlay: OverlayId, policy: &Policy) {
     world.rules.retain(|_, rule| rule.overlay != overlay);
     world.network_policies.retain(|_, facts| facts.overlay != overlay);
-    let rules = policy.rules.iter().map(|(id, rule)| (*id, rule.facts.clone()));
+    let rules = policy.rules.iter().map(|(id, rule)| (*id, Arc::clone(&rule.facts)));
     world.rules.extend(rules);
     let networks = policy
         .network_policies

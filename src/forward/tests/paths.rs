@@ -127,3 +127,22 @@ fn a_sap_knows_to_whom_it_sent_since_somebody_looked() {
     assert_eq!(sap.take_sent_to(), [id(B)].into());
     assert!(sap.take_sent_to().is_empty());
 }
+
+#[test]
+fn replies_go_back_over_a_sap_that_the_other_end_trusts_sooner() {
+    let world = World::new(vec![rule(1, A, B, &[])]);
+    let (b, flows) = (world.entity(B), table());
+    let (question, answer) = (world.udp(A, B, (9, 53)), world.udp(B, A, (53, 9)));
+    let hop = || match b.egress(0, &answer, &flows, at(0)) {
+        Verdict::Send { hop, .. } => hop,
+        Verdict::Drop(_) | Verdict::Deliver { .. } => panic!("not sent"),
+    };
+    b.set_alive(SAP, false);
+    let delivered = b.ingress(sap_endpoint(SAP), world.key(A, B), &question, &flows, at(0));
+    assert_eq!(delivered, Verdict::Deliver { overlay: 0 });
+    assert_eq!(hop(), sap_endpoint(SAP2), "it does not answer this end");
+    b.set_returning(SAP, true);
+    assert_eq!(hop(), sap_endpoint(SAP));
+    b.set_reaches(SAP, id(A), false);
+    assert_eq!(hop(), sap_endpoint(SAP2), "it has lost the other end");
+}

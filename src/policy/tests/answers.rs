@@ -1,6 +1,7 @@
 //! What `can` says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::api::admin::{CanAnswer, CanQuestion, PathNames};
 use crate::api::{Problem, ProblemCode};
@@ -137,7 +138,7 @@ fn the_overlay_is_the_one_they_share() {
     add_overlay(&mut world, six, "six", "fd70::/64");
     add_node(&mut world, NodeKind::Entity, 5, "loner");
     for (id, address) in [(1, "fd70::1"), (5, "fd70::5")] {
-        let facts = world.nodes.get_mut(&NodeId(id)).unwrap();
+        let facts = Arc::make_mut(world.nodes.get_mut(&NodeId(id)).unwrap());
         facts.addresses.insert(six, address.parse().unwrap());
     }
     let overlay = |from: &str, to: &str, overlay: Option<&str>| {
@@ -156,7 +157,7 @@ fn the_overlay_is_the_one_they_share() {
     let problem = overlay("web", "loner", Some("default")).unwrap_err();
     assert_eq!(problem.what, "loner is not a member of the overlay default");
 
-    let db = world.nodes.get_mut(&NodeId(2)).unwrap();
+    let db = Arc::make_mut(world.nodes.get_mut(&NodeId(2)).unwrap());
     db.addresses.insert(six, "fd70::2".parse().unwrap());
     let problem = ask(&world, "web", "db", "").unwrap_err();
     assert_eq!(problem.code, ProblemCode::Conflict);
@@ -167,7 +168,7 @@ fn the_overlay_is_the_one_they_share() {
 #[test]
 fn an_allowed_pair_without_a_path_is_warned_of() {
     let mut world = with_rules(&["allow web -> db", "allow web -> cache direct"]);
-    world.nodes.get_mut(&NodeId(3)).unwrap().endpoints.clear();
+    Arc::make_mut(world.nodes.get_mut(&NodeId(3)).unwrap()).endpoints.clear();
     assert!(ask(&world, "web", "db", "").unwrap().path.is_some());
     assert_eq!(
         why(&world, "web", "cache", ""),
@@ -176,7 +177,7 @@ fn an_allowed_pair_without_a_path_is_warned_of() {
     );
 
     for sap in [11, 12] {
-        world.nodes.get_mut(&NodeId(sap)).unwrap().serves.clear();
+        Arc::make_mut(world.nodes.get_mut(&NodeId(sap)).unwrap()).serves.clear();
     }
     let answer = ask(&world, "web", "db", "").unwrap();
     assert!(answer.allowed && answer.path.is_none());

@@ -1,5 +1,7 @@
 //! Which paths contradict each other.
 
+use std::sync::Arc;
+
 use crate::policy::testing::{NOW, O, add_entity, add_overlay, add_rule, add_sap, rule, town};
 use crate::policy::{RuleConflict, check_rule};
 use crate::types::{NodeId, OverlayId, RuleId};
@@ -89,7 +91,7 @@ fn chains_are_sound() {
 fn a_direct_pair_needs_endpoints_at_both_ends() {
     let mut world = town();
     add_entity(&mut world, 5, "mute", &["mute=1"]);
-    world.nodes.get_mut(&NodeId(5)).unwrap().endpoints.clear();
+    Arc::make_mut(world.nodes.get_mut(&NodeId(5)).unwrap()).endpoints.clear();
     for new in ["allow mute -> db direct", "allow db -> mute direct", "allow db <-> mute=1 direct"]
     {
         let error = check_rule(&world, &rule(&world, new), NOW).unwrap_err().to_string();

@@ -1,5 +1,7 @@
 //! Which SaP a pair goes over by default, and what is set for it.
 
+use std::sync::Arc;
+
 use crate::api::table::{OverlayTable, PathHops};
 use crate::policy::testing::{FakeKeys, NOW, O, add_rule, endpoint, town};
 use crate::policy::{Drain, PathSource, Paths, World, check_pair_path, compile};
@@ -12,11 +14,11 @@ const SAP1: NodeId = NodeId(11);
 const SAP2: NodeId = NodeId(12);
 
 fn label(world: &mut World, id: NodeId, label: &str) {
-    world.nodes.get_mut(&id).unwrap().labels.insert(label.parse().unwrap());
+    Arc::make_mut(world.nodes.get_mut(&id).unwrap()).labels.insert(label.parse().unwrap());
 }
 
 fn leg(world: &mut World, id: NodeId, sap: NodeId, micros: u32) {
-    world.nodes.get_mut(&id).unwrap().round_trips.insert(sap, micros);
+    Arc::make_mut(world.nodes.get_mut(&id).unwrap()).round_trips.insert(sap, micros);
 }
 
 /// The SaPs for a pair, which are the same in both directions.
@@ -58,7 +60,7 @@ fn hosts_go_before_zones_and_zones_before_round_trips() {
     assert_eq!(order(&world, WEB, DB), [SAP2, SAP1], "a zone each: round trips decide");
     assert_eq!(order(&world, WEB, CACHE), [SAP1, SAP2]);
 
-    world.nodes.get_mut(&SAP1).unwrap().endpoints = vec![endpoint(2)];
+    Arc::make_mut(world.nodes.get_mut(&SAP1).unwrap()).endpoints = vec![endpoint(2)];
     assert_eq!(order(&world, WEB, DB), [SAP1, SAP2], "on db's host");
 }
 
@@ -117,7 +119,7 @@ fn paths_that_nobody_could_take_are_refused() {
     assert!(!check(&world, PathHops::Via(vec![SAP1, SAP2, SAP1])), "a circle");
     assert!(!check(&world, PathHops::Via(vec![DB])), "no SaP");
     assert!(!check(&world, PathHops::Via(Vec::new())));
-    world.nodes.get_mut(&DB).unwrap().endpoints.clear();
+    Arc::make_mut(world.nodes.get_mut(&DB).unwrap()).endpoints.clear();
     assert!(!check(&world, PathHops::Direct), "nobody knows where db is");
 }
 
@@ -128,12 +130,12 @@ fn a_drained_sap_comes_last_and_then_gets_nothing() {
     label(&mut world, WEB, "zone=fra");
     label(&mut world, SAP1, "zone=fra");
 
-    world.nodes.get_mut(&SAP1).unwrap().drain = Drain::Leaving;
+    Arc::make_mut(world.nodes.get_mut(&SAP1).unwrap()).drain = Drain::Leaving;
     assert_eq!(order(&world, WEB, DB), [SAP2, SAP1], "though it is in the same zone");
     let web = table(&world, WEB);
     assert_eq!((web.default_saps, web.empty_saps), (vec![SAP2, SAP1], Vec::new()));
 
-    world.nodes.get_mut(&SAP1).unwrap().drain = Drain::Empty;
+    Arc::make_mut(world.nodes.get_mut(&SAP1).unwrap()).drain = Drain::Empty;
     let web = table(&world, WEB);
     assert_eq!((web.default_saps, web.empty_saps), (vec![SAP2, SAP1], vec![SAP1]));
 }

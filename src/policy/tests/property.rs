@@ -1,6 +1,7 @@
 //! Random worlds: tables, the evaluator, and a naive model written for this test say the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -239,7 +240,8 @@ fn check_pair(
     let candidates = path_between(world, overlay, from, to, NOW);
     let backwards = path_between(world, overlay, to, from, NOW);
     let has_own_path = world.rules.values().any(|rule| {
-        let along = |a, b| model::speaks(world, &RuleFacts { both: false, ..rule.clone() }, a, b);
+        let along =
+            |a, b| model::speaks(world, &RuleFacts { both: false, ..RuleFacts::clone(rule) }, a, b);
         rule.overlay == overlay
             && rule.path.is_some()
             && rule.not_after.is_none_or(|end| NOW < end)
@@ -396,7 +398,7 @@ proptest! {
         // The same members under another policy, or under one that differs in little.
         let mut other = World { network_policies: policy.network_policies, ..world.clone() };
         if few {
-            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, r.clone())).collect(), ..world.clone() };
+            other = World { rules: world.rules.iter().skip(1).map(|(i, r)| (*i, Arc::clone(r))).collect(), ..world.clone() };
         }
         let rotated = BTreeMap::from([((NodeId(1), NodeId(2)), vec![Generation(1)])]);
         let keys = FakeKeys { rotated };

@@ -26,7 +26,7 @@ fn world() -> World {
     for id in (1..=ENTITIES + 1).rev() {
         let kind = if id == SAP.0 { NodeKind::Sap } else { NodeKind::Entity };
         let node = add_node(&mut world, kind, 0, &format!("e{id}"));
-        let mut facts = world.nodes.remove(&node).unwrap();
+        let mut facts = Arc::unwrap_or_clone(world.nodes.remove(&node).unwrap());
         if id == SAP.0 {
             facts.serves.insert(O);
         } else {
@@ -34,7 +34,7 @@ fn world() -> World {
             facts.addresses.insert(O, [10, 70, high, low].into());
             facts.labels.insert(format!("app=a{}", id / APP).parse().unwrap());
         }
-        world.nodes.insert(NodeId(id), facts);
+        world.nodes.insert(NodeId(id), facts.into());
     }
     let apps = ENTITIES / APP;
     for number in 0..RULES {
@@ -42,7 +42,7 @@ fn world() -> World {
         let action = if number % 10 == 0 { "deny" } else { "allow" };
         let ports = if number % 20 == 0 { String::new() } else { format!(" tcp/{}", number + 1) };
         let rule = rule(&world, &format!("{action} app=a{from} -> app=a{to}{ports}"));
-        world.rules.insert(RuleId(number + 1), rule);
+        world.rules.insert(RuleId(number + 1), rule.into());
     }
     world
 }
@@ -68,7 +68,7 @@ fn a_world_of_two_thousand_is_compiled_in_time_and_a_change_touches_few() {
     assert!(named <= 2 * ENTITIES as usize, "{named} places in sets");
 
     let mut after = World::clone(&before);
-    after.rules.insert(RuleId(RULES + 1), rule(&before, "allow e1 -> e1999"));
+    after.rules.insert(RuleId(RULES + 1), rule(&before, "allow e1 -> e1999").into());
     let started = Instant::now();
     let new = Blueprint::new(Arc::new(after), NOW);
     let touched = new.touched_since(&old, &[]);

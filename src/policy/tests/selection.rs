@@ -1,6 +1,7 @@
 //! Whom selectors mean, and which pairs rules cover.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::policy::testing::{add_node, ids, name, rule, town};
 use crate::policy::{
@@ -56,9 +57,10 @@ fn a_rule_whose_entity_is_gone_dangles_and_its_name_inherits_nothing() {
     let bound = rule(&world, "allow web -> db");
     assert!(dangling(&world, &bound).is_empty());
 
-    let mut web = world.nodes.remove(&crate::types::NodeId(1)).unwrap();
+    let web = world.nodes.remove(&crate::types::NodeId(1)).unwrap();
+    let mut web = Arc::unwrap_or_clone(web);
     web.addresses = BTreeMap::from([(bound.overlay, "10.70.0.9".parse().unwrap())]);
-    world.nodes.insert(crate::types::NodeId(9), web);
+    world.nodes.insert(crate::types::NodeId(9), web.into());
 
     assert_eq!(dangling(&world, &bound), [name("web")]);
     assert_eq!(covered_pairs(&world, &bound), 0);

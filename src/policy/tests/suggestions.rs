@@ -1,6 +1,7 @@
 //! Suggestions cover what was seen, and allow nothing else.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -101,7 +102,7 @@ proptest! {
             network_policies: Default::default(),
             ..world.clone()
         };
-        after.nodes.values_mut().for_each(|facts| facts.is_quarantined = false);
+        after.nodes.values_mut().for_each(|facts| Arc::make_mut(facts).is_quarantined = false);
         for (number, rule) in (1..).zip(suggestion.rules) {
             prop_assert!(!matches!(rule.from, BoundSelector::Any));
             let facts = RuleFacts {
@@ -116,7 +117,7 @@ proptest! {
                 is_audit: false,
                 name: None,
             };
-            after.rules.insert(RuleId(number), facts);
+            after.rules.insert(RuleId(number), facts.into());
         }
         for from in 1..=ENTITIES {
             for to in 1..=ENTITIES {

@@ -26,7 +26,7 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
         let mut at = choice.index(kinds.iter().sum());
         if let Some(id) = nodes.iter().nth(at) {
             match change.nodes.get(id) {
-                Some(facts) => world.nodes.insert(*id, facts.clone()),
+                Some(facts) => world.nodes.insert(*id, Arc::clone(facts)),
                 None => world.nodes.remove(id),
             };
             continue;
@@ -34,14 +34,15 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
         at -= nodes.len();
         if let Some(id) = rules.iter().nth(at) {
             match change.rules.get(id) {
-                Some(rule) => world.rules.insert(*id, rule.clone()),
+                Some(rule) => world.rules.insert(*id, Arc::clone(rule)),
                 None => world.rules.remove(id),
             };
             continue;
         }
         at -= rules.len();
         if let Some(ends) = links.get(at) {
-            world.links.insert(*ends, (LinkId(999_999), Secret::new([7; 32])));
+            let links = Arc::make_mut(&mut world.links);
+            links.insert(*ends, (LinkId(999_999), Secret::new([7; 32])));
             continue;
         }
         at -= links.len();
@@ -154,7 +155,8 @@ fn where_an_entity_is_concerns_saps_and_those_who_talk_with_it_directly() {
     add_rule(&mut before, 1, "allow web -> db");
     add_rule(&mut before, 2, "allow web -> cache direct");
     let mut after = before.clone();
-    after.nodes.get_mut(&NodeId(1)).unwrap().endpoints = vec!["203.0.113.9:6080".parse().unwrap()];
+    Arc::make_mut(after.nodes.get_mut(&NodeId(1)).unwrap()).endpoints =
+        vec!["203.0.113.9:6080".parse().unwrap()];
 
     assert_eq!(touched(&before, &after, &[]), [1, 3, 11, 12]);
 }

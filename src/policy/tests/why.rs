@@ -1,6 +1,7 @@
 //! The commands that `can` and `why` propose.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::api::admin::{CanQuestion, PathNames, Semantics};
 use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, service, town};
@@ -42,10 +43,10 @@ fn the_commands_are_those_that_are_needed_and_no_more() {
     assert_eq!(commands(&world, "tcp/80"), ["ovctl policy revoke r-1"]);
 
     let web = NodeId(1);
-    world.nodes.get_mut(&web).unwrap().is_quarantined = true;
+    Arc::make_mut(world.nodes.get_mut(&web).unwrap()).is_quarantined = true;
     assert_eq!(commands(&world, "tcp/80"), ["ovctl entity release web", "ovctl policy revoke r-1"]);
 
-    world.nodes.get_mut(&web).unwrap().is_quarantined = false;
+    Arc::make_mut(world.nodes.get_mut(&web).unwrap()).is_quarantined = false;
     world.rules.remove(&RuleId(1));
     assert!(commands(&world, "tcp/80").is_empty(), "it is allowed");
 }
@@ -66,7 +67,8 @@ fn too_many_denials_are_left_to_people() {
 fn an_overlay_is_named_where_the_two_share_several() {
     let mut world = town();
     add_overlay(&mut world, OverlayId(9), "ops", "10.71.0.0/16");
-    for facts in world.nodes.values_mut().filter(|facts| facts.kind == NodeKind::Entity) {
+    let entities = world.nodes.values_mut().filter(|facts| facts.kind == NodeKind::Entity);
+    for facts in entities.map(Arc::make_mut) {
         let address = facts.addresses[&O];
         facts.addresses.insert(OverlayId(9), address);
     }
@@ -150,7 +152,7 @@ fn those_who_share_no_overlay_are_strangers_by_name_and_by_address() {
     let mut world = town();
     add_overlay(&mut world, OverlayId(2), "ops", "10.71.0.0/16");
     let loner = add_node(&mut world, NodeKind::Entity, 5, "loner");
-    let facts = world.nodes.get_mut(&loner).unwrap();
+    let facts = Arc::make_mut(world.nodes.get_mut(&loner).unwrap());
     facts.addresses.insert(OverlayId(2), "10.71.0.5".parse().unwrap());
     let ask = |from: &str, to: &str| {
         let (from, to) = (from.parse().unwrap(), to.parse().unwrap());

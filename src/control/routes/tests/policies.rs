@@ -437,7 +437,7 @@ async fn a_change_that_cuts_the_operators_own_way_needs_its_consent() {
     let way = Way { from: web, to: (db, 7443).into() };
     let token = world.token(json!({"role": "admin"})).await;
     let bearer = token.as_str().unwrap().split('.').nth(1).unwrap().to_owned();
-    let slot = crate::control::listen::slot_for_tests();
+    let slot = crate::control::listen::Slot::for_tests();
     let ask = async |path: &str, body: Value, way: Option<Way>| {
         let request = Request::builder()
             .method(Method::POST)
