@@ -144,7 +144,7 @@ impl RuleName {
             Self::ServiceElsewhere => "for a service port, not over an overlay",
             Self::ServiceTranslated => "for a service port that NAT put another port in front of",
             Self::ServiceForwarded => "for a service port, would have been handed on",
-            Self::OlderFlow => "from a service port, of a flow that is older than the guard",
+            Self::OlderFlow => "of a service, in a flow that is older than the guard",
             Self::Closed => "anything else from outside of overlays",
         }
     }
@@ -247,11 +247,9 @@ impl<'a> Draft<'a> {
 
     /// Replies are told by the tracked direction, not by the state: a flow that others started stays
     /// theirs for ever. What would make an older flow look like one of ours is dropped on its way out
-    /// ([`Self::older_flows`]).
+    /// ([`Self::older_flows`]); tracking begins a moment before the rules do, and a flow that was misread
+    /// in that moment is known by the port that somebody listened on then.
     fn replies_and_ssh(&mut self) {
-        for chain in [Chain::Input, Chain::Forward] {
-            self.add(chain, RuleName::OwnReplies, "ct direction reply", Verdict::Accept);
-        }
         let peers = self.intent.ssh_peers.iter().map(|&peer| Prefix::from(peer)).collect();
         let ports = numbers(&self.intent.ssh_ports);
         for (family, peers) in by_family(peers) {
@@ -260,6 +258,28 @@ impl<'a> Draft<'a> {
                 self.add(Chain::Input, RuleName::Ssh, &condition, Verdict::Accept);
             }
         }
+        if let Some(listening) = numbers(&self.closed_listening()) {
+            let misread = format!("tcp dport {listening} ct direction reply");
+            self.add(Chain::Input, RuleName::OlderFlow, &misread, Verdict::Drop);
+        }
+        for chain in [Chain::Input, Chain::Forward] {
+            self.add(chain, RuleName::OwnReplies, "ct direction reply", Verdict::Accept);
+        }
+    }
+
+    /// The TCP ports that are closed now and were listened on when the guard came.
+    fn closed_listening(&self) -> Vec<u16> {
+        let services = self.intent.services.by_protocol();
+        let tcp: Vec<_> = services
+            .filter(|(protocol, _)| *protocol == Protocol::Tcp)
+            .flat_map(|(_, ranges)| ranges)
+            .collect();
+        let is_closed = |port: u16| match self.intent.mode {
+            GuardMode::Off => false,
+            GuardMode::Ports => tcp.iter().any(|range| range.contains(port)),
+            GuardMode::All => true,
+        };
+        self.intent.listening.iter().copied().filter(|&port| is_closed(port)).collect()
     }
 
     fn close_services(&mut self) {

@@ -124,6 +124,18 @@ fn ssh_peers_go_before_what_closes_their_port_and_can_be_left_out() {
 }
 
 #[test]
+fn a_flow_that_was_misread_before_the_rules_came_is_none_of_ours() {
+    for (mode, closed) in [(GuardMode::Ports, "{ 443 }"), (GuardMode::All, "{ 22, 443 }")] {
+        let lines = shown(&intent(mode));
+
+        let misread = format!("tcp dport {closed} ct direction reply Drop");
+        let misread = place(&lines, &["Input older_flow", &misread]);
+        assert!(place(&lines, &["Input ssh"]) < misread);
+        assert!(misread < place(&lines, &["Input own_replies"]));
+    }
+}
+
+#[test]
 fn without_an_overlay_or_a_service_the_rules_are_still_rules() {
     let intent = Intent {
         members: Vec::new(),
