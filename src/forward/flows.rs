@@ -173,6 +173,11 @@ impl View {
         meta & 0xFF == 0
     }
 
+    /// What the quota counts the flow under.
+    fn starter(&self) -> (u64, u64, u64) {
+        self.key.starter(self.state.starter_is_lower())
+    }
+
     fn is_expired(&self, now: Now) -> bool {
         now.monotonic_millis.saturating_sub(self.seen_millis) >= self.state.phase().idle_millis()
     }
@@ -439,7 +444,7 @@ impl FlowTable {
                     2
                 } else if view.state.phase() == Phase::Tombstone {
                     5
-                } else if view.key.starter(view.state.starter_is_lower()) == starter {
+                } else if view.starter() == starter {
                     3
                 } else {
                     4
@@ -468,8 +473,7 @@ impl FlowTable {
         for _ in 0..RECLAIM_BUCKETS {
             at = at.wrapping_add(0x9E37_79B9_7F4A_7C15);
             for (slot, view) in views(self.bucket_at(at)) {
-                let is_own =
-                    !view.is_free() && view.key.starter(view.state.starter_is_lower()) == starter;
+                let is_own = !view.is_free() && view.starter() == starter;
                 let is_spared = spares_tombstones
                     && view.state.phase() == Phase::Tombstone
                     && !view.is_expired(now);
@@ -501,7 +505,7 @@ impl FlowTable {
     /// Takes a claimed slot's old content off the counts.
     fn forget(&self, view: &View) {
         if !view.is_free() {
-            let starter = view.key.starter(view.state.starter_is_lower());
+            let starter = view.starter();
             self.count_of(starter).fetch_sub(1, Ordering::Relaxed);
             self.occupied.fetch_sub(1, Ordering::Relaxed);
         }

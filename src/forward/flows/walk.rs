@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{FlowTable, Now, Phase, Slot, View};
+use super::{FlowTable, Now, Phase, Slot, View, views};
 use crate::wire::inner::Quoted;
 
 /// A flow counts as talking for so long after its last packet: longer than a TCP that lost one waits.
@@ -52,8 +52,7 @@ impl FlowTable {
     }
 
     fn entries(&self) -> impl Iterator<Item = (&Slot, View)> {
-        let views = self.slots.iter().filter_map(|slot| slot.view().map(|view| (slot, view)));
-        views.filter(|(_, view)| !view.is_free())
+        views(&self.slots).filter(|(_, view)| !view.is_free())
     }
 }
 
