@@ -1,7 +1,6 @@
 //! Drains SaPs: make before break. First those who start flows leave, and make their flows known to the SaPs
 //! they go to; when all have, those who reply leave, too.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +8,13 @@ use tokio::time::Instant;
 
 use super::live::Live;
 use super::publish::Hold;
-use super::server::{Server, now};
-use super::store::{self, nodes};
+use super::server::Server;
+use super::store::nodes;
 use crate::api::admin::{Enforcement, Pending};
 use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
-use crate::policy::{Drain, World};
-use crate::types::{NodeId, NodeKind};
+use crate::policy::{self, Drain, World};
+use crate::types::{NodeId, NodeKind, OverlayId};
 
 impl Server {
     /// Takes each drain as far as it can go at the moment.
@@ -26,20 +25,19 @@ impl Server {
         let gate = Arc::clone(&self.gate).lock_owned().await;
         // Somebody may have changed its mind while we waited.
         let ready = ready(&self.live());
+        if ready.is_empty() {
+            return Ok(());
+        }
         let mut transaction = self.store.write().await?;
         for sap in ready {
             nodes::set_drain(&mut transaction, sap, Drain::Empty).await?;
-            let name = self.live().world.nodes.get(&sap).map(|facts| facts.name.name.clone());
-            let action = format!("sap drain {} (all senders left)", name.unwrap_or_default());
-            let null = serde_json::Value::Null;
-            let done = store::Done { result: (), action, before: null.clone(), after: null };
-            let revision = store::revision(&mut transaction).await?;
-            store::audit::record(&mut transaction, revision, now(), "drain", &done).await?;
+            let name = super::rotation::name_of(&self.live().world, sap).name;
+            let action = format!("sap drain {name} (all senders left)");
+            self.record(&mut transaction, "drain", action).await?;
         }
         self.commit(transaction).await?;
         self.publish(Hold::Nobody).await?;
         drop(gate);
-        self.tick();
         Ok(())
     }
 
@@ -119,18 +117,15 @@ pub(crate) fn refuse_needed(world: &World, sap: NodeId) -> Result<(), Problem> {
             .why(format!("it is on the path that was set for {one} and {other}"))
             .fix(format!("ovctl path auto {one} {other}")));
     }
-    let mut others: BTreeMap<_, usize> = BTreeMap::new();
-    for (_, facts) in world.nodes.iter().filter(|(id, facts)| {
-        **id != sap && facts.kind == NodeKind::Sap && facts.drain == Drain::No
-    }) {
-        for overlay in &facts.serves {
-            *others.entry(*overlay).or_default() += 1;
-        }
-    }
+    let is_carried = |overlay: &OverlayId| {
+        world.nodes.iter().any(|(id, facts)| {
+            *id != sap && facts.drain == Drain::No && policy::carries(world, *id, *overlay)
+        })
+    };
     let serves = world.nodes.get(&sap).into_iter().flat_map(|facts| &facts.serves);
     let alone = serves.copied().find(|overlay| {
         let has_members = world.nodes.values().any(|facts| facts.addresses.contains_key(overlay));
-        has_members && !others.contains_key(overlay)
+        has_members && !is_carried(overlay)
     });
     match alone {
         None => Ok(()),

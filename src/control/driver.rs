@@ -9,12 +9,12 @@ use super::policies;
 use super::publish::Hold;
 use super::rotation;
 use super::routes::Refusal;
+use super::selection::overlay_name;
 use super::server::{Server, now, now_millis};
 use super::store::{self, Done, join, keys::RingRow, nodes};
 use crate::api::Problem;
 use crate::keys::rotation::{HURRY_MILLIS, Step};
-use crate::policy::World;
-use crate::types::{Name, NodeId, OverlayId, Timestamp};
+use crate::types::{NodeId, Timestamp};
 
 /// Least time between two looks: many acknowledgements make one.
 const REST: Duration = Duration::from_millis(100);
@@ -218,7 +218,7 @@ impl Server {
     }
 
     /// Records what the server did by itself.
-    async fn record(
+    pub(super) async fn record(
         &self,
         transaction: &mut store::WriteTransaction,
         actor: &str,
@@ -239,11 +239,6 @@ impl Server {
             .map(|(id, _)| live.pending(*id))
             .collect()
     }
-}
-
-/// An overlay's name.
-fn overlay_name(world: &World, id: OverlayId) -> Name {
-    world.overlays.get(&id).map(|facts| facts.name.clone()).unwrap_or_default()
 }
 
 /// In whole milliseconds.

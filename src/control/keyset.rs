@@ -49,10 +49,15 @@ impl Versions {
     fn of(row: &RingRow) -> Self {
         Self {
             accepted: row.ring.accepted(),
-            old_until: row.ring.old_until_millis().map(|end| Timestamp(end.div_ceil(1000))),
+            old_until: old_until(row),
             stamped: row.ring.stamped(),
         }
     }
+}
+
+/// When the old key ends, in whole seconds.
+fn old_until(row: &RingRow) -> Option<Timestamp> {
+    row.ring.old_until_millis().map(|end| Timestamp(end.div_ceil(1000)))
 }
 
 impl Keys {
@@ -196,7 +201,7 @@ impl KeySource for Keys {
     }
 
     fn old_until(&self, overlay: OverlayId, from: Option<NodeId>, to: NodeId) -> Option<Timestamp> {
-        Versions::of(self.rings.get(&(overlay, from, to))?).old_until
+        old_until(self.rings.get(&(overlay, from, to))?)
     }
 
     fn rotated_sources(&self, overlay: OverlayId, to: NodeId) -> Vec<NodeId> {

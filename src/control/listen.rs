@@ -108,7 +108,7 @@ pub async fn serve(
     router: axum::Router,
     stop: impl Future<Output = ()>,
 ) {
-    let places: Arc<Places> = Arc::default();
+    let (places, own) = (Arc::<Places>::default(), own_uid());
     let graceful = GracefulShutdown::new();
     tokio::pin!(stop);
     loop {
@@ -139,7 +139,7 @@ pub async fn serve(
                     let uid = stream.peer_cred().map(|peer| peer.uid());
                     let Ok(uid) = uid else { continue };
                     let watcher = graceful.watcher();
-                    if uid == 0 || uid == own_uid() || admins.contains(&uid) {
+                    if uid == 0 || uid == own || admins.contains(&uid) {
                         let origin = Origin::Unix { uid };
                         tokio::spawn(connection(stream, origin, router.clone(), watcher));
                     } else {

@@ -143,7 +143,7 @@ impl NodeState {
     }
 
     /// Takes what it measured; gives the round trips that count from now on, in microseconds, where they
-    /// are others than before.
+    /// are others than those that are written down: whoever fails to write them down is told again.
     pub(crate) fn measure(&mut self, world: &World, own: &NodeFacts) -> BTreeMap<NodeId, u32> {
         let mut changed = BTreeMap::new();
         for RoundTrip { sap, micros } in &self.round_trips {
@@ -156,14 +156,21 @@ impl NodeState {
                 .legs
                 .entry(*sap)
                 .or_insert_with(|| held.map_or_else(Leg::default, Leg::held_at));
-            if leg.measure(micros)
-                && let Some(step) = leg.held()
-                && held != Some(step)
-            {
+            leg.measure(micros);
+            if let Some(step) = leg.held().filter(|step| held != Some(*step)) {
                 changed.insert(*sap, step);
             }
         }
         changed
+    }
+
+    /// Notes that the node has the table of this serial. What it was never shown it cannot have applied.
+    pub(crate) fn acknowledge(&mut self, after: Serial) {
+        let shown = self.shown.as_ref().map_or(Serial(0), |table| table.serial);
+        if after > self.acknowledged && after <= shown {
+            self.acknowledged = after;
+            self.is_unsaved = true;
+        }
     }
 
     /// Takes a turn to bring news, one each `NEWS_EVERY`, so that a node that keeps changing its mind
@@ -212,7 +219,7 @@ pub(crate) struct Live {
     pub(crate) source: Option<Arc<Source>>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
-    /// The SaPs of each overlay in `world`.
+    /// The SaPs of each overlay in `world`; here because rotations ask also while `source` is away.
     pub(crate) saps: BTreeMap<OverlayId, Vec<NodeId>>,
     /// Who stamps keys of a destination, by the tables in force.
     pub(crate) senders: BTreeMap<(OverlayId, NodeId), Box<[NodeId]>>,
@@ -227,6 +234,9 @@ impl Live {
     /// calls it while nobody else can look, so that no step is ever taken for acknowledged by what was
     /// asked for an earlier one.
     pub(crate) fn note_asked(&mut self, older: &Keys) {
+        if std::ptr::eq(&*self.keys, older) {
+            return;
+        }
         let step = |row: &RingRow| (row.ring.step, row.ring.next);
         let serials = self.nodes.iter().map(|(id, node)| (*id, node.newest_serial()));
         let serials: Serials = Arc::new(serials.collect());

@@ -17,7 +17,7 @@ use crate::types::{NodeId, NodeKind, Secret, Serial};
 
 /// How long a source waits for SaPs and destinations. A source that comes too early loses a few
 /// packets; one that comes too late waits.
-const HOLD: Duration = Duration::from_secs(1);
+pub(super) const HOLD: Duration = Duration::from_secs(1);
 
 /// Whose new tables wait until SaPs and destinations have theirs.
 #[derive(Clone, Debug, PartialEq, Eq)]

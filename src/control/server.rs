@@ -22,7 +22,7 @@ use super::store::{self, Done, Store};
 use crate::api::admin::{Change, ChangeOptions, Enforcement};
 use crate::api::{Problem, ProblemCode};
 use crate::policy::World;
-use crate::types::{ApiVersion, Incarnation, Revision, Secret, Timestamp};
+use crate::types::{ApiVersion, Incarnation, NodeId, Revision, Secret, Timestamp};
 
 /// Longest that a change may ask to wait, so that a client cannot park connections.
 const WAIT_MAX: Duration = Duration::from_secs(300);
@@ -247,6 +247,18 @@ impl Draft {
             None => (Arc::default(), Arc::default(), Changes::All),
         };
         store::world::load_changed(&mut self.transaction, (&world, &policies), &changes).await
+    }
+
+    /// Refuses a direct path to or from an entity that sits behind a NAT.
+    ///
+    /// # Errors
+    ///
+    /// Which one does.
+    pub(crate) fn refuse_translated(
+        &self,
+        entities: impl IntoIterator<Item = NodeId>,
+    ) -> Result<(), Problem> {
+        self.server.live().refuse_translated(entities)
     }
 
     /// As [`Self::intent`], the world alone.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::evaluate::backwards;
 use super::select::{concerned_destinations, ends, is_in_force, rule_sources};
-use super::{RuleFacts, World};
+use super::{Drain, RuleFacts, World};
 use crate::api::table::PathHops;
 use crate::types::{EntityName, Name, NodeId, NodeKind, OverlayId, RuleId, Timestamp};
 
@@ -49,6 +49,12 @@ pub enum RuleConflict {
         sap: Name,
         /// The overlay.
         overlay: Name,
+    },
+    /// A SaP of its chain is drained: nothing is sent to it any more.
+    #[error("the path goes over {sap}, which is drained")]
+    Drained {
+        /// The SaP.
+        sap: Name,
     },
     /// A direct path to or from an entity that told nobody where it can be reached.
     #[error(
@@ -143,6 +149,9 @@ fn check_chain(
                 sap: name.clone(),
                 overlay: overlay_name.clone(),
             });
+        }
+        if facts.drain != Drain::No {
+            return Err(RuleConflict::Drained { sap: name.clone() });
         }
     }
     Ok(())

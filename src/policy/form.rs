@@ -5,8 +5,10 @@ use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Name, Service};
 
-/// Most services of a rule, and SaPs of a path.
+/// Most services of a rule.
 const SERVICES_MAX: usize = 64;
+
+/// Most SaPs of a path.
 const HOPS_MAX: usize = 8;
 
 /// Longest reason and longest name of a rule, in bytes.
@@ -46,12 +48,22 @@ fn check_sizes(rule: &RuleFacts, reason: Option<&str>) -> Result<(), Problem> {
     {
         return Err(usage("the rule's name cannot be", "1 to 100 bytes, no control characters"));
     }
-    if let Some(PathHops::Via(hops)) = &rule.path
-        && hops.len() > HOPS_MAX
-    {
-        return Err(usage("the path is too long", format!("it has at most {HOPS_MAX} SaPs")));
+    rule.path.as_ref().map_or(Ok(()), check_path_length)
+}
+
+/// Checks how long a path is.
+///
+/// # Errors
+///
+/// When it goes over too many SaPs.
+pub fn check_path_length(path: &PathHops) -> Result<(), Problem> {
+    match path {
+        PathHops::Via(hops) if hops.len() > HOPS_MAX => {
+            Err(usage("the path is too long", format!("it has at most {HOPS_MAX} SaPs"))
+                .fix("name fewer: --via sap1,sap2"))
+        }
+        PathHops::Via(_) | PathHops::Direct | PathHops::Elsewhere => Ok(()),
     }
-    Ok(())
 }
 
 fn check_ends(rule: &RuleFacts) -> Result<(), Problem> {

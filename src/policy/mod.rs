@@ -58,7 +58,7 @@ pub use document::{
 pub use evaluate::{Decision, PathSource, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
-pub use form::check_form;
+pub use form::{check_form, check_path_length};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;
 pub use kubernetes::NetworkPolicy;
@@ -76,7 +76,7 @@ pub use question::{Asked, asked, overlays_of, strangers};
 pub use reach::Reach;
 pub use scene::{RuleOrigin, Scene, twice};
 pub use select::{
-    concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,
+    carries, concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,
     rule_sources,
 };
 pub use span::NamedPorts;

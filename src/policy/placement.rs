@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::evaluate::default_saps;
 use super::leg::FIRST_STEP;
+use super::question::overlay_name;
 use super::{RuleFacts, World, is_in_force, members_of};
 use crate::api::path::{PlannedSite, SapPlan};
 use crate::api::table::Action;
@@ -40,35 +41,46 @@ fn choose(sites: &[Legs], pairs: &[(usize, usize)], count: usize) -> Vec<usize> 
         .collect();
     let mut chosen: Vec<usize> = Vec::new();
     while chosen.len() < count {
-        let free = (0..sites.len()).filter(|site| !chosen.contains(site));
-        let with = |site: usize| [chosen.as_slice(), &[site]].concat();
-        let Some(best) = free.min_by_key(|&site| (sum(&ways, &with(site)), site)) else { break };
+        let now = shortest(&ways, &chosen);
+        let sites = (0..ways.len()).filter(|site| !chosen.contains(site));
+        let Some(best) = sites.min_by_key(|&site| (with(&now, &ways[site]), site)) else { break };
         chosen.push(best);
     }
     for _ in 0..ROUNDS_MAX {
         let now = sum(&ways, &chosen);
-        let swaps = (0..chosen.len()).flat_map(|at| (0..sites.len()).map(move |site| (at, site)));
-        let swapped = |(at, site): (usize, usize)| {
-            let mut next = chosen.clone();
-            next[at] = site;
-            next
-        };
-        let free = swaps.filter(|(_, site)| !chosen.contains(site));
-        let best = free.min_by_key(|&swap| (sum(&ways, &swapped(swap)), swap));
-        match best {
-            Some(swap) if sum(&ways, &swapped(swap)) < now => chosen = swapped(swap),
+        let swaps = (0..chosen.len()).flat_map(|at| {
+            let others = shortest(&ways, &without(&chosen, at));
+            let sites = (0..ways.len()).filter(|site| !chosen.contains(site));
+            sites.map(|site| (with(&others, &ways[site]), at, site)).collect::<Vec<_>>()
+        });
+        match swaps.min() {
+            Some((then, at, site)) if then < now => chosen[at] = site,
             Some(_) | None => break,
         }
     }
     chosen
 }
 
+/// All but one.
+fn without(chosen: &[usize], at: usize) -> Vec<usize> {
+    [&chosen[..at], &chosen[at + 1..]].concat()
+}
+
+/// The shortest way of each pair over a chosen site, in microseconds.
+fn shortest(ways: &[Vec<u64>], chosen: &[usize]) -> Vec<u64> {
+    let pairs = ways.first().map_or(0, Vec::len);
+    let shortest = |pair: usize| chosen.iter().map(|&site| ways[site][pair]).min();
+    (0..pairs).map(|pair| shortest(pair).unwrap_or(u64::MAX)).collect()
+}
+
 /// The sum over all pairs of the shortest way over a chosen site, in microseconds.
 fn sum(ways: &[Vec<u64>], chosen: &[usize]) -> u64 {
-    let pairs = ways.first().map_or(0, Vec::len);
-    let shortest =
-        |pair: usize| chosen.iter().map(|&site| ways[site][pair]).min().unwrap_or(u64::MAX / 2);
-    (0..pairs).map(shortest).fold(0, u64::saturating_add)
+    shortest(ways, chosen).into_iter().fold(0, u64::saturating_add)
+}
+
+/// The same with one more site, given the ways without it.
+fn with(shortest: &[u64], more: &[u64]) -> u64 {
+    shortest.iter().zip(more).fold(0, |sum, (one, other)| sum.saturating_add(*one.min(other)))
 }
 
 /// Says where `count` SaPs of an overlay should stand, and what that would save.
@@ -156,7 +168,7 @@ pub fn plan_saps(
     let there_are: Vec<usize> = (0..saps.len()).collect();
     Ok(SapPlan {
         api_version: ApiVersion::V1,
-        overlay: world.overlays.get(&overlay).map(|facts| facts.name.clone()).unwrap_or_default(),
+        overlay: overlay_name(world, overlay),
         now_micros: mean(&there_are),
         then_micros: mean(&chosen),
         pairs: u64::try_from(pairs.len()).unwrap_or(u64::MAX),

@@ -276,6 +276,7 @@ impl Scene {
             | super::RuleConflict::Cycle { .. }
             | super::RuleConflict::NoSap { .. }
             | super::RuleConflict::NotServed { .. }
+            | super::RuleConflict::Drained { .. }
             | super::RuleConflict::NoEndpoint { .. } => conflict.to_string(),
         }
     }

@@ -168,7 +168,8 @@ pub(super) fn selects_outside(
 }
 
 /// Whether the SaP can carry packets of `overlay`: it is there, serves it, and can be reached.
-pub(super) fn carries(world: &World, sap: NodeId, overlay: OverlayId) -> bool {
+#[must_use]
+pub fn carries(world: &World, sap: NodeId, overlay: OverlayId) -> bool {
     world.nodes.get(&sap).is_some_and(|facts| {
         facts.kind == NodeKind::Sap
             && facts.serves.contains(&overlay)

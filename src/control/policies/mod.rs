@@ -34,7 +34,7 @@ use super::store::policies::{self, ItemChange, ItemKey, Policy, Stamp};
 use super::store::rules::StoredRule;
 use super::store::{Done, confirmations, world};
 use crate::api::admin::{Change, ChangeOptions};
-use crate::api::table::Action;
+use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
 use crate::policy::{self, BoundSelector, RuleConflict, RuleFacts, World};
 use crate::types::{Name, NodeId, OverlayId, RuleId};
@@ -136,6 +136,12 @@ impl PolicyDraft {
             let new = new_rules(changes.get(overlay).map_or(&[], Vec::as_slice));
             policy::check_paths(&world, *overlay, &new, now())
                 .map_err(|(rule, conflict)| conflict_problem(places, rule, &conflict))?;
+            let direct = new.iter().filter_map(|id| world.rules.get(id));
+            for rule in direct.filter(|rule| rule.path == Some(PathHops::Direct)) {
+                let mut ends = policy::rule_sources(&world, rule);
+                ends.extend(policy::concerned_destinations(&world, rule));
+                self.draft.refuse_translated(ends)?;
+            }
         }
         let settled = Settled { world, changes };
         let done = done(&settled);
@@ -212,13 +218,13 @@ fn written_ends(rule: &RuleFacts) -> (crate::types::Selector, crate::types::Sele
     (selection::as_written(&rule.from), selection::as_written(&rule.to))
 }
 
-/// Why a rule cannot be, in words and with what to do about it.
 /// What makes a path impossible, as a problem that begins with `what`.
 pub(crate) fn path_conflict(what: &str, conflict: &RuleConflict) -> Problem {
     let problem = conflict_problem(&BTreeMap::new(), RuleId(0), conflict);
     Problem { what: what.to_owned(), ..problem }
 }
 
+/// Why a rule cannot be, in words and with what to do about it.
 fn conflict_problem(
     places: &BTreeMap<RuleId, String>,
     rule: RuleId,
@@ -241,6 +247,9 @@ fn conflict_problem(
         }
         RuleConflict::NoSap { .. } | RuleConflict::NotServed { .. } => {
             fix.push_str("ovctl sap list shows which SaPs there are");
+        }
+        RuleConflict::Drained { sap } => {
+            fix = format!("name another SaP, or: ovctl sap undrain {sap}")
         }
         RuleConflict::NoEndpoint { .. } => fix.push_str("leave --direct out"),
     }

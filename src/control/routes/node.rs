@@ -106,12 +106,7 @@ pub(super) async fn table(
         state.polls += 1;
         state.poll_number += 1;
         state.seen = Some(now());
-        // What it was never shown it cannot have applied.
-        let shown = state.shown.as_ref().map_or(Serial(0), |table| table.serial);
-        if after > state.acknowledged && after <= shown {
-            state.acknowledged = after;
-            state.is_unsaved = true;
-        }
+        state.acknowledge(after);
         // It has this one; should it lose it, it is compiled again.
         if let Some(table) = state.shown.as_mut().filter(|table| table.serial == after) {
             table.kept = Kept::Nothing;
@@ -232,16 +227,8 @@ pub(super) async fn report(
         let held = world.nodes.get(&id).map(|own| state.measure(&world, own)).unwrap_or_default();
         let is_news =
             state.version != version || state.endpoints != report.endpoints || !held.is_empty();
-        if is_news {
-            let turn = state.take_turn();
-            if turn.is_none() {
-                // What was to be held is not written down: it is measured anew.
-                state.legs.clear();
-            }
-            (Some(turn.ok_or_else(restless)?), held)
-        } else {
-            (None, held)
-        }
+        let turn = if is_news { Some(state.take_turn().ok_or_else(restless)?) } else { None };
+        (turn, held)
     };
     if let Some(turn) = turn {
         tokio::time::sleep_until(turn).await;

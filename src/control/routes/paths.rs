@@ -78,10 +78,11 @@ pub(super) async fn set_path(
         }
     };
     if let Some(wanted) = &wanted {
+        policy::check_path_length(wanted)?;
         policy::check_pair_path(&world, overlay, [from, to], wanted)
             .map_err(|conflict| path_conflict("the path cannot be", &conflict))?;
         if *wanted == PathHops::Direct {
-            server.live().refuse_translated([from, to])?;
+            draft.refuse_translated([from, to])?;
         }
     }
     match &wanted {

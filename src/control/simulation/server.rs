@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::super::compile::Source;
+use super::super::driver::millis;
 use super::super::enforce::{self, Touched};
 use super::super::keyset::{Keys, RingId};
 use super::super::live::{Live, NodeState};
@@ -13,7 +14,7 @@ use super::super::publish::{self, Hold, Published};
 use super::super::rotation;
 use super::super::store::keys::RingRow;
 use super::packet::SERVICE;
-use crate::api::table::{Action, NodeTable};
+use crate::api::table::{Action, NodeTable, TableBody};
 use crate::keys::rotation::{Ring, Step};
 use crate::policy::{Blueprint, BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
 use crate::types::{
@@ -26,9 +27,6 @@ pub(super) const OVERLAY: OverlayId = OverlayId(1);
 
 /// How long old keys are accepted after their last sender has the new ones.
 pub(super) const GRACE_MILLIS: u64 = 2_000;
-
-/// How long sources wait for others, as in `publish`.
-const HOLD_MILLIS: u64 = 1_000;
 
 /// What survives a kill.
 #[derive(Clone, Debug, Default)]
@@ -277,7 +275,7 @@ impl Server {
             .map(|(id, serial)| (*id, *serial))
             .partition(|(id, _)| held.contains(id));
         if !later.is_empty() {
-            self.held.push((now + HOLD_MILLIS, first, later));
+            self.held.push((now + millis(publish::HOLD), first, later));
         }
         published
     }
@@ -303,10 +301,7 @@ impl Server {
     /// What a node gets that polls after `serial`, which it thereby acknowledges.
     pub(super) fn poll(&mut self, id: NodeId, after: Serial) -> Option<NodeTable> {
         let state = self.live.nodes.get_mut(&id)?;
-        let shown = state.shown.as_ref().map_or(Serial(0), |table| table.serial);
-        if after > state.acknowledged && after <= shown {
-            state.acknowledged = after;
-        }
+        state.acknowledge(after);
         let table = state.shown.as_ref().filter(|table| table.serial > after)?;
         let body = table.source.blueprint.table(&*table.source.keys, id)?;
         let (incarnation, serial) = (Incarnation("aa".to_owned()), table.serial);
@@ -314,16 +309,11 @@ impl Server {
         Some(NodeTable { api_version, incarnation, serial, revision, body })
     }
 
-    /// The newest serial of a node, and what its table would be if it were compiled anew.
-    pub(super) fn fresh(
-        &self,
-        id: NodeId,
-        now: u64,
-    ) -> (Serial, Option<crate::api::table::TableBody>) {
+    /// What a node's table would be if it were compiled anew.
+    pub(super) fn fresh(&self, id: NodeId, now: u64) -> Option<TableBody> {
         let (world, keys) = (&self.database.world, self.keys());
         let at = Timestamp((now + self.ahead_millis) / 1000);
-        let body = Blueprint::new(Arc::new(world.clone()), at).table(&keys, id);
-        (self.newest_serial(id), body)
+        Blueprint::new(Arc::new(world.clone()), at).table(&keys, id)
     }
 
     pub(super) fn revision(&self) -> u64 {

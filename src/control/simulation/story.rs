@@ -530,7 +530,7 @@ impl Story {
             return Err(format!("rotations never end: {:?}", self.server.rotating()));
         }
         for (id, node) in &self.nodes {
-            let (serial, body) = self.server.fresh(*id, self.now);
+            let (serial, body) = (self.server.newest_serial(*id), self.server.fresh(*id, self.now));
             let disk = node.disk.as_ref().ok_or(format!("{id} never got a table"))?;
             if disk.serial != serial || Some(&disk.body) != body.as_ref() {
                 let (had, due) = (lines(Some(&disk.body)), lines(body.as_ref()));

@@ -440,15 +440,22 @@ pub(crate) async fn delete(
             .why("its pairs would have no path")
             .fix(format!("ovctl policy revoke r-{rule}")));
         }
-        let pair: Option<(String, String)> = sqlx::query_as(
-            "SELECT a.name, b.name FROM pair_paths p, json_each(p.hops, '$.via') hop \
+        let pair: Option<(String, String, String, String)> = sqlx::query_as(
+            "SELECT a.namespace, a.name, b.namespace, b.name FROM pair_paths p, json_each(p.hops, '$.via') hop \
              JOIN nodes a ON a.id = p.low JOIN nodes b ON b.id = p.high \
              WHERE json_valid(p.hops) AND hop.value = ? LIMIT 1",
         )
         .bind(record.id.0)
         .fetch_optional(&mut *conn)
         .await?;
-        if let Some((one, other)) = pair {
+        if let Some((one_namespace, one, other_namespace, other)) = pair {
+            let full = |namespace: &str, name: &str| -> Result<EntityName, Problem> {
+                Ok(EntityName {
+                    namespace: parsed(namespace, "namespace")?,
+                    name: parsed(name, "name")?,
+                })
+            };
+            let (one, other) = (full(&one_namespace, &one)?, full(&other_namespace, &other)?);
             return Err(Problem::new(
                 ProblemCode::Conflict,
                 format!(

@@ -1,6 +1,11 @@
 //! Paths at the server: what nodes measure, what operators set and ask.
 
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::api::node::RoundTrip;
+use crate::policy::NodeFacts;
+use crate::types::NodeId;
 
 /// An overlay with two SaPs and two entities that may talk; gives the credentials of the entities.
 async fn town() -> (World, [String; 2], [u64; 2]) {
@@ -123,8 +128,54 @@ async fn the_last_sap_is_not_drained() {
     assert_eq!((status, &value["result"]["drain"]), (StatusCode::OK, &json!("leaving")));
     let (status, value) = world.post("/v1/saps/s2/drain", json!({"on": true})).await;
     assert_problem(status, &value, 409, "no other SaP serves");
+    let over_s1 = json!({"from": "web", "to": "db", "path": {"via": ["s1"]}});
+    let (status, value) = world.post("/v1/paths", over_s1.clone()).await;
+    assert_problem(status, &value, 409, "ovctl sap undrain s1");
+    let (status, value) = world
+        .post(
+            "/v1/rules",
+            json!({"action": "allow", "from": "db", "to": "web", "path": {"via": ["s1"]}}),
+        )
+        .await;
+    assert_problem(status, &value, 409, "ovctl sap undrain s1");
     let (status, value) = world.post("/v1/saps/s1/drain", json!({"on": false})).await;
     assert_eq!((status, &value["result"]["drain"]), (StatusCode::OK, &Value::Null));
+    let (status, value) = world.post("/v1/paths", over_s1).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+}
+
+#[tokio::test]
+async fn a_path_has_eight_saps_at_most() {
+    let (world, ..) = town().await;
+    for number in 3..10 {
+        world.join(&format!("s{number}"), "sap", json!({})).await;
+    }
+    let names: Vec<_> = (1..10).map(|number| format!("s{number}")).collect();
+    let set = |names: &[String]| json!({"from": "web", "to": "db", "path": {"via": names}});
+
+    let (status, value) = world.post("/v1/paths", set(&names)).await;
+    assert_problem(status, &value, 400, "at most 8 SaPs");
+    let (status, value) = world.post("/v1/paths", set(&names[..8])).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+}
+
+#[tokio::test]
+async fn a_round_trip_that_was_not_written_down_is_named_again() {
+    let (world, _, [s1, _]) = town().await;
+    let mut live = world.server.live();
+    let facts = Arc::clone(&live.world);
+    let (id, own) =
+        facts.nodes.iter().find(|(_, facts)| facts.name.name.as_str() == "web").unwrap();
+    let sap = NodeId(u32::try_from(s1).unwrap());
+    let state = live.nodes.get_mut(id).unwrap();
+    state.round_trips = vec![RoundTrip { sap, micros: Some(40_000) }];
+
+    let named: Vec<bool> = (0..4).map(|_| state.measure(&facts, own).contains_key(&sap)).collect();
+    assert_eq!(named, [false, true, true, true]);
+
+    let step = state.measure(&facts, own)[&sap];
+    let written = NodeFacts { round_trips: BTreeMap::from([(sap, step)]), ..(**own).clone() };
+    assert!(state.measure(&facts, &written).is_empty());
 }
 
 #[tokio::test]
@@ -148,4 +199,14 @@ async fn a_direct_path_to_an_entity_behind_a_nat_is_refused() {
     let rule = json!({"action": "allow", "from": "web", "to": "db", "path": "direct"});
     let (status, value) = world.post("/v1/rules", rule).await;
     assert_problem(status, &value, 409, "203.0.113.9:4000");
+    let file = |path: &str| {
+        let text = format!(
+            "apiVersion: ovmesh/v1\nkind: Policy\nrules:\n  - {{action: allow, from: web, to: db{path}}}\n"
+        );
+        json!({"files": [{"source": "p.yaml", "text": text}]})
+    };
+    let (status, value) = world.post("/v1/policy/apply", file(", path: direct")).await;
+    assert_problem(status, &value, 409, "203.0.113.9:4000");
+    let (status, value) = world.post("/v1/policy/apply", file("")).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
 }
