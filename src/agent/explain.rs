@@ -176,7 +176,7 @@ fn path(known: &Known<'_>, row: &Row, peer: &str) -> (StageState, String) {
             ),
             Some(_) | None => (StageState::Ok, format!("{} → {peer}", chain(saps))),
         },
-        Way::AnyOf(saps) => match saps.iter().find(|sap| answers(sap)) {
+        Way::AnyOf { saps, takes } => match takes.as_ref().filter(|sap| answers(sap)) {
             Some(sap) => (StageState::Ok, format!("{} → {peer}", name(sap))),
             None => {
                 let all = saps.iter().map(name).collect::<Vec<_>>().join(", ");

@@ -188,18 +188,12 @@ impl Probes {
         let (counter, message) = control::decode(datagram, &link.secret)?;
         let is_lost = |about: NodeId| {
             let found = self.links.values().find(|link| link.peer == about);
-            found.is_none_or(|link| link.hearing.is_silent())
+            found.is_none_or(|link| link.hearing.is_silent(now))
         };
-        let is_asked_after_lost = match message {
-            Message::EchoRequest(Echo { about: Some(about), .. }) => is_lost(about),
-            Message::EchoRequest(_)
-            | Message::EchoReply(_)
-            | Message::Denied(_)
-            | Message::Refused(_)
-            | Message::TooBig(_)
-            | Message::NoPath(_)
-            | Message::Started(_) => false,
-        };
+        let is_asked_after_lost = matches!(
+            message,
+            Message::EchoRequest(Echo { about: Some(about), .. }) if is_lost(about)
+        );
         let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
         match (message, &mut link.prober) {
             // A SaP answers and asks nothing; an entity asks and answers nothing: so neither's own
@@ -287,11 +281,8 @@ impl Probes {
 
     /// Time passed. Extra calls are harmless.
     pub fn handle_timeout(&mut self, now: Duration) {
-        for link in self.links.values_mut() {
-            match &mut link.prober {
-                Some(prober) => prober.handle_timeout(now),
-                None => link.hearing.handle_timeout(now),
-            }
+        for prober in self.links.values_mut().filter_map(|link| link.prober.as_mut()) {
+            prober.handle_timeout(now);
         }
     }
 

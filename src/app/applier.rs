@@ -146,12 +146,11 @@ impl Applier<'_> {
                 control_loop::apply(&next, change);
             }
         }
-        let has_moved = self.in_force.as_ref().is_none_or(|old| !are_ways_alike(old, &table));
+        let before = control_loop::started(shared);
         shared.publisher.publish(next);
-        if has_moved {
-            // Before the table is acknowledged: then nothing stands in the way of replies.
-            control_loop::announce(shared, &shared.publisher.current());
-        }
+        // Before the table is acknowledged: then nothing stands in the way of replies.
+        let moved = control_loop::started(shared);
+        control_loop::announce(shared, moved.iter().filter(|flow| !before.contains(flow)));
         shared.control_due.notify_one();
         shared.facts().table = Some(TableStatus {
             serial: table.serial,
@@ -330,21 +329,4 @@ impl Applier<'_> {
         }
         node::note(&line);
     }
-}
-
-/// Whether both tables prefer the same SaPs for the same members.
-fn are_ways_alike(one: &NodeTable, two: &NodeTable) -> bool {
-    let ways = |table: &NodeTable| {
-        let overlays = table.body.overlays.iter();
-        let ways = overlays.map(|overlay| {
-            let preferences = overlay.preferences.iter().map(|row| {
-                let with = overlay.sets.get(row.with as usize).into_iter().flatten();
-                let member = |at: &u32| Some(overlay.members.get(*at as usize)?.id);
-                (with.filter_map(member).collect::<Vec<_>>(), row.saps.clone())
-            });
-            (overlay.default_saps.clone(), preferences.collect(), overlay.empty_saps.clone())
-        });
-        ways.collect::<Vec<(_, Vec<_>, _)>>()
-    };
-    ways(one) == ways(two)
 }

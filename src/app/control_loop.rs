@@ -9,6 +9,7 @@ use crate::agent::notices;
 use crate::agent::probes::{Change, Heard, Probes};
 use crate::dataplane::{self, ControlPort, Way};
 use crate::forward::Snapshot;
+use crate::types::NodeId;
 use crate::wire::control::Message;
 use crate::wire::notice::NoPath;
 
@@ -64,11 +65,9 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
         if is_look {
             looked = now;
             probes.handle_sent(&shared.publisher.current().take_sent_to(), now);
-        }
-        probes.handle_timeout(now);
-        if is_look {
             tell_senders(shared, &mut probes, now);
         }
+        probes.handle_timeout(now);
         for transmit in std::iter::from_fn(|| probes.poll_transmit(now)).take(BURST) {
             // The next echo makes up for one that the kernel refused.
             if let Err(error) = port.send(transmit.to, &transmit.bytes) {
@@ -83,17 +82,25 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
                 note(change);
                 apply(&snapshot, change);
             }
-            announce(shared, &snapshot);
+            announce(shared, &started(shared));
             shared.report_soon();
         }
     }
 }
 
+/// The flows that this host started, each with the SaP that it goes to now.
+pub(crate) fn started(shared: &Shared) -> Vec<(NodeId, Message)> {
+    notices::started(&shared.publisher.current(), shared.flows(), dataplane::now())
+}
+
 /// Makes flows that this host started known to the SaPs that they go to now: replies may come by there
 /// before the next packet of ours does.
-pub(crate) fn announce(shared: &Shared, snapshot: &Snapshot) {
-    for (sap, started) in notices::started(snapshot, shared.flows(), dataplane::now()) {
-        shared.notify(sap, &started);
+pub(crate) fn announce<'a>(
+    shared: &Shared,
+    started: impl IntoIterator<Item = &'a (NodeId, Message)>,
+) {
+    for (sap, started) in started {
+        shared.notify(*sap, started);
     }
 }
 

@@ -170,11 +170,6 @@ impl Shared {
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The server should hear something soon.
-    pub(crate) fn ask_for_report(&self) {
-        self.health.poke();
-    }
-
     pub(crate) fn sightings(&self) -> MutexGuard<'_, Sightings> {
         self.sightings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,12 +187,12 @@ impl Shared {
 
     /// What is known here of a flow that this host would start.
     fn why(&self, question: &LocalQuestion) -> Result<LocalWhy, Problem> {
-        let (status, names) = (self.status(), Arc::clone(&self.facts().names));
+        let Facts { names, table, .. } = self.facts().clone();
         let known = Known {
-            name: &status.name,
+            name: &self.identity.name,
             names: &names,
-            saps: &status.saps,
-            table: status.table.as_ref(),
+            saps: &self.saps(),
+            table: table.as_ref(),
             denials: self.denied(Some(HumanDuration(LATELY))).items,
             now: clock::wall(),
         };
@@ -212,8 +207,7 @@ impl Shared {
         self.probes().peers(self.now())
     }
 
-    fn status(&self) -> NodeStatus {
-        let facts = self.facts().clone();
+    fn saps(&self) -> Vec<SapStatus> {
         let saps = self.peers().into_iter().map(|peer| SapStatus {
             id: peer.peer,
             name: peer.name,
@@ -221,6 +215,11 @@ impl Shared {
             alive: peer.is_alive,
             round_trip_micros: peer.round_trip.map(micros),
         });
+        saps.collect()
+    }
+
+    fn status(&self) -> NodeStatus {
+        let facts = self.facts().clone();
         let ways: &[Way] = match self.identity.kind {
             NodeKind::Entity => &[Way::Egress, Way::Ingress],
             NodeKind::Sap => &[Way::Transit],
@@ -240,7 +239,7 @@ impl Shared {
             table: facts.table,
             endpoints: facts.endpoints,
             overlays: facts.overlays,
-            saps: saps.collect(),
+            saps: self.saps(),
             packets: ways.iter().map(moved).collect(),
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),

@@ -38,7 +38,7 @@ pub(super) fn run(options: RunOptions) -> Result<(), Problem> {
             stop_unit()?;
         } else if settings.socket.exists() {
             // It may be gone before it has answered, or have died long ago: what counts is the lock.
-            if let Err(problem) = cli::guard::order(settings.socket.clone(), &Order::Down).await {
+            if let Err(problem) = cli::guard::order(Some(&settings.socket), &Order::Down).await {
                 tracing::debug!(%problem, "no answer");
             }
         }
@@ -66,19 +66,21 @@ async fn released(settings: &Settings) -> Result<StateDir, Problem> {
 ///
 /// # Errors
 ///
-/// What cannot be taken away.
+/// What cannot be taken away, the first of it; the rest is.
 pub(super) async fn sweep(state: &StateDir) -> Result<(), Problem> {
     let network = Network::open().map_err(node::failed)?;
+    let mut routes = Ok(());
     if let (Some(table), _) = state.table() {
         for overlay in &table.body.overlays {
-            network.remove_unreachable(overlay.cidr).await.map_err(node::failed)?;
+            routes = routes.and(network.remove_unreachable(overlay.cidr).await);
         }
     }
-    // A machine without nft never had a guard.
-    match guard::sweep() {
+    let guard = match guard::sweep() {
+        // A machine without nft never had one.
         Err(error) if guard::is_missing(&error) => Ok(()),
-        swept => swept.map_err(node::failed),
-    }
+        swept => swept,
+    };
+    routes.and(guard).map_err(node::failed)
 }
 
 /// Whether systemd runs the daemon: it would start it again.

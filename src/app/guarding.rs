@@ -205,9 +205,14 @@ impl Guarding {
         devices: &BTreeMap<OverlayId, String>,
         server: Option<SocketAddr>,
     ) -> Intent {
-        let towards: Vec<IpAddr> =
-            hops(table).chain(server).map(|to| to.ip().to_canonical()).collect();
-        let uplinks = self.network.uplinks(&towards).await.unwrap_or_default();
+        let uplinks = match mode {
+            GuardMode::Off => Vec::new(),
+            GuardMode::Ports | GuardMode::All => {
+                let towards: Vec<IpAddr> =
+                    hops(table).chain(server).map(|to| to.ip().to_canonical()).collect();
+                self.network.uplinks(&towards).await.unwrap_or_default()
+            }
+        };
         let typed = std::env::var("SSH_CONNECTION").ok();
         let sockets = self.sockets.get_or_insert_with(|| guard::sockets(typed.as_deref()));
         let spared = if self.settings.lock_ssh { Vec::new() } else { sockets.ssh_peers.clone() };

@@ -25,6 +25,6 @@ pub(crate) async fn run(shared: &Shared) {
                 "somebody guesses at a key: new flows of this pair are refused for seconds at a time"
             );
         }
-        shared.ask_for_report();
+        shared.report_soon();
     }
 }

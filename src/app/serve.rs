@@ -128,7 +128,8 @@ pub async fn run(
     init_log(args.log.clone(), None, false)?;
     let config = config(args, socket)?;
     if let Err(error) = limits::raise_open_files() {
-        tracing::warn!(%error, "the limit of open files stays as it is: so many nodes can connect");
+        tracing::warn!(%error, "the limit of open files stays as it is, and no more nodes than that can connect: \
+             raise it with LimitNOFILE= or ulimit -n");
     }
     let network = Network::open().map_err(failed)?;
     let host_addresses = network.global_addresses(is_overlay_device).await.map_err(failed)?;

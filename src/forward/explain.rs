@@ -37,8 +37,13 @@ pub enum Way {
     Direct(Option<SocketAddr>),
     /// Through these SaPs, in order.
     Via(Vec<NodeId>),
-    /// Through one of these, the first that answers.
-    AnyOf(Vec<NodeId>),
+    /// Through one of these.
+    AnyOf {
+        /// All that carry the pair.
+        saps: Vec<NodeId>,
+        /// The one that packets go to now.
+        takes: Option<NodeId>,
+    },
     /// There is none.
     Nowhere,
 }
@@ -77,7 +82,10 @@ impl Snapshot {
                 }
                 Route::Via(chain) => Way::Via((0..).map_while(|at| chain.at(at)).collect()),
                 Route::Default if overlay.default_saps.is_empty() => Way::Nowhere,
-                Route::Default => Way::AnyOf(overlay.saps_for(to).to_vec()),
+                Route::Default => Way::AnyOf {
+                    saps: overlay.saps_for(to).to_vec(),
+                    takes: self.best_sap(overlay, to, None),
+                },
                 Route::Elsewhere => Way::Nowhere,
             },
             ruling: asked.map(|(protocol, port)| {

@@ -88,7 +88,12 @@ impl Snapshot {
 
     /// Of the SaPs that may carry a pair those come first that answer and have not lost the other end;
     /// among them the one that `mark` names.
-    fn best_sap(&self, overlay: &Overlay, to: u32, mark: Option<HopMark>) -> Option<NodeId> {
+    pub(super) fn best_sap(
+        &self,
+        overlay: &Overlay,
+        to: u32,
+        mark: Option<HopMark>,
+    ) -> Option<NodeId> {
         let has_endpoint =
             |sap: &NodeId| self.sap(*sap).is_some_and(|sap| !sap.info.endpoints.is_empty());
         let usable = || overlay.saps_for(to).iter().copied().filter(has_endpoint);
@@ -105,11 +110,10 @@ impl Snapshot {
             })
         };
         let replying = || open().filter(answers).filter(|&sap| overlay.reaches(sap, to));
-        replying()
-            .find(is_marked)
+        mark.and_then(|_| replying().find(is_marked))
             .or_else(|| reaching().next())
             // Whoever all of them have lost may be back before they say so.
-            .or_else(|| live().find(is_marked))
+            .or_else(|| mark.and_then(|_| live().find(is_marked)))
             .or_else(|| live().next())
             .or_else(|| open().next())
             .or_else(|| usable().next())

@@ -237,14 +237,6 @@ impl Snapshot {
         self.known.contains(&canonical(outer))
     }
 
-    /// Takes over what `older` knows of the SaPs that both have. Call it before publishing, so that
-    /// a new table does not bring a dead SaP back.
-    pub fn adopt_liveness(&self, older: &Self) {
-        for sap in &older.saps {
-            self.set_alive(sap.info.id, sap.is_alive.load(Ordering::Relaxed));
-        }
-    }
-
     /// The overlays, by the number that verdicts use.
     pub fn overlays(&self) -> impl ExactSizeIterator<Item = &OverlayInfo> {
         self.overlays.iter().map(|overlay| &overlay.info)

@@ -86,7 +86,11 @@ impl Socket {
         let status = Arc::new(status);
         let answer = move || {
             let status = Arc::clone(&status);
-            async move { Json(status()) }
+            async move {
+                // It may run another program, to count what the guard matched.
+                let status = tokio::task::spawn_blocking(move || status()).await;
+                status.map(Json).map_err(|_| refusal(ended()))
+            }
         };
         let denied = Arc::new(denied);
         let denials = move |Query(asked): Query<Asked>| {
@@ -171,7 +175,11 @@ async fn pass_on(orders: Option<mpsc::Sender<Ordered>>, order: Order) -> Result<
     let nobody = || Problem::new(ProblemCode::NotFound, "this program takes no orders");
     let (outcome, answer) = oneshot::channel();
     orders.ok_or_else(nobody)?.send((order, outcome)).await.map_err(|_| nobody())?;
-    answer.await.map_err(|_| Problem::new(ProblemCode::Failed, "the daemon is stopping"))?
+    answer.await.map_err(|_| ended())?
+}
+
+fn ended() -> Problem {
+    Problem::new(ProblemCode::Failed, "the daemon is stopping")
 }
 
 /// A problem as an answer.

@@ -16,7 +16,6 @@ const TELL_EVERY: Duration = Duration::from_millis(300);
 pub struct Hearing {
     /// The first packet for it since it was heard.
     waits_since: Option<Duration>,
-    is_silent: bool,
     /// Somebody sends to it, and was not told yet.
     is_wanted: bool,
     told: Option<Duration>,
@@ -34,22 +33,16 @@ impl Hearing {
         self.is_wanted = true;
     }
 
-    /// Time passed. Extra calls are harmless.
-    pub fn handle_timeout(&mut self, now: Duration) {
-        self.is_silent =
-            self.waits_since.is_some_and(|since| now.saturating_sub(since) >= SILENT_AFTER);
-    }
-
     /// Whether it is silent though packets went to it.
     #[must_use]
-    pub fn is_silent(&self) -> bool {
-        self.is_silent
+    pub fn is_silent(&self, now: Duration) -> bool {
+        self.waits_since.is_some_and(|since| now.saturating_sub(since) >= SILENT_AFTER)
     }
 
     /// Whether those who send to it have to be told now.
     pub fn poll_tell(&mut self, now: Duration) -> bool {
         let is_due = self.told.is_none_or(|told| now.saturating_sub(told) >= TELL_EVERY);
-        let tells = self.is_silent && self.is_wanted && is_due;
+        let tells = self.is_silent(now) && self.is_wanted && is_due;
         if tells {
             self.is_wanted = false;
             self.told = Some(now);
@@ -77,7 +70,6 @@ mod tests {
             if sends(now) {
                 hearing.handle_sent(ms(now));
             }
-            hearing.handle_timeout(ms(now));
             if hearing.poll_tell(ms(now)) {
                 told.push(now);
             }

@@ -78,37 +78,21 @@ impl Denied {
             Refuser::Sap => 1,
             Refuser::Destination => 2,
         };
-        let flow = &self.flow;
-        let mut body = [0; DENIED_LEN];
-        let parts: [&[u8]; 6] = [
-            &[*code, who, flow.protocol, 0],
-            &self.sequence.to_be_bytes(),
-            &flow.source_port.to_be_bytes(),
-            &flow.destination_port.to_be_bytes(),
-            &mapped(flow.source),
-            &mapped(flow.destination),
-        ];
-        fill(&mut body, parts);
-        Some(body)
+        let [q0, q1, q2, q3] = self.sequence.to_be_bytes();
+        let head = [*code, who, self.flow.protocol, 0, q0, q1, q2, q3];
+        Some(behind(head, &self.flow))
     }
 
     pub(super) fn decode(body: &[u8; DENIED_LEN]) -> Result<Self, DropReason> {
-        let (&[code, who, protocol, _, q0, q1, q2, q3, s0, s1, d0, d1], rest) =
-            body.split_first_chunk::<12>().ok_or(DropReason::ControlType)?;
-        let (source, destination) = addresses(rest)?;
+        let (&[code, who, protocol, _, q0, q1, q2, q3], flow) =
+            body.split_first_chunk::<8>().ok_or(DropReason::ControlType)?;
+        let flow = flow_of(protocol, flow)?;
         let (_, reason) =
             REASONS.into_iter().find(|(known, _)| *known == code).ok_or(DropReason::ControlType)?;
         let by = match who {
             1 => Refuser::Sap,
             2 => Refuser::Destination,
             _ => return Err(DropReason::ControlType),
-        };
-        let flow = Quoted {
-            source,
-            destination,
-            protocol,
-            source_port: u16::from_be_bytes([s0, s1]),
-            destination_port: u16::from_be_bytes([d0, d1]),
         };
         Ok(Self { reason, by, flow, sequence: u32::from_be_bytes([q0, q1, q2, q3]) })
     }
@@ -143,9 +127,19 @@ impl NoPath {
 
 /// A flow as its opening packet names it.
 pub(super) fn encode_flow(flow: &Quoted) -> [u8; DENIED_LEN] {
+    behind([flow.protocol, 0, 0, 0, 0, 0, 0, 0], flow)
+}
+
+pub(super) fn decode_flow(body: &[u8; DENIED_LEN]) -> Result<Quoted, DropReason> {
+    let (&[protocol, ..], flow) = body.split_first_chunk::<8>().ok_or(DropReason::ControlType)?;
+    flow_of(protocol, flow)
+}
+
+/// A head, and the flow but for its protocol.
+fn behind(head: [u8; 8], flow: &Quoted) -> [u8; DENIED_LEN] {
     let mut body = [0; DENIED_LEN];
     let parts: [&[u8]; 5] = [
-        &[flow.protocol, 0, 0, 0, 0, 0, 0, 0],
+        &head,
         &flow.source_port.to_be_bytes(),
         &flow.destination_port.to_be_bytes(),
         &mapped(flow.source),
@@ -155,9 +149,10 @@ pub(super) fn encode_flow(flow: &Quoted) -> [u8; DENIED_LEN] {
     body
 }
 
-pub(super) fn decode_flow(body: &[u8; DENIED_LEN]) -> Result<Quoted, DropReason> {
-    let (&[protocol, _, _, _, _, _, _, _, s0, s1, d0, d1], rest) =
-        body.split_first_chunk::<12>().ok_or(DropReason::ControlType)?;
+/// The flow that [`behind`] wrote after the head.
+fn flow_of(protocol: u8, bytes: &[u8]) -> Result<Quoted, DropReason> {
+    let (&[s0, s1, d0, d1], rest) =
+        bytes.split_first_chunk::<4>().ok_or(DropReason::ControlType)?;
     let (source, destination) = addresses(rest)?;
     Ok(Quoted {
         source,
