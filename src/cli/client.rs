@@ -5,7 +5,7 @@
 
 use std::error::Error as _;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, Response, StatusCode};
@@ -20,7 +20,7 @@ use crate::api::admin::ChangeOptions;
 use crate::api::{Problem, ProblemCode};
 use crate::config::ovctl;
 use crate::pin;
-use crate::types::Secret;
+use crate::types::{Name, Secret};
 
 /// Longest answer that is read, in bytes: room for lists of a hundred thousand things.
 const ANSWER_MAX: usize = 64 << 20;
@@ -36,6 +36,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often to look whether it has.
 const START_POLL: Duration = Duration::from_millis(50);
+
+/// The query that asks for one overlay, or for all.
+pub(super) fn of_overlay(overlay: Option<&Name>) -> Vec<(&'static str, String)> {
+    overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect()
+}
 
 /// Speaks to one server or daemon.
 pub struct Client {
@@ -90,12 +95,13 @@ impl Client {
         Ok(Self { http, base: url.clone(), target: Target::Remote(url), bearer: Some(bearer) })
     }
 
-    /// The daemon `program` on its local socket.
+    /// The daemon `program` on its local socket, or on the one that was named.
     ///
     /// # Errors
     ///
     /// Only when the HTTP client itself cannot be made.
-    pub fn to_daemon(program: &'static str, socket: PathBuf) -> Result<Self, Problem> {
+    pub fn to_daemon(program: &'static str, socket: Option<&Path>) -> Result<Self, Problem> {
+        let socket = socket.map_or_else(|| ovctl::node_socket(program), Path::to_owned);
         Self::over_socket(socket.clone(), Target::Daemon(program, socket))
     }
 
@@ -405,7 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_that_is_down_is_named() {
-        let client = Client::to_daemon("ovd", "/nonexistent/ovd.sock".into()).unwrap();
+        let client = Client::to_daemon("ovd", Some(Path::new("/nonexistent/ovd.sock"))).unwrap();
 
         let problem = client.read::<Value>("/v1/status", &[]).await.unwrap_err();
 

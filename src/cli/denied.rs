@@ -6,7 +6,6 @@ use super::client::{Answer, Client};
 use super::output::{Output, Table, relative};
 use crate::api::Problem;
 use crate::api::local::{Denial, DenialList};
-use crate::config::ovctl;
 use crate::types::{DropReason, Timestamp};
 
 /// Does what `ovd denied` asks.
@@ -15,8 +14,7 @@ use crate::types::{DropReason, Timestamp};
 ///
 /// Unreachable when the daemon does not answer.
 pub async fn run(output: &mut Output, args: &DeniedArgs) -> Result<Outcome, Problem> {
-    let socket = args.socket.clone().unwrap_or_else(|| ovctl::node_socket("ovd"));
-    let client = Client::to_daemon("ovd", socket)?;
+    let client = Client::to_daemon("ovd", args.socket.as_deref())?;
     let query: Vec<_> = args.since.iter().map(|since| ("since", since.to_string())).collect();
     let answer: Answer<DenialList> = client.read("/v1/denied", &query).await?;
     let denials = &answer.value.items;

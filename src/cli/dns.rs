@@ -17,9 +17,6 @@ use crate::api::policy::NamedService;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{EntityName, Name, Protocol, Service};
 
-/// The suffix of all overlay names.
-const SUFFIX: &str = "ov.internal";
-
 /// Does what `ovctl dns …` asks.
 ///
 /// # Errors
@@ -105,13 +102,10 @@ fn names(
 /// Lines for `/etc/hosts`.
 fn hosts(overlay: &Name, names: &BTreeMap<EntityName, Instances>) -> String {
     let mut text = format!("# Overlay {overlay}, by `ovctl dns export hosts`.\n");
-    for (EntityName { namespace, name }, instances) in names {
+    for (name, instances) in names {
+        let names = name.overlay_names(overlay).join(" ");
         for address in instances.keys() {
-            let _ = write!(text, "{address} ");
-            if *namespace == Name::default() {
-                let _ = write!(text, "{name}.{overlay}.{SUFFIX} ");
-            }
-            let _ = writeln!(text, "{name}.{namespace}.{overlay}.{SUFFIX}");
+            let _ = writeln!(text, "{address} {names}");
         }
     }
     text

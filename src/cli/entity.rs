@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Outcome;
 use super::args::{ChangeArgs, EntityCommand, EntityRef, Format, LabelArgs, LabelEdit};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{headline, show};
 use super::output::{Output, Table, joined, relative};
 use crate::api::admin::{Change, Entity, LabelChange, List, NodeHealth, Switch};
@@ -105,8 +105,7 @@ async fn list(
     output: &mut Output,
     overlay: Option<Name>,
 ) -> Result<Outcome, Problem> {
-    let query: Vec<(&str, String)> =
-        overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
+    let query = of_overlay(overlay.as_ref());
     let answer: Answer<List<Entity>> = client.read("/v1/entities", &query).await?;
     let entities = &answer.value.items;
     match output.format() {

@@ -5,7 +5,7 @@ use super::args::{
     ChangeArgs, Format, GroupCommand, GroupEditArgs, ItemDeleteArgs, ItemListArgs, ItemShowArgs,
     LabelEdit, NamespaceCommand, ServiceCommand,
 };
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{headline, show};
 use super::entity::or_dash;
 use super::output::{Output, Table, joined};
@@ -27,12 +27,14 @@ pub async fn run(
 ) -> Result<Outcome, Problem> {
     match command {
         GroupCommand::List(ItemListArgs { overlay }) => {
-            let answer: Answer<List<Group>> = client.read("/v1/groups", &query(overlay)).await?;
+            let answer: Answer<List<Group>> =
+                client.read("/v1/groups", &of_overlay(overlay.as_ref())).await?;
             list_groups(output, &answer);
             Ok(Outcome::Done)
         }
         GroupCommand::Show(ItemShowArgs { name, overlay }) => {
-            let answer: Answer<List<Group>> = client.read("/v1/groups", &query(overlay)).await?;
+            let answer: Answer<List<Group>> =
+                client.read("/v1/groups", &of_overlay(overlay.as_ref())).await?;
             let known = answer.value.items.iter().map(|group| &group.name);
             refuse_unknown("group", &name, known)?;
             let found = answer.value.items.into_iter().filter(|group| group.name == name);
@@ -47,10 +49,6 @@ pub async fn run(
             edit(client, output, GroupVerb::Delete, args).await
         }
     }
-}
-
-fn query(overlay: Option<Name>) -> Vec<(&'static str, String)> {
-    overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect()
 }
 
 fn refuse_unknown<'a>(
@@ -161,13 +159,13 @@ pub async fn run_service(
     match command {
         ServiceCommand::List(ItemListArgs { overlay }) => {
             let answer: Answer<List<NamedService>> =
-                client.read("/v1/services", &query(overlay)).await?;
+                client.read("/v1/services", &of_overlay(overlay.as_ref())).await?;
             list_services(output, &answer);
             Ok(Outcome::Done)
         }
         ServiceCommand::Show(ItemShowArgs { name, overlay }) => {
             let answer: Answer<List<NamedService>> =
-                client.read("/v1/services", &query(overlay)).await?;
+                client.read("/v1/services", &of_overlay(overlay.as_ref())).await?;
             let items = answer.value.items;
             refuse_unknown("service", &name, items.iter().map(|service| &service.name))?;
             for service in items.iter().filter(|service| service.name == name) {

@@ -1,6 +1,6 @@
 //! `ovd guard`: what keeps overlays' packets inside, and services closed outside.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -10,7 +10,6 @@ use super::client::{Answer, Client};
 use super::output::{Output, Table};
 use crate::api::local::{GuardStatus, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
-use crate::config::ovctl;
 use crate::types::GuardMode;
 
 /// Does what `ovd guard` asks; `others` looks for other tools on this machine, by name and meaning.
@@ -27,7 +26,7 @@ pub async fn run(
         GuardCommand::Show(daemon) => show(output, daemon).await,
         GuardCommand::Check(daemon) => check(output, daemon, &others()).await,
         GuardCommand::Off(off) => {
-            order(socket(&off.daemon), &Order::GuardOff(off.time)).await?;
+            order(off.daemon.socket.as_deref(), &Order::GuardOff(off.time)).await?;
             let until = off.time.map_or_else(
                 || "until `ovd guard on` or the next start".to_owned(),
                 |time| format!("for {time}"),
@@ -39,7 +38,7 @@ pub async fn run(
             Ok(Outcome::Done)
         }
         GuardCommand::On(daemon) => {
-            order(socket(daemon), &Order::GuardOn).await?;
+            order(daemon.socket.as_deref(), &Order::GuardOn).await?;
             Ok(Outcome::Done)
         }
     }
@@ -50,17 +49,13 @@ pub async fn run(
 /// # Errors
 ///
 /// Unreachable when it does not answer; what it says when it cannot.
-pub async fn order(socket: PathBuf, order: &Order) -> Result<(), Problem> {
+pub async fn order(socket: Option<&Path>, order: &Order) -> Result<(), Problem> {
     let client = Client::to_daemon("ovd", socket)?;
     client.ask::<_, Value>("/v1/order", order).await.map(drop)
 }
 
-fn socket(daemon: &DaemonArgs) -> PathBuf {
-    daemon.socket.clone().unwrap_or_else(|| ovctl::node_socket("ovd"))
-}
-
 async fn ask(daemon: &DaemonArgs) -> Result<(GuardStatus, Value), Problem> {
-    let client = Client::to_daemon("ovd", socket(daemon))?;
+    let client = Client::to_daemon("ovd", daemon.socket.as_deref())?;
     let answer: Answer<NodeStatus> = client.read("/v1/status", &[]).await?;
     let guard = answer.value.guard.ok_or_else(|| {
         Problem::new(ProblemCode::NotFound, "the daemon says nothing of a guard")
@@ -70,12 +65,9 @@ async fn ask(daemon: &DaemonArgs) -> Result<(GuardStatus, Value), Problem> {
 }
 
 async fn show(output: &mut Output, daemon: &DaemonArgs) -> Result<Outcome, Problem> {
-    let (guard, mut document) = ask(daemon).await?;
+    let (guard, document) = ask(daemon).await?;
     match output.format() {
-        Format::Json => {
-            document["apiVersion"] = json!("ovmesh/v1");
-            output.json(&document);
-        }
+        Format::Json => output.json(&document),
         Format::Name => guard.rules.iter().for_each(|rule| output.line(rule.name.clone())),
         Format::Table => {
             output.line(summary(&guard));
@@ -96,7 +88,6 @@ async fn check(
     let (guard, _) = ask(daemon).await?;
     match output.format() {
         Format::Json => output.json(&json!({
-            "apiVersion": "ovmesh/v1",
             "inForce": guard.in_force,
             "underlayOpen": guard.underlay_open,
             "putBack": guard.put_back,

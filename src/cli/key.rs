@@ -3,7 +3,7 @@
 
 use super::Outcome;
 use super::args::{Format, KeyCommand, KeyListArgs, KeyRotateArgs, RotateTarget};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{show, step};
 use super::output::{Output, Table, joined, relative};
 use crate::api::Problem;
@@ -30,8 +30,7 @@ async fn list(
     output: &mut Output,
     args: &KeyListArgs,
 ) -> Result<Outcome, Problem> {
-    let query: Vec<(&str, String)> =
-        args.overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
+    let query = of_overlay(args.overlay.as_ref());
     let answer: Answer<List<KeyStatus>> = client.read("/v1/keys", &query).await?;
     let keys = &answer.value.items;
     match output.format() {

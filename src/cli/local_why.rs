@@ -7,7 +7,6 @@ use super::output::{Output, relative};
 use super::why::state_word;
 use crate::api::Problem;
 use crate::api::local::LocalWhy;
-use crate::config::ovctl;
 use crate::types::Timestamp;
 
 /// Does what `ovd why` asks.
@@ -16,8 +15,7 @@ use crate::types::Timestamp;
 ///
 /// What the daemon says; unreachable when it does not answer.
 pub async fn run(output: &mut Output, args: &OvdWhyArgs) -> Result<Outcome, Problem> {
-    let socket = args.socket.clone().unwrap_or_else(|| ovctl::node_socket("ovd"));
-    let client = Client::to_daemon("ovd", socket)?;
+    let client = Client::to_daemon("ovd", args.socket.as_deref())?;
     let mut query = vec![("peer", args.peer.clone())];
     query.extend(args.port.iter().map(|service| ("service", service.to_string())));
     let answer: Answer<LocalWhy> = client.read("/v1/why", &query).await?;

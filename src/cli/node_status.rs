@@ -9,7 +9,6 @@ use super::output::{Output, Table, counted, micros, relative, span};
 use super::{Outcome, guard};
 use crate::api::Problem;
 use crate::api::local::NodeStatus;
-use crate::config::ovctl;
 use crate::types::{DropReason, HumanDuration, NodeKind, Timestamp};
 
 /// How often `--check` asks while it waits.
@@ -25,8 +24,7 @@ pub async fn run(
     output: &mut Output,
     args: &NodeStatusArgs,
 ) -> Result<Outcome, Problem> {
-    let socket = args.socket.clone().unwrap_or_else(|| ovctl::node_socket(program));
-    let client = Client::to_daemon(program, socket)?;
+    let client = Client::to_daemon(program, args.socket.as_deref())?;
     if let Some(check) = args.check {
         return wait_for(&client, output, check, args.wait).await;
     }

@@ -169,15 +169,15 @@ fn printable(text: &str) -> String {
 /// Columns under headings, each as wide as its widest cell.
 #[derive(Clone, Debug)]
 pub struct Table {
-    headings: Vec<&'static str>,
+    headings: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// A table without rows.
     #[must_use]
-    pub fn new(headings: &[&'static str]) -> Self {
-        Self { headings: headings.to_vec(), rows: Vec::new() }
+    pub fn new(headings: &[&str]) -> Self {
+        Self { headings: headings.iter().map(|text| printable(text)).collect(), rows: Vec::new() }
     }
 
     /// Appends a row; an empty cell is shown as `–`.
@@ -202,14 +202,14 @@ impl Table {
         if self.rows.is_empty() {
             return Vec::new();
         }
-        let headings: Vec<String> = self.headings.iter().map(|&text| text.to_owned()).collect();
+        let headings = &self.headings;
         let mut widths = vec![0; headings.len()];
-        for row in std::iter::once(&headings).chain(&self.rows) {
+        for row in std::iter::once(headings).chain(&self.rows) {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
-        std::iter::once(&headings).chain(&self.rows).map(|row| aligned(row, &widths)).collect()
+        std::iter::once(headings).chain(&self.rows).map(|row| aligned(row, &widths)).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Outcome;
 use super::args::{Format, PairArgs, PathAutoArgs, PathCommand, PathSetArgs};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{headline, show};
 use super::output::{Output, Table, joined, micros};
 use crate::api::Problem;
@@ -80,7 +80,7 @@ async fn show_pair(
     PairArgs { from, to, overlay }: &PairArgs,
 ) -> Result<Outcome, Problem> {
     let mut query = vec![("from", from.to_string()), ("to", to.to_string())];
-    query.extend(overlay.iter().map(|overlay| ("overlay", overlay.to_string())));
+    query.extend(of_overlay(overlay.as_ref()));
     let answer: Answer<PairPath> = client.read("/v1/paths", &query).await?;
     let pair = &answer.value;
     match output.format() {
@@ -142,8 +142,7 @@ async fn latency(
     output: &mut Output,
     overlay: Option<Name>,
 ) -> Result<Outcome, Problem> {
-    let query: Vec<(&str, String)> =
-        overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
+    let query = of_overlay(overlay.as_ref());
     let answer: Answer<List<Latency>> = client.read("/v1/paths/latency", &query).await?;
     let items = &answer.value.items;
     match output.format() {
@@ -153,9 +152,7 @@ async fn latency(
             entities.iter().for_each(|entity| output.line(entity.to_string()));
         }
         Format::Table => {
-            for line in latency_lines(items) {
-                output.line(line);
-            }
+            output.table(&latency_table(items));
             if items.is_empty() {
                 output.note("nothing was reported yet: entities measure once they run");
             }
@@ -165,7 +162,7 @@ async fn latency(
 }
 
 /// One line for each entity, one column for each SaP.
-fn latency_lines(items: &[Latency]) -> Vec<String> {
+fn latency_table(items: &[Latency]) -> Table {
     let saps: BTreeSet<&Name> = items.iter().map(|item| &item.sap).collect();
     let mut rows: BTreeMap<&EntityName, BTreeMap<&Name, Option<u64>>> = BTreeMap::new();
     for item in items {
@@ -176,26 +173,14 @@ fn latency_lines(items: &[Latency]) -> Vec<String> {
         Some(None) => "no answer".to_owned(),
         None => "-".to_owned(),
     };
-    let mut cells = vec![
-        std::iter::once("ENTITY".to_owned()).chain(saps.iter().map(ToString::to_string)).collect(),
-    ];
-    cells.extend(rows.iter().map(|(entity, measured)| {
+    let headings: Vec<&str> =
+        std::iter::once("ENTITY").chain(saps.iter().map(|sap| sap.as_str())).collect();
+    let mut table = Table::new(&headings);
+    for (entity, measured) in &rows {
         let legs = saps.iter().map(|sap| cell(measured.get(sap)));
-        std::iter::once(entity.to_string()).chain(legs).collect::<Vec<String>>()
-    }));
-    aligned(&cells)
-}
-
-/// The columns have names of their own, so that this is no [`Table`].
-fn aligned(rows: &[Vec<String>]) -> Vec<String> {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
+        table.row(std::iter::once(entity.to_string()).chain(legs));
+    }
+    table
 }
 
 #[cfg(test)]
@@ -246,11 +231,12 @@ mod tests {
             micros,
             held_micros: None,
         };
-        let lines = latency_lines(&[
+        let table = latency_table(&[
             item("web", "s1", Some(1_500)),
             item("web", "s2", None),
             item("db", "s2", Some(900)),
         ]);
+        let lines = table.lines();
         let words: Vec<Vec<&str>> = lines
             .iter()
             .map(|line| line.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect())

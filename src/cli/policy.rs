@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::args::{CanArgs, Format, ImportCommand, PolicyCommand, RevokeArgs, RuleArgs};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{headline, show, step};
 use super::output::{Output, Table, counted, relative};
 use super::policy_file;
@@ -231,8 +231,7 @@ async fn list(
     output: &mut Output,
     overlay: Option<Name>,
 ) -> Result<Outcome, Problem> {
-    let query: Vec<(&str, String)> =
-        overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect();
+    let query = of_overlay(overlay.as_ref());
     let mut answer: Answer<List<Rule>> = client.read("/v1/rules", &query).await?;
     let networks: Answer<List<NetworkPolicyView>> =
         client.read("/v1/networkpolicies", &query).await?;

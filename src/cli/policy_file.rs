@@ -6,7 +6,7 @@ use super::args::{
     ApplyArgs, ConfirmArgs, ExportArgs, Format, HistoryArgs, ImportArgs, OfflineCommand,
     RollbackArgs, SceneArgs,
 };
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{conclude, show, step};
 use super::output::{Output, Table, counted, joined, relative};
 use super::policy_answers;
@@ -18,7 +18,7 @@ use crate::api::policy::{
     PolicyChange, PolicyExport, PolicyImport, PolicyQuestion, PolicyRevision, PolicyRollback,
     TestAnswer,
 };
-use crate::types::{Name, Timestamp};
+use crate::types::Timestamp;
 
 /// Most lines of what is new or gone, and most pairs, that a table shows.
 const SHOWN_MAX: usize = 40;
@@ -111,16 +111,12 @@ pub(crate) async fn export(
     args: &ExportArgs,
 ) -> Result<Outcome, Problem> {
     let answer: Answer<PolicyExport> =
-        client.read("/v1/policy/export", &overlay_query(args.overlay.as_ref())).await?;
+        client.read("/v1/policy/export", &of_overlay(args.overlay.as_ref())).await?;
     match output.format() {
         Format::Json => output.json(&answer.document),
         Format::Name | Format::Table => output.raw(&answer.value.text),
     }
     Ok(Outcome::Done)
-}
-
-fn overlay_query(overlay: Option<&Name>) -> Vec<(&'static str, String)> {
-    overlay.iter().map(|overlay| ("overlay", overlay.to_string())).collect()
 }
 
 /// Makes files the policy of an overlay.
@@ -258,7 +254,7 @@ pub(crate) async fn history(
     output: &mut Output,
     args: &HistoryArgs,
 ) -> Result<Outcome, Problem> {
-    let mut query = overlay_query(args.overlay.as_ref());
+    let mut query = of_overlay(args.overlay.as_ref());
     query.push(("limit", args.limit.to_string()));
     let answer: Answer<List<PolicyRevision>> = client.read("/v1/policy/history", &query).await?;
     let items = &answer.value.items;

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::args::{Format, SapCommand, SapPlanArgs};
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, of_overlay};
 use super::enforcement::{conclude, headline, show};
 use super::entity::{health, health_lines, or_dash};
 use super::output::{Output, Table, counted, joined, micros, relative};
@@ -92,7 +92,7 @@ async fn plan(
     args: &SapPlanArgs,
 ) -> Result<Outcome, Problem> {
     let mut query = vec![("count", args.count.to_string())];
-    query.extend(args.overlay.iter().map(|overlay| ("overlay", overlay.to_string())));
+    query.extend(of_overlay(args.overlay.as_ref()));
     let answer: Answer<SapPlan> = client.read("/v1/saps/plan", &query).await?;
     match output.format() {
         Format::Json => output.json(&answer.document),

@@ -7,7 +7,7 @@
 //! endpoints = ["192.0.2.7"]          # IP or IP:PORT; none: what the kernel picks
 //! name = "web"
 //! lanes = 1                          # 1 to 64; more on machines with CPUs to spare
-//! guard = "ports"                    # or "all", "off"; ovd only, as the next two
+//! guard = "ports"                    # or "all", "off"; ovd only, as the next one
 //! lock_ssh = false                   # whether the guard may cut off who is connected by ssh
 //! log = "info"
 //! log_format = "text"                # or "json"
@@ -94,7 +94,18 @@ pub fn load(program: &str, given: Option<&Path>) -> Result<NodeFile, ConfigError
         None => Path::new("/etc/ovmesh").join(format!("{program}.toml")),
     };
     match fs::read_to_string(&path) {
-        Ok(text) => parse(&path, &text),
+        Ok(text) => {
+            let file = parse(&path, &text)?;
+            if program == "ovsap" && (file.guard.is_some() || file.lock_ssh) {
+                return Err(ConfigError {
+                    file: path.display().to_string(),
+                    text:
+                        "guard and lock_ssh are keys of ovd: ovsap keeps no guard; leave them out"
+                            .to_owned(),
+                });
+            }
+            Ok(file)
+        }
         Err(error) if given.is_none() && error.kind() == io::ErrorKind::NotFound => {
             Ok(NodeFile::default())
         }
@@ -288,6 +299,18 @@ mod tests {
             for word in ["/etc/ovmesh/ovd.toml"].iter().chain(words) {
                 assert!(error.contains(word), "{text}: {error} lacks {word}");
             }
+        }
+    }
+
+    #[test]
+    fn a_sap_is_told_that_it_keeps_no_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        for text in ["guard = 'all'", "lock_ssh = true"] {
+            fs::write(&path, text).unwrap();
+            let error = load("ovsap", Some(&path)).unwrap_err().to_string();
+            assert!(error.contains("node.toml") && error.contains("keeps no guard"), "{error}");
+            assert!(load("ovd", Some(&path)).is_ok());
         }
     }
 

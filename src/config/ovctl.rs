@@ -29,15 +29,7 @@ fn find(program: &str, service: &str) -> PathBuf {
 
 /// The first that exists; the very first when none does.
 fn first_there([own, system, units]: [PathBuf; 3]) -> PathBuf {
-    if own.exists() {
-        own
-    } else if system.exists() {
-        system
-    } else if units.exists() {
-        units
-    } else {
-        own
-    }
+    [&own, &system, &units].into_iter().find(|path| path.exists()).unwrap_or(&own).clone()
 }
 
 #[cfg(test)]

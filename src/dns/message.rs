@@ -158,17 +158,12 @@ impl Query {
         message
     }
 
-    /// Whether `message` answers this question, asked with `id`.
-    pub(super) fn is_answered_by(&self, message: &[u8], id: u16) -> bool {
+    /// Whether `message` answers this question.
+    pub(super) fn is_answered_by(&self, message: &[u8]) -> bool {
         let asked = message.get(HEADER..HEADER + self.question.len());
-        u16_at(message, 0) == Some(id)
+        u16_at(message, 0) == Some(self.id)
             && u16_at(message, 2).is_some_and(|flags| flags & 0x8000 != 0)
             && asked.is_some_and(|asked| asked.eq_ignore_ascii_case(&self.question))
-    }
-
-    /// The id that it came with.
-    pub(super) fn id(&self) -> u16 {
-        self.id
     }
 
     fn record(&self, record: &Record) -> Vec<u8> {

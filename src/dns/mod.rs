@@ -31,10 +31,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
+use crate::types::OVERLAY_SUFFIX;
 use message::{MESSAGE_MAX, Query};
 pub use upstream::Upstream;
+use zone::Verdict;
 pub use zone::Zone;
-use zone::{SUFFIX, Verdict};
 
 /// How many questions are worked on at a time; more are dropped, and asked again by who asked.
 const AT_ONCE: usize = 256;
@@ -83,7 +84,9 @@ impl Shared {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let max = if is_tcp { MESSAGE_MAX } else { query.datagram_max() };
         match zone.find(&query.name, query.kind, turn) {
-            Verdict::Answer(code, records) => Some(query.answer(code, &records, SUFFIX, max)),
+            Verdict::Answer(code, records) => {
+                Some(query.answer(code, &records, OVERLAY_SUFFIX, max))
+            }
             Verdict::Forward => {
                 let answer = self.upstream.ask(&query, message, is_tcp).await;
                 Some(answer.unwrap_or_else(|| query.failure()))
@@ -172,7 +175,7 @@ async fn conversation(mut stream: TcpStream, shared: &Shared) -> io::Result<()> 
     loop {
         let message = tokio::time::timeout(IDLE, read_message(&mut stream)).await??;
         let Some(answer) = shared.answer(&message, true).await else { return Ok(()) };
-        stream.write_all(&framed(&answer)).await?;
+        tokio::time::timeout(IDLE, stream.write_all(&framed(&answer))).await??;
     }
 }
 

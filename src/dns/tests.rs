@@ -236,7 +236,7 @@ proptest! {
         if let Ok(query) = Query::parse(&message) {
             let max = query.datagram_max();
             if let Verdict::Answer(code, records) = zone().find(&query.name, query.kind, 7) {
-                prop_assert!(query.answer(code, &records, SUFFIX, max).len() <= max);
+                prop_assert!(query.answer(code, &records, OVERLAY_SUFFIX, max).len() <= max);
             }
             prop_assert!(query.failure().len() <= message.len());
         }

@@ -45,7 +45,11 @@ impl Upstream {
 
     /// Without our own listener: nobody asks themselves.
     pub(super) fn without(mut self, own: SocketAddr) -> Self {
-        self.0.retain(|&server| server != own);
+        let is_own = |server: &SocketAddr| {
+            let is_everywhere = own.ip().is_unspecified() && server.ip().is_loopback();
+            *server == own || is_everywhere && server.port() == own.port()
+        };
+        self.0.retain(|server| !is_own(server));
         self
     }
 
@@ -60,7 +64,7 @@ impl Upstream {
                 }
             };
             match tokio::time::timeout(PATIENCE, answer).await {
-                Ok(Ok(answer)) if query.is_answered_by(&answer, query.id()) => return Some(answer),
+                Ok(Ok(answer)) if query.is_answered_by(&answer) => return Some(answer),
                 Ok(Ok(_) | Err(_)) | Err(_) => {}
             }
         }
@@ -82,7 +86,7 @@ async fn by_udp(server: SocketAddr, query: &Query, message: &[u8]) -> io::Result
         let len = socket.recv(&mut buffer).await?;
         let answer = buffer.get(..len).unwrap_or(&[]);
         // What answers something else was meant for somebody else, or by nobody good.
-        if query.is_answered_by(answer, query.id()) {
+        if query.is_answered_by(answer) {
             return Ok(answer.to_vec());
         }
     }
@@ -126,5 +130,11 @@ mod tests {
         let other: SocketAddr = "192.0.2.1:53".parse().unwrap();
 
         assert_eq!(Upstream::new(vec![own, other]).without(own), Upstream::new(vec![other]));
+        let everywhere: SocketAddr = "0.0.0.0:6053".parse().unwrap();
+        let beside: SocketAddr = "127.0.0.1:53".parse().unwrap();
+        assert_eq!(
+            Upstream::new(vec![own, other, beside]).without(everywhere),
+            Upstream::new(vec![other, beside])
+        );
     }
 }

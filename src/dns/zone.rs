@@ -4,10 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::message::{A, AAAA, ANY, Code, PTR, Record};
-use crate::types::{EntityName, Name, Prefix};
-
-/// The suffix of all overlay names; it never leaves the host.
-pub(super) const SUFFIX: &str = "ov.internal";
+use crate::types::{EntityName, Name, OVERLAY_SUFFIX as SUFFIX, Prefix};
 
 /// Everything that can be answered from one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,17 +37,13 @@ impl Zone {
     ) {
         self.ranges.push(range);
         self.between.extend([SUFFIX.to_owned(), format!("{overlay}.{SUFFIX}")]);
-        for (EntityName { namespace, name }, address) in members {
-            let long = format!("{name}.{namespace}.{overlay}.{SUFFIX}");
-            let short = format!("{name}.{overlay}.{SUFFIX}");
-            self.between.insert(format!("{namespace}.{overlay}.{SUFFIX}"));
-            if *namespace == Name::default() {
-                self.names.entry(short.clone()).or_default().push(address);
-                self.addresses.insert(address, short);
-            } else {
-                self.addresses.insert(address, long.clone());
+        for (member, address) in members {
+            self.between.insert(format!("{}.{overlay}.{SUFFIX}", member.namespace));
+            let names = member.overlay_names(overlay);
+            self.addresses.extend(names.first().map(|name| (address, name.clone())));
+            for name in names {
+                self.names.entry(name).or_default().push(address);
             }
-            self.names.entry(long).or_default().push(address);
         }
     }
 

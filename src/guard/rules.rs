@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::Services;
-use crate::types::{GuardMode, PortRange, Prefix, Protocol};
+use crate::types::{GuardMode, Prefix, Protocol};
 
 /// What a guard is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,7 +285,7 @@ impl<'a> Draft<'a> {
     fn close_services(&mut self) {
         let intent = self.intent;
         for (protocol, ranges) in intent.services.by_protocol() {
-            let now = format!("{protocol} dport {}", ports(ranges));
+            let now = format!("{protocol} dport {}", set(ranges));
             self.add(Chain::Input, RuleName::ServiceElsewhere, &now, Verdict::Drop);
             let away = self.away_from_uplinks();
             self.add(
@@ -305,7 +305,7 @@ impl<'a> Draft<'a> {
                 self.add(Chain::Forward, RuleName::ServiceForwarded, &away, Verdict::Drop);
             }
             if protocol == Protocol::Tcp {
-                self.older_flows(&ports(ranges));
+                self.older_flows(&set(ranges));
             }
         }
     }
@@ -393,10 +393,6 @@ fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.dedup();
     let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
     set(&quoted)
-}
-
-fn ports(ranges: &[PortRange]) -> String {
-    set(ranges)
 }
 
 fn numbers(ports: &[u16]) -> Option<String> {

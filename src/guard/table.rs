@@ -53,6 +53,8 @@ impl Table {
         if self.wanted.as_ref().is_some_and(|wanted| wanted.script == script) {
             return Ok(());
         }
+        // Whatever comes of it, there may be a table then.
+        self.is_swept = false;
         self.wanted = Some(blocking(move || put(script)).await?);
         Ok(())
     }

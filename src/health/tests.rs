@@ -85,6 +85,8 @@ async fn more_than_fits_are_hung_up_on_and_room_comes_back() {
     }
 
     let mut one_more = TcpStream::connect(address).await.unwrap();
+    // With room it would be told that there is nothing of that name.
+    let _ = one_more.write_all(b"GET /x HTTP/1.1\r\n\r\n").await;
     let mut answer = Vec::new();
     let _ = one_more.read_to_end(&mut answer).await;
     assert!(answer.is_empty(), "there was room for one more");

@@ -28,7 +28,7 @@ pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId, TracerId};
 pub use ipnet::IpNet as Prefix;
 pub use key::{AuthorizationKey, Epoch, Generation, KeyVersion, Secret};
 pub use lanes::{Lanes, ParseLanesError};
-pub use name::{EntityName, Label, Name, ParseNameError};
+pub use name::{EntityName, Label, Name, OVERLAY_SUFFIX, ParseNameError};
 pub use selector::{Selector, SelectorError};
 pub use service::{PortRange, Protocol, Service, ServiceError};
 pub use tier::Tier;

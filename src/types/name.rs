@@ -104,6 +104,9 @@ impl fmt::Display for Name {
     }
 }
 
+/// The suffix of all overlay names; no other resolver is ever asked about it.
+pub const OVERLAY_SUFFIX: &str = "ov.internal";
+
 /// A namespaced name: `web` (in `default`) or `shop/web`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "String")]
@@ -112,6 +115,18 @@ pub struct EntityName {
     pub namespace: Name,
     /// The name inside the namespace.
     pub name: Name,
+}
+
+impl EntityName {
+    /// What resolvers call it in an overlay; a name in `default` has a short form, which comes first.
+    #[must_use]
+    pub fn overlay_names(&self, overlay: &Name) -> Vec<String> {
+        let Self { namespace, name } = self;
+        let short =
+            (*namespace == Name::default()).then(|| format!("{name}.{overlay}.{OVERLAY_SUFFIX}"));
+        let long = format!("{name}.{namespace}.{overlay}.{OVERLAY_SUFFIX}");
+        short.into_iter().chain([long]).collect()
+    }
 }
 
 impl TryFrom<String> for EntityName {
