@@ -15,6 +15,7 @@ mod endpoints;
 mod errands;
 mod guard_command;
 mod guarding;
+mod handover;
 mod guessing;
 pub mod node;
 pub mod ovctl;

@@ -50,6 +50,26 @@ impl Descriptors {
         self.0.push((name.to_owned(), descriptor));
     }
 
+    /// Adds a copy of one.
+    ///
+    /// # Errors
+    ///
+    /// When the process is out of descriptors.
+    pub fn add_copy(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        self.add(name, descriptor.try_clone_to_owned()?);
+        Ok(())
+    }
+
+    /// Copies of all of them.
+    ///
+    /// # Errors
+    ///
+    /// When the process is out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let copies = self.0.iter().map(|(name, one)| Ok((name.clone(), one.try_clone()?)));
+        copies.collect::<io::Result<_>>().map(Self)
+    }
+
     /// Takes out all of a name, in their order.
     pub fn take(&mut self, name: &str) -> Vec<OwnedFd> {
         let (found, others) =
