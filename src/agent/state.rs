@@ -108,8 +108,7 @@ impl StateDir {
         let lock = File::from(lock);
         let unusable = |error: io::Error| unusable(&path.join(LOCK), &error);
         let own = own_file(&path.join(LOCK), uid, |options| options).map_err(unusable)?;
-        let (own, given) =
-            (own.metadata().map_err(unusable)?, lock.metadata().map_err(unusable)?);
+        let (own, given) = (own.metadata().map_err(unusable)?, lock.metadata().map_err(unusable)?);
         if (own.dev(), own.ino()) != (given.dev(), given.ino()) {
             return Err(Problem::new(
                 ProblemCode::Conflict,

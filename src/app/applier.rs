@@ -177,7 +177,7 @@ impl Applier<'_> {
 
     /// Hands over to the process that asks on `stream`. Everything else of this process stands still
     /// meanwhile, so that two do not keep one state.
-    fn hand_over(&self, stream: &UnixStream) -> bool {
+    fn hand_over(&mut self, stream: &UnixStream) -> bool {
         if !self.is_open {
             tracing::warn!("asked to hand over before there is a table");
             return false;

@@ -76,7 +76,7 @@ impl Plane {
     }
 
     /// Lets the hallways read.
-    pub(crate) fn open(&self) {
+    pub(crate) fn open(&mut self) {
         match self {
             Self::Entity(plane, _) => plane.open(),
             Self::Sap(plane) => plane.open(),
@@ -85,23 +85,32 @@ impl Plane {
 
     /// Stops reading, and hands what packets come and go by, and `estate`, to the process that asks on
     /// `stream`; goes on when that does not come to be.
-    pub(crate) fn hand_over(&self, stream: &UnixStream, estate: &Estate) -> std::io::Result<()> {
+    pub(crate) fn hand_over(
+        &mut self,
+        stream: &UnixStream,
+        estate: &Estate,
+    ) -> std::io::Result<()> {
         let started = Instant::now();
+        self.shut();
         let (sockets, queues) = match self {
-            Self::Entity(plane, _) => {
-                plane.shut();
-                (plane.sockets().collect::<Vec<_>>(), plane.queues())
-            }
-            Self::Sap(plane) => {
-                plane.shut();
-                (plane.sockets().collect(), Vec::new())
-            }
+            Self::Entity(plane, _) => (plane.sockets().collect::<Vec<_>>(), plane.queues()),
+            Self::Sap(plane) => (plane.sockets().collect(), Vec::new()),
         };
         let sockets = sockets.iter().map(|socket| (UDP.to_owned(), socket.descriptor()));
         let queues = queues.iter().map(|queue| (queues_of(queue.name()), queue.descriptor()));
         let result = estate.hand_over(stream, sockets.chain(queues));
-        tracing::debug!(took = ?started.elapsed(), ok = result.is_ok(), "handing over");
-        result.inspect_err(|_| self.open())
+        if result.is_err() {
+            self.open();
+        }
+        tracing::debug!(took = ?started.elapsed(), is_done = result.is_ok(), "handing over");
+        result
+    }
+
+    fn shut(&mut self) {
+        match self {
+            Self::Entity(plane, _) => plane.shut(),
+            Self::Sap(plane) => plane.shut(),
+        }
     }
 
     /// Ends the hallways. Whoever was handed their devices keeps them.

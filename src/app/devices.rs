@@ -178,15 +178,16 @@ impl Devices {
     /// The device stays when this process crashes.
     async fn open(&mut self, name: &str) -> Result<Vec<Tun>, SysError> {
         let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
-        let adopted = self
-            .inheritance
-            .adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
+        let adopted =
+            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
         let queues = match adopted {
             Some(queues) => queues,
             None => {
                 let queues = match Tun::open(name, path, lanes) {
                     // One that a crash has left behind, made for another number of lanes.
-                    Err(_) if self.network.remove_left(name).await? => Tun::open(name, path, lanes)?,
+                    Err(_) if self.network.remove_left(name).await? => {
+                        Tun::open(name, path, lanes)?
+                    }
                     opened => opened?,
                 };
                 for queue in &queues {
@@ -202,9 +203,8 @@ impl Devices {
     /// Has a device vanish that an earlier process had for an overlay that this host is not in any more.
     async fn let_go(&mut self, name: &str) {
         let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
-        let adopted = self
-            .inheritance
-            .adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
+        let adopted =
+            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
         adopted.iter().flatten().for_each(|queue| queue.persist(false));
         drop(adopted);
         self.inheritance.manager.let_go(&kept);

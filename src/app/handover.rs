@@ -74,7 +74,10 @@ pub(crate) struct Inheritance {
 
 impl Inheritance {
     /// What this process was `started_with`; where that is wanted, what the process that runs has.
-    pub(crate) async fn get(started_with: Descriptors, settings: &Settings) -> Result<Self, Problem> {
+    pub(crate) async fn get(
+        started_with: Descriptors,
+        settings: &Settings,
+    ) -> Result<Self, Problem> {
         let manager = Arc::new(ServiceManager::from_environment());
         let own = Self { descriptors: started_with, predecessor: None, manager };
         if !settings.takeover {
@@ -238,7 +241,11 @@ mod tests {
             let next = std::thread::spawn(move || {
                 let mut found = Descriptors::receive(&theirs).unwrap();
                 assert_eq!((found.take(LOCK).len(), found.take(UDP).len()), (1, 2));
-                if is_ready { Predecessor(theirs).release().map_err(|problem| problem.why) } else { Ok(()) }
+                if is_ready {
+                    Predecessor(theirs).release().map_err(|problem| problem.why)
+                } else {
+                    Ok(())
+                }
             });
             let (a, b) = UnixStream::pair().unwrap();
             let more = [&a, &b].map(|end| (UDP.to_owned(), end.as_fd()));

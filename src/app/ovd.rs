@@ -235,8 +235,7 @@ async fn start(
         .map_err(node::failed)?;
     let (manager, predecessor) = (Arc::clone(&inheritance.manager), inheritance.predecessor.take());
     let left = state.devices().into_values().collect();
-    let devices =
-        Devices::new(network, settings.data_path, settings.lanes, inheritance, left);
+    let devices = Devices::new(network, settings.data_path, settings.lanes, inheritance, left);
     let plane = Plane::Entity(plane, devices);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     let network = Network::open().map_err(node::failed)?;

@@ -66,7 +66,8 @@ impl Gate {
                 SHUTTING => {
                     let now = (SHUTTING, SHUT);
                     // Told something else meanwhile, it looks again.
-                    let _ = self.0.compare_exchange(now.0, now.1, Ordering::AcqRel, Ordering::Acquire);
+                    let _ =
+                        self.0.compare_exchange(now.0, now.1, Ordering::AcqRel, Ordering::Acquire);
                 }
                 _ => thread::park(),
             }

@@ -100,6 +100,7 @@ pub struct EntityPlane {
     problems: Arc<Mutex<BTreeMap<OverlayId, String>>>,
     /// Numbers the egress threads.
     started: u32,
+    is_open: bool,
 }
 
 impl EntityPlane {
@@ -133,7 +134,10 @@ impl EntityPlane {
         }
         let mtus = Arc::new(Publisher::new(PathMtus::default()));
         let (listener, problems) = (Some(listener), Arc::default());
-        Ok((Self { shared, lanes, teller, listener, mtus, problems, started: 0 }, port))
+        Ok((
+            Self { shared, lanes, teller, listener, mtus, problems, started: 0, is_open: false },
+            port,
+        ))
     }
 
     /// Starts the egress threads of an overlay, one for each queue of its device, and lets ingress
@@ -162,7 +166,7 @@ impl EntityPlane {
         let Some(lane) = self.lanes.get_mut(lane) else {
             return Err(SysError::new("cannot use a device", "it has more queues than lanes"));
         };
-        let gate = Gate::open();
+        let gate = if self.is_open { Gate::open() } else { Gate::shut() };
         let common = self.shared.common(&lane.udp, &lane.counters, &gate);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
@@ -200,17 +204,21 @@ impl EntityPlane {
     }
 
     /// Lets the hallways read.
-    pub fn open(&self) {
+    pub fn open(&mut self) {
+        self.is_open = true;
         self.hallways().for_each(Hallway::open);
     }
 
     /// Has the hallways read nothing more, and waits until that is so.
-    pub fn shut(&self) {
+    pub fn shut(&mut self) {
+        self.is_open = false;
         self.hallways().for_each(Hallway::shut);
     }
 
     fn hallways(&self) -> impl Iterator<Item = &Hallway> {
-        self.lanes.iter().flat_map(|lane| std::iter::once(&lane.ingress).chain(lane.egress.values()))
+        self.lanes
+            .iter()
+            .flat_map(|lane| std::iter::once(&lane.ingress).chain(lane.egress.values()))
     }
 
     /// The data sockets.

@@ -101,7 +101,13 @@ impl FlowKey {
             (high, low, high_port, low_port)
         };
         let protocol = (meta >> 8) as u8;
-        self.is_flow().then_some(Quoted { source, destination, protocol, source_port, destination_port })
+        self.is_flow().then_some(Quoted {
+            source,
+            destination,
+            protocol,
+            source_port,
+            destination_port,
+        })
     }
 }
 

@@ -24,8 +24,8 @@ use super::by_source::BySource;
 use super::flow_key::{FlowKey, KEY_WORDS};
 use super::key_budget::KeyBudget;
 use super::records::RecordTable;
-use slot::{Slot, SlotWords, State, View};
 pub(super) use slot::{Found, HopMark, Phase};
+use slot::{Slot, SlotWords, State, View};
 
 /// Slots of a bucket: how many a lookup touches at most. With eight, a source that is over its share
 /// found a bucket full of others' once in 100,000 times, in a table that was a quarter full.

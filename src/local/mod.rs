@@ -86,13 +86,18 @@ impl Socket {
     /// `Failed` when it is none.
     pub fn adopt(path: &Path, descriptor: OwnedFd) -> Result<Self, Problem> {
         let listener = std::os::unix::net::UnixListener::from(descriptor);
-        let adopted = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-        adopted.map(|listener| Self { path: path.to_owned(), listener: Some(listener), is_left: false }).map_err(
-            |error| {
+        let adopted =
+            listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        adopted
+            .map(|listener| Self {
+                path: path.to_owned(),
+                listener: Some(listener),
+                is_left: false,
+            })
+            .map_err(|error| {
                 let what = format!("cannot take over the socket {}", path.display());
                 Problem::new(ProblemCode::Failed, what).why(error.to_string())
-            },
-        )
+            })
     }
 
     /// The listener, for the process after this one; none while it is served.
@@ -343,7 +348,8 @@ mod tests {
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let (successors, _nobody) = mpsc::channel(1);
-        let serving = tokio::spawn(async move { socket.serve(status, denied, why, None, successors).await });
+        let serving =
+            tokio::spawn(async move { socket.serve(status, denied, why, None, successors).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;

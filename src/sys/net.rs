@@ -17,8 +17,8 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
 use super::netlink::{
-    address_ip, address_prefix, devices, is_everywhere, is_global, is_left, link_mtu, link_name, route,
-    route_mtu, route_use, unreachable_route,
+    address_ip, address_prefix, devices, is_everywhere, is_global, is_left, link_mtu, link_name,
+    route, route_mtu, route_use, unreachable_route,
 };
 use super::tun::check_name;
 use crate::types::Prefix;

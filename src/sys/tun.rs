@@ -85,7 +85,8 @@ impl Tun {
     ) -> Result<Vec<Self>, SysError> {
         let what = || format!("cannot take over the TUN device {name}");
         if descriptors.len() != lanes.count() {
-            let why = format!("there are {} queues, for {} lanes", descriptors.len(), lanes.count());
+            let why =
+                format!("there are {} queues, for {} lanes", descriptors.len(), lanes.count());
             return Err(SysError::new(what(), why));
         }
         let queues = descriptors.into_iter().map(|descriptor| {

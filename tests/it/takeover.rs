@@ -120,7 +120,8 @@ fn take_over(times: usize) {
         // Who cannot take over leaves the one before at its work.
         let program = binaries().ovd.to_string_lossy().into_owned();
         let machine = rig.fleet.machine("a")?.clone();
-        let words = [program.as_str(), "run", "--takeover", "--guard", "off", "--state-dir", "/tmp/not"];
+        let words =
+            [program.as_str(), "run", "--takeover", "--guard", "off", "--state-dir", "/tmp/not"];
         let output = machine.run(&words)?;
         ensure!(output.code == 1 || output.code == 5, "{output:?}");
         flows.expect_nothing_lost("a refused takeover")?;
@@ -208,7 +209,8 @@ fn crash(times: usize) {
         // The control: without the unreachable route and the device they do.
         rig.fleet.node_mut("a")?.stop()?;
         rig.fleet.node("a")?.command(&["down"])?.success("ovd down")?;
-        let words = [&rig.netkit(), "udp-send", "0.0.0.0:0", &format!("{b_address}:9"), "5", "1000", "8"];
+        let words =
+            [&rig.netkit(), "udp-send", "0.0.0.0:0", &format!("{b_address}:9"), "5", "1000", "8"];
         a.run(&words)?.success("udp-send")?;
         poll(Duration::from_secs(5), "packets in clear", || {
             Ok((in_clear.received()? >= 5).then_some(()))

@@ -272,7 +272,8 @@ mod tests {
     #[test]
     fn memory_that_is_too_small_is_not_used() {
         assert_eq!(FlowTable::within(&[]).capacity(), CAPACITY_MIN);
-        let small: &[AtomicU64] = vec![0; 100].into_iter().map(AtomicU64::new).collect::<Vec<_>>().leak();
+        let small: &[AtomicU64] =
+            vec![0; 100].into_iter().map(AtomicU64::new).collect::<Vec<_>>().leak();
         assert_eq!(FlowTable::within(small).capacity(), CAPACITY_MIN);
     }
 
