@@ -162,8 +162,9 @@ impl Applier<'_> {
     async fn settle(&mut self) -> Result<(), Problem> {
         let is_first = !std::mem::replace(&mut self.is_open, true);
         if is_first {
-            if let Some(predecessor) = self.predecessor.take() {
+            if let Some(predecessor) = &mut self.predecessor {
                 predecessor.release()?;
+                self.predecessor = None;
                 tracing::info!("took over from the process before this one");
             }
             self.plane.open();

@@ -113,10 +113,10 @@ impl Plane {
         }
     }
 
-    /// Ends the hallways. Whoever was handed their devices keeps them.
-    fn end(self, is_handed_over: bool) {
+    /// Ends the hallways; the devices vanish unless they are another process's.
+    fn end(self, is_anothers: bool) {
         match self {
-            Self::Entity(plane, _) if is_handed_over => plane.leave(),
+            Self::Entity(plane, _) if is_anothers => plane.leave(),
             Self::Entity(plane, _) => plane.stop(),
             Self::Sap(plane) => plane.stop(),
         }
@@ -478,10 +478,9 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();
-    let is_handed_over = result == Ok(End::HandedOver);
-    if is_handed_over {
-        socket.leave();
-    }
-    plane.end(is_handed_over);
+    // Another process works with the devices and the socket: the next one, or still the one before.
+    let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
+    socket.leave(is_anothers);
+    plane.end(is_anothers);
     result.map(drop)
 }

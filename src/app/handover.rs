@@ -165,8 +165,8 @@ pub(crate) struct Predecessor(UnixStream);
 
 impl Predecessor {
     /// Says that this process is ready to forward; once the other has answered, it is for this one to do.
-    pub(crate) fn release(self) -> Result<(), Problem> {
-        let Self(mut stream) = self;
+    pub(crate) fn release(&mut self) -> Result<(), Problem> {
+        let Self(stream) = self;
         let exchange = |stream: &mut UnixStream| {
             stream.set_read_timeout(Some(ANSWER_WITHIN))?;
             stream.write_all(&[READY])?;
@@ -174,7 +174,7 @@ impl Predecessor {
             stream.read_exact(&mut answer)?;
             if answer == [YOURS] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
         };
-        exchange(&mut stream).map_err(|error| lost(&error))
+        exchange(stream).map_err(|error| lost(&error))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
 use crate::dns::{Resolver, Upstream};
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::Snapshot;
 use crate::guard;
 use crate::health::HealthPort;
 use crate::local::Socket;

@@ -13,7 +13,7 @@ use crate::api::Problem;
 use crate::cli::args::{Ovsap, OvsapCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, SapPlane};
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::Snapshot;
 use crate::local::Socket;
 use crate::sys::descriptors::Descriptors;
 use crate::sys::udp::UdpSocket;

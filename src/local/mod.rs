@@ -79,7 +79,8 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener: Some(listener), is_left: false })
     }
 
-    /// Takes over the listener on `path` of the process before this one. Needs a tokio runtime.
+    /// Takes over the listener on `path` of the process before this one, whose the file is until
+    /// [`Self::leave`] says otherwise. Needs a tokio runtime.
     ///
     /// # Errors
     ///
@@ -89,11 +90,7 @@ impl Socket {
         let adopted =
             listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         adopted
-            .map(|listener| Self {
-                path: path.to_owned(),
-                listener: Some(listener),
-                is_left: false,
-            })
+            .map(|listener| Self { path: path.to_owned(), listener: Some(listener), is_left: true })
             .map_err(|error| {
                 let what = format!("cannot take over the socket {}", path.display());
                 Problem::new(ProblemCode::Failed, what).why(error.to_string())
@@ -106,9 +103,9 @@ impl Socket {
         self.listener.as_ref().map(AsFd::as_fd)
     }
 
-    /// Leaves the file to the process after this one.
-    pub fn leave(&mut self) {
-        self.is_left = true;
+    /// Whether the file is left to another process, which listens on it.
+    pub fn leave(&mut self, is_left: bool) {
+        self.is_left = is_left;
     }
 
     /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, and hands on what

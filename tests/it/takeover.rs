@@ -193,7 +193,7 @@ fn crash(times: usize) {
         // What leaves in clear goes to the default router; let that be s1, which sees it.
         let route = format!("ip route replace default via {}", s1.ip4);
         a.run(&["sh", "-c", &route])?.success(&route)?;
-        let in_clear = rig.counter_on(&s1, "ip-count", &[b_address.clone()])?;
+        let in_clear = rig.counter_on(&s1, "ip-count", &[&b_address], &[])?;
         let mut gaps = Vec::new();
         for _ in 0..times {
             // A flow for each crash, so that each has its own longest gap.

@@ -51,7 +51,7 @@ impl FlowTable {
             .collect()
     }
 
-    fn entries(&self) -> impl Iterator<Item = (Slot<'_>, View)> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Slot<'_>, View)> {
         views(self.slots()).filter(|(_, view)| !view.is_free())
     }
 }
