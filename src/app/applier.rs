@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +34,9 @@ const MEND_EVERY: Duration = Duration::from_millis(500);
 
 /// How long it may take until this process can forward, when another waits for it to.
 const READY_WITHIN: Duration = Duration::from_secs(8);
+
+/// After this time nothing waits in a device any more that came while nobody read it.
+const GAP_OVER_AFTER: Duration = Duration::from_secs(2);
 
 /// A table on its way from the puller, and where to say whether it could be applied.
 pub(crate) struct Delivery {
@@ -102,8 +105,10 @@ pub(crate) struct Applier<'a> {
     pub(crate) estate: Estate,
     /// Who forwards as long as this process is not ready to.
     pub(crate) predecessor: Option<Predecessor>,
-    /// Whether the hallways read.
-    pub(crate) is_open: bool,
+    /// Since when the hallways read.
+    pub(crate) opened: Option<Instant>,
+    /// Whether devices hold more than usual, as when nobody reads them.
+    pub(crate) holds_more: bool,
 }
 
 impl Applier<'_> {
@@ -142,7 +147,7 @@ impl Applier<'_> {
                     }
                 }
                 Some(stream) = successors.recv() => {
-                    if self.hand_over(&stream) {
+                    if self.hand_over(&stream).await {
                         return Ok(End::HandedOver);
                     }
                 }
@@ -160,7 +165,7 @@ impl Applier<'_> {
     /// What follows a table that is in force. From the first one on packets are read, and not before: what
     /// is read without a policy is dropped.
     async fn settle(&mut self) -> Result<(), Problem> {
-        let is_first = !std::mem::replace(&mut self.is_open, true);
+        let is_first = self.opened.is_none();
         if is_first {
             if let Some(predecessor) = &mut self.predecessor {
                 predecessor.release()?;
@@ -168,6 +173,7 @@ impl Applier<'_> {
                 tracing::info!("took over from the process before this one");
             }
             self.plane.open();
+            self.opened = Some(Instant::now());
         }
         self.find_endpoints().await;
         if is_first {
@@ -178,11 +184,13 @@ impl Applier<'_> {
 
     /// Hands over to the process that asks on `stream`. Everything else of this process stands still
     /// meanwhile, so that two do not keep one state.
-    fn hand_over(&mut self, stream: &UnixStream) -> bool {
-        if !self.is_open {
+    async fn hand_over(&mut self, stream: &UnixStream) -> bool {
+        if self.opened.is_none() {
             tracing::warn!("asked to hand over before there is a table");
             return false;
         }
+        self.plane.expect_gap(true).await;
+        self.holds_more = true;
         match self.plane.hand_over(stream, &self.estate) {
             Ok(()) => {
                 tracing::info!("handed over to another process");
@@ -238,6 +246,10 @@ impl Applier<'_> {
     }
 
     async fn tick(&mut self) {
+        if self.holds_more && self.opened.is_some_and(|opened| opened.elapsed() > GAP_OVER_AFTER) {
+            self.holds_more = false;
+            self.plane.expect_gap(false).await;
+        }
         let held = self.is_guarded();
         // Interfaces come and go.
         self.follow_guard().await;

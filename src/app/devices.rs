@@ -27,6 +27,12 @@ const UNDERLAY_MTU_USUAL: u32 = 1500;
 /// How many endpoints are asked for the path's MTU.
 const MTU_ASKED_MAX: usize = 16;
 
+/// How many packets wait in a device while it is read; as the kernel has it.
+const QUEUE_USUAL: u32 = 500;
+
+/// And while nobody reads it, because another process is about to: 2 s of 2,000 packets a second.
+const QUEUE_IN_GAP: u32 = 4096;
+
 /// A device in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -172,6 +178,17 @@ impl Devices {
         tracing::info!(overlay = %overlay.name, device = name, %address, mtu, "in the overlay");
         self.in_use.insert(overlay.id, wanted);
         Ok(())
+    }
+
+    /// Has more packets wait while no process reads, or (once those are read) as many as usual: a queue
+    /// that is always long would be all delay whenever this process is the bottleneck.
+    pub(crate) async fn expect_gap(&self, is_expected: bool) {
+        let packets = if is_expected { QUEUE_IN_GAP } else { QUEUE_USUAL };
+        for device in self.in_use.values() {
+            if let Err(error) = self.network.set_queue_len(&device.name, packets).await {
+                tracing::debug!(%error, "the queue stays as it is");
+            }
+        }
     }
 
     /// The queues of a device: those of the process before this one, with what waits in them, or new ones.

@@ -142,6 +142,20 @@ impl Network {
         result.map_err(|error| explain(format!("cannot set the MTU of {device} to {mtu}"), &error))
     }
 
+    /// Sets how many packets wait in `device` for who reads it. Those that find no room any more are
+    /// lost.
+    ///
+    /// # Errors
+    ///
+    /// No such device, or a missing right.
+    pub async fn set_queue_len(&self, device: &str, packets: u32) -> Result<(), SysError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index_of(device).await?;
+        message.attributes.push(LinkAttribute::TxQueueLen(packets));
+        let result = self.handle.link().set(message).execute().await;
+        result.map_err(|error| explain(format!("cannot set the queue of {device}"), &error))
+    }
+
     /// Sets `device` up.
     ///
     /// # Errors
