@@ -198,6 +198,8 @@ impl Applier<'_> {
             }
             Err(error) => {
                 tracing::warn!(%error, "handed nothing over: who asked for it is gone or not ready; going on");
+                // What came meanwhile still waits.
+                self.opened = Some(Instant::now());
                 false
             }
         }
