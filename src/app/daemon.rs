@@ -488,7 +488,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     manager.stopping();
     if result == Ok(End::Stopped) {
         // A service manager may hold them for the next start.
-        plane.expect_gap(true).await;
+        applier.plane.expect_gap(true).await;
     }
     // Another process works with the devices and the socket: the next one, or still the one before.
     let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
