@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,9 +34,6 @@ const MEND_EVERY: Duration = Duration::from_millis(500);
 
 /// How long it may take until this process can forward, when another waits for it to.
 const READY_WITHIN: Duration = Duration::from_secs(8);
-
-/// After this time nothing waits in a device any more that came while nobody read it.
-const GAP_OVER_AFTER: Duration = Duration::from_secs(2);
 
 /// A table on its way from the puller, and where to say whether it could be applied.
 pub(crate) struct Delivery {
@@ -105,10 +102,8 @@ pub(crate) struct Applier<'a> {
     pub(crate) estate: Estate,
     /// Who forwards as long as this process is not ready to.
     pub(crate) predecessor: Option<Predecessor>,
-    /// Since when the hallways read.
-    pub(crate) opened: Option<Instant>,
-    /// Whether devices hold more than usual, as when nobody reads them.
-    pub(crate) holds_more: bool,
+    /// Whether the hallways read.
+    pub(crate) is_open: bool,
 }
 
 impl Applier<'_> {
@@ -147,7 +142,7 @@ impl Applier<'_> {
                     }
                 }
                 Some(stream) = successors.recv() => {
-                    if self.hand_over(&stream).await {
+                    if self.hand_over(&stream) {
                         return Ok(End::HandedOver);
                     }
                 }
@@ -165,7 +160,7 @@ impl Applier<'_> {
     /// What follows a table that is in force. From the first one on packets are read, and not before: what
     /// is read without a policy is dropped.
     async fn settle(&mut self) -> Result<(), Problem> {
-        let is_first = self.opened.is_none();
+        let is_first = !self.is_open;
         if is_first {
             if let Some(predecessor) = &mut self.predecessor {
                 predecessor.release()?;
@@ -173,7 +168,7 @@ impl Applier<'_> {
                 tracing::info!("took over from the process before this one");
             }
             self.plane.open();
-            self.opened = Some(Instant::now());
+            self.is_open = true;
         }
         self.find_endpoints().await;
         if is_first {
@@ -184,13 +179,11 @@ impl Applier<'_> {
 
     /// Hands over to the process that asks on `stream`. Everything else of this process stands still
     /// meanwhile, so that two do not keep one state.
-    async fn hand_over(&mut self, stream: &UnixStream) -> bool {
-        if self.opened.is_none() {
+    fn hand_over(&mut self, stream: &UnixStream) -> bool {
+        if !self.is_open {
             tracing::warn!("asked to hand over before there is a table");
             return false;
         }
-        self.plane.expect_gap(true).await;
-        self.holds_more = true;
         match self.plane.hand_over(stream, &self.estate) {
             Ok(()) => {
                 tracing::info!("handed over to another process");
@@ -198,8 +191,6 @@ impl Applier<'_> {
             }
             Err(error) => {
                 tracing::warn!(%error, "handed nothing over: who asked for it is gone or not ready; going on");
-                // What came meanwhile still waits.
-                self.opened = Some(Instant::now());
                 false
             }
         }
@@ -248,10 +239,6 @@ impl Applier<'_> {
     }
 
     async fn tick(&mut self) {
-        if self.holds_more && self.opened.is_some_and(|opened| opened.elapsed() > GAP_OVER_AFTER) {
-            self.holds_more = false;
-            self.plane.expect_gap(false).await;
-        }
         let held = self.is_guarded();
         // Interfaces come and go.
         self.follow_guard().await;

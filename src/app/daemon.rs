@@ -106,13 +106,6 @@ impl Plane {
         result
     }
 
-    /// Has the devices hold more while no process reads, or as usual.
-    pub(crate) async fn expect_gap(&self, is_expected: bool) {
-        if let Self::Entity(_, devices) = self {
-            devices.expect_gap(is_expected).await;
-        }
-    }
-
     fn shut(&mut self) {
         match self {
             Self::Entity(plane, _) => plane.shut(),
@@ -434,8 +427,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         server: None,
         estate,
         predecessor,
-        opened: None,
-        holds_more: true,
+        is_open: false,
     };
     // Packets may be waiting: a name server that is away must not keep them.
     let _ = tokio::time::timeout(FIRST_LOOK, applier.find_endpoints()).await;
@@ -486,10 +478,6 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();
-    if result == Ok(End::Stopped) {
-        // A service manager may hold them for the next start.
-        applier.plane.expect_gap(true).await;
-    }
     // Another process works with the devices and the socket: the next one, or still the one before.
     let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
     socket.leave(is_anothers);

@@ -27,11 +27,10 @@ const UNDERLAY_MTU_USUAL: u32 = 1500;
 /// How many endpoints are asked for the path's MTU.
 const MTU_ASKED_MAX: usize = 16;
 
-/// How many packets wait in a device while it is read; as the kernel has it.
-const QUEUE_USUAL: u32 = 500;
-
-/// And while nobody reads it, because another process is about to: 2 s of 2,000 packets a second.
-const QUEUE_IN_GAP: u32 = 4096;
+/// How many packets wait in a device while no process reads: half a second of 2,000 a second, where the
+/// kernel has 500. As many as WireGuard holds for a peer; more would be delay when this process is the
+/// bottleneck.
+const QUEUE: u32 = 1024;
 
 /// A device in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,17 +179,6 @@ impl Devices {
         Ok(())
     }
 
-    /// Has more packets wait while no process reads, or (once those are read) as many as usual: a queue
-    /// that is always long would be all delay whenever this process is the bottleneck.
-    pub(crate) async fn expect_gap(&self, is_expected: bool) {
-        let packets = if is_expected { QUEUE_IN_GAP } else { QUEUE_USUAL };
-        for device in self.in_use.values() {
-            if let Err(error) = self.network.set_queue_len(&device.name, packets).await {
-                tracing::debug!(%error, "the queue stays as it is");
-            }
-        }
-    }
-
     /// The queues of a device: those of the process before this one, with what waits in them, or new ones.
     /// The device stays when this process crashes.
     async fn open(&mut self, name: &str) -> Result<Vec<Tun>, SysError> {
@@ -207,6 +195,8 @@ impl Devices {
                     }
                     opened => opened?,
                 };
+                // Only now: a change on a device that is up loses what waits in it.
+                self.network.set_queue_len(name, QUEUE).await?;
                 for queue in &queues {
                     self.inheritance.manager.keep(&kept, queue.descriptor());
                 }

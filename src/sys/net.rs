@@ -142,8 +142,7 @@ impl Network {
         result.map_err(|error| explain(format!("cannot set the MTU of {device} to {mtu}"), &error))
     }
 
-    /// Sets how many packets wait in `device` for who reads it. Those that find no room any more are
-    /// lost.
+    /// Sets how many packets wait in `device` for who reads it. What waits when it is up already is lost.
     ///
     /// # Errors
     ///

@@ -136,23 +136,23 @@ impl UdpSocket {
             socket.set_only_v6(!listen.ip().is_unspecified())?;
         }
         socket.set_reuse_port(is_shared)?;
-        socket.bind(&SockAddr::from(listen))?;
-        Self::equip(socket, path)
-    }
-
-    /// Makes a bound socket of what it is asked to be, whoever bound it.
-    fn equip(socket: Socket, path: DataPath) -> io::Result<Self> {
-        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
-        let is_v6 = local.is_ipv6();
-        for (level, option, value) in options(is_v6) {
-            set_option(&socket, level, option, value)?;
-        }
         // A smaller buffer is no reason not to start; what we got is reported.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
         // With CAP_NET_ADMIN the host's limit does not count.
         let bytes = RECEIVE_BUFFER as i32;
         let _ = set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes);
+        socket.bind(&SockAddr::from(listen))?;
+        Self::equip(socket, path)
+    }
+
+    /// Makes a bound socket what is asked for, whoever bound it. Its buffers stay: something may wait there.
+    fn equip(socket: Socket, path: DataPath) -> io::Result<Self> {
+        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        let is_v6 = local.is_ipv6();
+        for (level, option, value) in options(is_v6) {
+            set_option(&socket, level, option, value)?;
+        }
         socket.set_write_timeout(Some(SEND_PATIENCE))?;
         let receive_buffer_bytes = socket.recv_buffer_size()?;
         let sends_trains = match path {
