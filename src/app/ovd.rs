@@ -129,7 +129,8 @@ async fn get_ready(
     inheritance: &mut Inheritance,
 ) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    if !inheritance.has_devices() {
+    // Who had devices before is not kept waiting: packets are.
+    if !inheritance.has_devices() && state.devices().is_empty() {
         check_tun(settings)?;
     }
     if settings.guard.mode != GuardMode::Off {

@@ -200,6 +200,9 @@ pub(super) fn open(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// An ICMP echo 10.0.0.2 -> 10.0.0.1 of 38 bytes, in its datagram.
@@ -242,5 +245,44 @@ pub(super) mod tests {
     fn what_was_cut_by_its_buffer_is_dropped() {
         let cut = Meta { is_truncated: true, ..meta(0, 64) };
         assert_eq!(open(|_| true, &cut, &datagram(V4_DATA)), Err(DropReason::InnerLength));
+    }
+
+    #[test]
+    fn a_hallway_reads_when_it_is_open_and_leaves_the_rest_where_it_waits_when_it_is_shut() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (gate, read) = (Gate::shut(), Arc::new(AtomicU8::new(0)));
+        let mut left = theirs.try_clone().unwrap();
+        let hallway = Hallway::spawn("hallway".to_owned(), Arc::clone(&gate), {
+            let read = Arc::clone(&read);
+            move || {
+                while gate.passes() {
+                    // Interrupted by a nudge, it looks at the gate again.
+                    let count = (&theirs).read(&mut [0]).unwrap_or(0);
+                    read.fetch_add(count as u8, Ordering::Release);
+                }
+            }
+        });
+        let hallway = hallway.unwrap();
+        let count = || read.load(Ordering::Acquire);
+        let wait_for = |wanted| {
+            while count() != wanted {
+                thread::yield_now();
+            }
+        };
+
+        for round in 0..3 {
+            hallway.shut();
+            ours.write_all(&[0]).unwrap();
+            assert_eq!(count(), round, "it reads while it is shut");
+            hallway.open();
+            wait_for(round + 1);
+        }
+        hallway.shut();
+        ours.write_all(&[7]).unwrap();
+        drop(hallway);
+        // Whoever comes next finds it.
+        let mut byte = [0];
+        left.read_exact(&mut byte).unwrap();
+        assert_eq!((byte, count()), ([7], 3));
     }
 }

@@ -10,14 +10,20 @@ use crate::support::{Counter, LAB, Rig, Running, SOON, play};
 use crate::world::poll;
 
 /// Microseconds between two datagrams of a stream: 2,000 a second, and as many echoes.
-const INTERVAL_MICROS: &str = "500";
+const FAST_MICROS: &str = "500";
+
+/// As many as it takes to see how long traffic is away.
+const SLOW_MICROS: &str = "2000";
+
+/// How many more have to come for a flow to go on.
+const GROWTH: u64 = 300;
 
 /// How long traffic may be away after a crash.
 const BACK_WITHIN_MILLIS: u64 = 500;
 
 #[test]
 fn who_takes_over_loses_nothing() {
-    take_over(3);
+    take_over(1);
 }
 
 #[test]
@@ -28,7 +34,7 @@ fn who_takes_over_loses_nothing_twenty_times() {
 
 #[test]
 fn restarts_lose_nothing_where_descriptors_are_kept() {
-    restart(3);
+    restart(1);
 }
 
 #[test]
@@ -64,11 +70,11 @@ struct Flows {
 }
 
 impl Flows {
-    fn start(rig: &Rig) -> Result<Self> {
+    fn start(rig: &Rig, interval_micros: &str) -> Result<Self> {
         let [echo, pour] = [rig.at("b", 9)?.to_string(), rig.at("b", 10)?.to_string()];
         let _servers =
-            [rig.udp_echo("b", 9)?, rig.run("b", &["udp-pour", &pour, INTERVAL_MICROS])?];
-        let echoed = rig.counter("a", "udp-stream", &echo, &[INTERVAL_MICROS])?;
+            [rig.udp_echo("b", 9)?, rig.run("b", &["udp-pour", &pour, interval_micros])?];
+        let echoed = rig.counter("a", "udp-stream", &echo, &[interval_micros])?;
         let poured = rig.counter("a", "udp-stream", &pour, &["3600000000"])?;
         let flows = Self { echoed, poured, _servers };
         flows.go_on()?;
@@ -76,8 +82,8 @@ impl Flows {
     }
 
     fn go_on(&self) -> Result<()> {
-        self.echoed.expect_growth("received", 500)?;
-        self.poured.expect_growth("received", 500)
+        self.echoed.expect_growth("received", GROWTH)?;
+        self.poured.expect_growth("received", GROWTH)
     }
 
     /// How many are missing of each flow, which both go on.
@@ -105,7 +111,7 @@ impl Flows {
 fn take_over(times: usize) {
     play(&["s1"], &["a", "b"], |rig| {
         allow(rig)?;
-        let flows = Flows::start(rig)?;
+        let flows = Flows::start(rig, FAST_MICROS)?;
         for time in 1..=times {
             for name in ALL {
                 let code = rig.fleet.node_mut(name)?.take_over()?;
@@ -129,9 +135,9 @@ fn take_over(times: usize) {
         // The control: a start that takes nothing over does not know who may be answered.
         rig.fleet.node_mut("a")?.stop()?;
         rig.fleet.node_mut("a")?.start()?;
-        flows.echoed.expect_growth("received", 500)?;
+        flows.echoed.expect_growth("received", GROWTH)?;
         let poured = flows.poured.received()?;
-        flows.echoed.expect_growth("received", 500)?;
+        flows.echoed.expect_growth("received", GROWTH)?;
         ensure!(flows.poured.received()? == poured, "a flow that nobody knows goes on");
         ensure!(flows.echoed.number("missing")? > 0, "the control lost nothing");
         Ok(())
@@ -165,7 +171,7 @@ fn restart(times: usize) {
             supervise(rig, name, "keeping")?;
         }
         allow(rig)?;
-        let flows = Flows::start(rig)?;
+        let flows = Flows::start(rig, FAST_MICROS)?;
         for time in 1..=times {
             for name in ALL {
                 signal(rig, name, "HUP")?;
@@ -197,9 +203,9 @@ fn crash(times: usize) {
         let mut gaps = Vec::new();
         for _ in 0..times {
             // A flow for each crash, so that each has its own longest gap.
-            let flows = Flows::start(rig)?;
+            let flows = Flows::start(rig, SLOW_MICROS)?;
             signal(rig, "a", "USR1")?;
-            flows.echoed.expect_growth("received", 500)?;
+            flows.echoed.expect_growth("received", GROWTH)?;
             gaps.push(flows.echoed.number("gapMillisMax")?);
         }
         eprintln!("{times} crashes, traffic back after {gaps:?} ms");
