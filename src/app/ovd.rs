@@ -129,12 +129,12 @@ async fn get_ready(
     inheritance: &mut Inheritance,
 ) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    // Who had devices before is not kept waiting: packets are.
+    // Where it ran before, packets may wait, and what is missing now is a problem that is told.
     if !inheritance.has_devices() && state.devices().is_empty() {
         check_tun(settings)?;
-    }
-    if settings.guard.mode != GuardMode::Off {
-        guard::check_machine().map_err(node::failed)?;
+        if settings.guard.mode != GuardMode::Off {
+            guard::check_machine().map_err(node::failed)?;
+        }
     }
     let (sockets, bound) = settings.bind(inheritance)?;
     let socket = settings.local(inheritance)?;
