@@ -148,7 +148,7 @@ pub async fn restore(
         .fix("move it away, or delete it"));
     }
     let prepared = data_dir.join(PREPARED);
-    let Revived { backup, key, revision, revoked_tokens, good_tokens, differences } =
+    let Revived { backup, revision, revoked_tokens, good_tokens, differences, .. } =
         prepare(data_dir, &prepared, from, &options, there).await.inspect_err(|_| {
             let _ = fs::remove_dir_all(&prepared);
         })?;

@@ -70,7 +70,7 @@ async fn token(store: &Store, role: Role, uses: u32) -> (String, Secret) {
         overlays: Vec::new(),
         name: None,
         namespaces: Vec::new(),
-        labels: Vec::new(),
+        labels: BTreeSet::new(),
         ports: std::collections::BTreeMap::new(),
         uses,
         expires: HumanDuration(Duration::from_secs(3600)),
