@@ -225,7 +225,8 @@ async fn what_cannot_be_restored_is_named_and_changes_nothing() {
     assert!(problem.what.contains(file.to_str().unwrap()), "{problem}");
 
     assert_eq!(place.life().await, life, "a refused restore changed something");
-    assert!(before.is_superset(&place.entries()) || place.entries().contains("lock"));
+    let left = place.entries();
+    assert!(left.iter().all(|name| before.contains(name) || name == "lock"), "{left:?}");
     // The control: the same bytes undamaged.
     fs::write(&file, &good).unwrap();
     restore(&place.data, &file, replace).await.unwrap();
@@ -258,7 +259,8 @@ async fn a_machine_that_dies_at_any_step_of_a_restore_has_the_old_server_or_the_
         assert!(place.data.join(JOURNALS[0]).exists(), "there is no journal to lose");
 
         let options = RestoreOptions { replace: true, ..RestoreOptions::default() };
-        prepare(&place.data, &prepared, &file, &options, true).await.unwrap();
+        // Without a comparison, which would write the journal into the database.
+        prepare(&place.data, &prepared, &file, &options, false).await.unwrap();
         let replaced = place.data.join(REPLACED);
         let go = |from: &Path, to: &Path| {
             fs::create_dir_all(to.parent().unwrap()).unwrap();
