@@ -77,13 +77,13 @@ pub async fn back_up(data_dir: &Path, to: &Path) -> Result<Backup, Problem> {
     let new_file =
         |path: &Path| OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     // Takes the name, so that nothing is ever overwritten; the whole backup replaces it at the end.
-    new_file(to).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            Problem::new(ProblemCode::Conflict, format!("{} is there already", to.display()))
-                .why("a backup overwrites nothing")
-                .fix("name another file, or move this one away")
+    new_file(to).map_err(|error| {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return failed(format!("cannot make {}", to.display()), &error);
         }
-        _ => failed(format!("cannot make {}", to.display()), &error),
+        Problem::new(ProblemCode::Conflict, format!("{} is there already", to.display()))
+            .why("a backup overwrites nothing")
+            .fix("name another file, or move this one away")
     })?;
     let mut name = to.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
