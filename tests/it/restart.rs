@@ -68,7 +68,7 @@ fn all_machines_start_again_without_the_server_also_from_a_broken_newest_table()
         let newest = rig.fleet.machine("a")?.state_dir().join("ovd/table.json");
         let whole = std::fs::read(&newest)?;
         std::fs::write(&newest, &whole[..whole.len() / 2])?;
-        for name in ["b", "s1", "a"] {
+        for name in ["s1", "b", "a"] {
             rig.fleet.node_mut(name)?.start()?;
         }
 
