@@ -106,6 +106,7 @@ impl Rig {
             sets: vec![vec![0], vec![1]],
             rules: vec![rule],
             unspoken_passes: false,
+            outside: Default::default(),
             isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![SAP],

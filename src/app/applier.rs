@@ -221,7 +221,10 @@ impl Applier<'_> {
 
     pub(crate) async fn follow_guard(&mut self) {
         let Some(guarding) = &mut self.guarding else { return };
-        let table = self.in_force.as_ref();
+        // The guard of an earlier start knows the overlays; one that knows none would open them until the
+        // table on disk is in force.
+        let stored = if self.in_force.is_none() { self.state.table().0 } else { None };
+        let table = self.in_force.as_ref().or(stored.as_ref());
         let names = table.map(|table| devices::names(self.state, table)).unwrap_or_default();
         guarding.follow(table, &names, self.server, &self.shared.health).await;
     }

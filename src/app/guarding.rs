@@ -9,11 +9,11 @@ use std::time::Duration;
 use crate::agent::health::{Health, Topic};
 use crate::api::local::{GuardRule, GuardStatus, Order};
 use crate::api::table::NodeTable;
-use crate::guard::{self, Condition, Intent, Member, Services, Sockets, Table};
+use crate::guard::{self, Condition, Egress, Intent, Member, Outside, Services, Sockets, Table};
 use crate::sys::SysError;
 use crate::sys::clock;
 use crate::sys::net::Network;
-use crate::types::{GuardEgress, GuardMode, OverlayId, Service, Tier, Timestamp};
+use crate::types::{GuardEgress, GuardMode, OverlayId, Protocol, Service, Tier, Timestamp};
 
 /// How often it is asked whether somebody touched the guard: half of what it may be away for.
 pub(crate) const KEEP_EVERY: Duration = Duration::from_millis(500);
@@ -21,10 +21,15 @@ pub(crate) const KEEP_EVERY: Duration = Duration::from_millis(500);
 /// How many endpoints are asked which interface leads to them.
 const ASKED_MAX: usize = 16;
 
+/// How many direct peers the guard lets wrapped packets out to.
+const PEERS_MAX: usize = 1024;
+
 /// What the operator of this machine decided.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuardSettings {
     pub(crate) mode: GuardMode,
+    /// None: as the overlays' semantics have it.
+    pub(crate) egress: Option<GuardEgress>,
     pub(crate) lock_ssh: bool,
 }
 
@@ -138,24 +143,24 @@ impl Guarding {
     ) {
         let mode = if self.ordered_off.is_some() { GuardMode::Off } else { self.settings.mode };
         let intent = self.intent(mode, table, devices, server).await;
-        let mut table = self.shared.table.lock().await;
+        let mut kept = self.shared.table.lock().await;
         let done = match mode {
             // One of an earlier start, or one that was ordered away just now.
-            GuardMode::Off => match table.remove().await {
+            GuardMode::Off => match kept.remove().await {
                 Err(error) if guard::is_missing(&error) => Ok(()),
                 removed => removed,
             },
             GuardMode::Ports | GuardMode::All => {
-                table.put(guard::render(&guard::rules(&intent))).await
+                kept.put(guard::render(&guard::rules(&intent))).await
             }
         };
-        let in_force = table.is_kept();
-        drop(table);
+        let in_force = kept.is_kept();
+        drop(kept);
         self.shared.is_broken.store(done.is_err(), Ordering::Relaxed);
         health.set(Topic::Guard, self.problems(done.err().as_ref()));
         let status = GuardStatus {
             mode: self.settings.mode,
-            egress: GuardEgress::Off,
+            egress: self.egress(table),
             in_force,
             underlay_open: is_open(mode, &intent),
             off_until: match self.ordered_off {
@@ -196,6 +201,15 @@ impl Guarding {
         error.map(|error| format!("guard: {error}")).into_iter().chain(ordered).collect()
     }
 
+    fn egress(&self, table: Option<&NodeTable>) -> GuardEgress {
+        let mut overlays = table.into_iter().flat_map(|table| &table.body.overlays);
+        let by_semantics = || match overlays.any(|overlay| overlay.unspoken_passes) {
+            true => GuardEgress::Rules,
+            false => GuardEgress::Off,
+        };
+        self.settings.egress.unwrap_or_else(by_semantics)
+    }
+
     async fn intent(
         &mut self,
         mode: GuardMode,
@@ -207,6 +221,10 @@ impl Guarding {
             hops(table).chain(server).map(|to| to.ip().to_canonical()).collect();
         let uplinks = self.network.uplinks(&towards).await.unwrap_or_default();
         let typed = std::env::var("SSH_CONNECTION").ok();
+        let egress = match self.egress(table) {
+            GuardEgress::Off => None,
+            GuardEgress::Rules => Some(egress(table, server)),
+        };
         let sockets = self.sockets.get_or_insert_with(|| guard::sockets(typed.as_deref()));
         let spared = if self.settings.lock_ssh { Vec::new() } else { sockets.ssh_peers.clone() };
         Intent {
@@ -217,6 +235,7 @@ impl Guarding {
             uplinks,
             ssh_peers: spared,
             ssh_ports: sockets.ssh_ports.clone(),
+            egress,
             listening: sockets.listening.clone(),
         }
     }
@@ -227,6 +246,32 @@ fn hops(table: Option<&NodeTable>) -> impl Iterator<Item = SocketAddr> {
     let body = table.map(|table| &table.body);
     let saps = body.into_iter().flat_map(|body| &body.saps).flat_map(|sap| &sap.endpoints);
     saps.copied().take(ASKED_MAX)
+}
+
+/// What the rules of all overlays let this machine open to the outside: a denial of any goes before what
+/// another one allows.
+fn egress(table: Option<&NodeTable>, server: Option<SocketAddr>) -> Egress {
+    let overlays = || table.into_iter().flat_map(|table| &table.body.overlays);
+    let now = clock::wall();
+    let rows = |wanted: &[Tier]| -> Vec<Outside> {
+        let rows = overlays().flat_map(|overlay| &overlay.outside.rows);
+        rows.filter(|row| wanted.contains(&row.tier) && row.not_after.is_none_or(|end| now < end))
+            .map(|row| Outside {
+                cidr: row.cidr,
+                except: row.except.clone(),
+                services: row.services.clone(),
+            })
+            .collect()
+    };
+    let members = overlays().flat_map(|overlay| &overlay.members);
+    let peers = members.flat_map(|member| &member.endpoints).copied().take(PEERS_MAX);
+    let wrapped = hops(table).chain(peers).map(|to| (Protocol::Udp, to));
+    Egress {
+        ovmesh: wrapped.chain(server.map(|to| (Protocol::Tcp, to))).collect(),
+        denied: rows(&[Tier::Deny]),
+        allowed: rows(&[Tier::Allow, Tier::Egress, Tier::AuditAllow]),
+        unspoken_passes: overlays().any(|overlay| overlay.outside.unspoken_passes),
+    }
 }
 
 fn members(table: &NodeTable, devices: &BTreeMap<OverlayId, String>) -> Vec<Member> {

@@ -24,7 +24,7 @@ use crate::config::{node as file, user};
 use crate::sys::SysError;
 use crate::sys::udp::UdpSocket;
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, GuardMode, Lanes, Name, NodeKind};
+use crate::types::{DataPath, GuardEgress, GuardMode, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +47,8 @@ pub struct RunOptions {
     pub lanes: Option<Lanes>,
     /// What the guard closes.
     pub guard: Option<GuardMode>,
+    /// What the guard lets out.
+    pub egress: Option<GuardEgress>,
     /// Whether the guard may cut off who is connected by ssh.
     pub lock_ssh: bool,
     /// The log filter.
@@ -67,6 +69,7 @@ impl From<RunArgs> for RunOptions {
             listen: args.listen,
             lanes: args.lanes,
             guard: None,
+            egress: None,
             lock_ssh: false,
             log: args.log,
             data_path: args.data_path,
@@ -76,7 +79,7 @@ impl From<RunArgs> for RunOptions {
 
 impl From<OvdRunArgs> for RunOptions {
     fn from(args: OvdRunArgs) -> Self {
-        Self { guard: args.guard, lock_ssh: args.lock_ssh, ..args.run.into() }
+        Self { guard: args.guard, egress: args.egress, lock_ssh: args.lock_ssh, ..args.run.into() }
     }
 }
 
@@ -158,6 +161,7 @@ impl Settings {
                     .guard
                     .or(file.guard)
                     .unwrap_or_else(|| file::default_guard(environment)),
+                egress: options.egress.or(file.egress),
                 lock_ssh: options.lock_ssh || file.lock_ssh,
             },
             uid,

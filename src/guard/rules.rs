@@ -11,8 +11,11 @@
 use std::fmt;
 use std::net::IpAddr;
 
+pub use self::egress::{Egress, Outside};
 use super::Services;
 use crate::types::{GuardMode, PortRange, Prefix, Protocol};
+
+mod egress;
 
 /// What a guard is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub struct Intent {
     pub ssh_peers: Vec<IpAddr>,
     /// The local ports that those came in by.
     pub ssh_ports: Vec<u16>,
+    /// What may leave by other interfaces; none is everything but what is for an overlay.
+    pub egress: Option<Egress>,
     /// The TCP ports that were listened on when the guard came: flows to them may be older than it.
     pub listening: Vec<u16>,
 }
@@ -78,11 +83,17 @@ pub enum RuleName {
     ServiceForwarded,
     OlderFlow,
     Closed,
+    MssClamped,
+    Answers,
+    Ovmesh,
+    OutsideDenied,
+    OutsideAllowed,
+    Outside,
 }
 
 impl RuleName {
     /// All of them, in the order of status.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 20] = [
         Self::OverlayAddressElsewhere,
         Self::OverlaySourceElsewhere,
         Self::OverlayInClear,
@@ -91,6 +102,12 @@ impl RuleName {
         Self::ServiceForwarded,
         Self::OlderFlow,
         Self::Closed,
+        Self::OutsideDenied,
+        Self::Outside,
+        Self::OutsideAllowed,
+        Self::Answers,
+        Self::Ovmesh,
+        Self::MssClamped,
         Self::OwnReplies,
         Self::Ssh,
         Self::Gue,
@@ -117,6 +134,12 @@ impl RuleName {
             Self::ServiceForwarded => "service_forwarded",
             Self::OlderFlow => "older_flow",
             Self::Closed => "closed",
+            Self::MssClamped => "mss_clamped",
+            Self::Answers => "answers",
+            Self::Ovmesh => "ovmesh",
+            Self::OutsideDenied => "outside_denied",
+            Self::OutsideAllowed => "outside_allowed",
+            Self::Outside => "outside",
         }
     }
 
@@ -140,6 +163,14 @@ impl RuleName {
             Self::ServiceForwarded => "for a service port, would have been handed on",
             Self::OlderFlow => "from a service port, of a flow that is older than the guard",
             Self::Closed => "anything else from outside of overlays",
+            Self::MssClamped => {
+                "opening TCP segments handed on into an overlay, made to fit its MTU"
+            }
+            Self::Answers => "answers to what was let in",
+            Self::Ovmesh => "to the server, SaPs and direct peers",
+            Self::OutsideDenied => "to the outside, denied by a rule",
+            Self::OutsideAllowed => "to the outside, allowed by a rule or policy",
+            Self::Outside => "to the outside, and nothing allows it",
         }
     }
 }
@@ -153,6 +184,8 @@ pub enum Verdict {
     Drop,
     /// It ends here, and its sender on this machine hears of it at once.
     Reject,
+    /// It goes on, with no larger segments allowed than its way takes.
+    ClampMss,
 }
 
 /// One rule.
@@ -174,11 +207,15 @@ pub fn rules(intent: &Intent) -> Vec<Rule> {
     let mut draft = Draft::new(intent);
     if intent.mode != GuardMode::Off {
         draft.overlays_stay_inside();
+        draft.fit_into_overlays();
         draft.replies_and_ssh();
         match intent.mode {
             GuardMode::Off => {}
             GuardMode::Ports => draft.close_services(),
             GuardMode::All => draft.close_all(),
+        }
+        if let Some(egress) = &intent.egress {
+            draft.close_outside(egress);
         }
     }
     draft.rules
@@ -253,6 +290,21 @@ impl<'a> Draft<'a> {
                 let condition = format!("{family} saddr {peers} tcp dport {ports}");
                 self.add(Chain::Input, RuleName::Ssh, &condition, Verdict::Accept);
             }
+        }
+    }
+
+    /// A container behind this machine knows the MTU of its bridge and not the overlay's.
+    fn fit_into_overlays(&mut self) {
+        if !self.intent.members.is_empty() {
+            let devices = self.intent.members.iter().map(|member| member.device.as_str());
+            let condition =
+                format!("oifname {} tcp flags & (syn | rst) == syn", interfaces(devices));
+            self.rules.push(Rule {
+                chain: Chain::Forward,
+                name: RuleName::MssClamped,
+                condition,
+                verdict: Verdict::ClampMss,
+            });
         }
     }
 
@@ -363,6 +415,10 @@ fn interfaces<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names.dedup();
     let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
     set(&quoted)
+}
+
+fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "ip" } else { "ip6" }
 }
 
 fn ports(ranges: &[PortRange]) -> String {

@@ -2,7 +2,7 @@
 
 use super::nft;
 use super::render::{TABLE, render};
-use super::rules::{Intent, Member, RuleName, rules};
+use super::rules::{Egress, Intent, Member, RuleName, rules};
 use crate::sys::{SysError, nftables};
 use crate::types::GuardMode;
 
@@ -146,6 +146,7 @@ pub fn check_machine() -> Result<(), SysError> {
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: Vec::new(),
         ssh_ports: Vec::new(),
+        egress: Some(Egress::default()),
         listening: vec![1],
     };
     for mode in [GuardMode::Ports, GuardMode::All] {

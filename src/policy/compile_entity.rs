@@ -7,7 +7,7 @@ use super::draft::Draft;
 use super::evaluate::backwards;
 use super::plan::{Isolated, Plan, Way};
 use super::set::Set;
-use super::{KeySource, NodeFacts, World};
+use super::{KeySource, NodeFacts, World, outside};
 use crate::api::table::PathHops;
 use crate::types::{NodeId, Tier};
 
@@ -62,7 +62,9 @@ pub(super) fn compile(
     }
     draft.destination_keys(alone);
     draft.send_keys(peers);
-    Part { table: draft.finish(world, plan, keys, owner), saps }
+    let mut table = draft.finish(world, plan, keys, owner);
+    table.outside = outside::table(plan, owner);
+    Part { table, saps }
 }
 
 /// Who is at the other end of a pair that may open in either direction: by an allow that no denial shadows,

@@ -180,6 +180,7 @@ impl<'a> Draft<'a> {
             default_saps: plan.default_saps.clone(),
             destination_keys,
             pair_generations,
+            outside: Default::default(),
             send_keys,
         }
     }

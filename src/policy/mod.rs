@@ -21,6 +21,7 @@ mod lint;
 mod matrix;
 mod model;
 mod nearest;
+mod outside;
 mod plan;
 mod question;
 #[cfg(test)]

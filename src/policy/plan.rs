@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::evaluate::{default_saps, is_walkable};
 use super::judge::tier;
 use super::kubernetes::Direction;
+use super::outside::{self, OutsideWay};
 use super::roster::Roster;
 use super::select::{is_in_force, member};
 use super::set::Set;
@@ -31,6 +32,8 @@ pub(super) struct Plan {
     pub(super) default_saps: Vec<NodeId>,
     /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
+    /// What members may open to addresses outside.
+    pub(super) outside: Vec<OutsideWay>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
     pub(super) paths: Vec<Claim>,
     /// The ways that start at a member, as indexes into `ways`.
@@ -136,6 +139,7 @@ impl Plan {
             isolated_in: Isolated::default(),
             default_saps: default_saps(world, overlay),
             ways: Vec::new(),
+            outside: outside::ways(world, &roster, overlay, now),
             paths: Vec::new(),
             ways_from: Index::default(),
             ways_to: Index::default(),

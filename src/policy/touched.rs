@@ -53,6 +53,7 @@ impl<'a> Touched<'a> {
                 (Some(old), Some(new)) if are_alike(old, new) => {
                     self.by_ways(old, new);
                     self.by_claims(old, new);
+                    self.by_outside(old, new);
                 }
                 (old, new) => {
                     self.saps_of(id);
@@ -96,6 +97,14 @@ impl<'a> Touched<'a> {
                     self.nodes.extend(old.from.iter().chain(&new.from));
                 }
             }
+        }
+    }
+
+    /// Only who starts such flows hears of them.
+    fn by_outside(&mut self, old: &'a Plan, new: &'a Plan) {
+        if old.outside != new.outside {
+            let ways = old.outside.iter().chain(&new.outside);
+            self.nodes.extend(ways.flat_map(|way| &way.from));
         }
     }
 
