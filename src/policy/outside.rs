@@ -82,19 +82,19 @@ fn blocks<'a>(
     overlay: OverlayId,
     selector: &'a BoundSelector,
 ) -> Vec<&'a CidrBlock> {
-    let as_block = |selector: &'a BoundSelector| match selector {
-        BoundSelector::Cidr(block) => Some(block),
-        BoundSelector::Any
+    let held: Vec<&BoundSelector> = match selector {
+        BoundSelector::Group(name) => world.group(overlay, name).collect(),
+        BoundSelector::Cidr(_)
+        | BoundSelector::Any
         | BoundSelector::Node(..)
         | BoundSelector::Labels(_)
         | BoundSelector::Namespace(_)
-        | BoundSelector::Group(_)
-        | BoundSelector::Service(_) => None,
+        | BoundSelector::Service(_) => vec![selector],
     };
-    match selector {
-        BoundSelector::Group(name) => world.group(overlay, name).filter_map(as_block).collect(),
-        other => as_block(other).into_iter().collect(),
-    }
+    let block = |selector: &'a BoundSelector| {
+        if let BoundSelector::Cidr(block) = selector { Some(block) } else { None }
+    };
+    held.into_iter().filter_map(block).collect()
 }
 
 /// None where nothing is left: services that are all named mean nothing outside.

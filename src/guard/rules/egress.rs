@@ -58,7 +58,7 @@ impl Draft<'_> {
             (OutsideDenied, &egress.denied, Verdict::Reject),
             (OutsideAllowed, &egress.allowed, Verdict::Accept),
         ] {
-            for condition in rows.iter().flat_map(super::Outside::conditions) {
+            for condition in rows.iter().flat_map(Outside::conditions) {
                 add(name, condition, verdict);
             }
         }
