@@ -28,7 +28,7 @@ use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::{Action, DestinationKey};
 use ovmesh::forward::FlowTable;
 use ovmesh::policy::{
-    BoundSelector, KeySource, NodeFacts, OverlayFacts, RuleFacts, World, compile,
+    BoundSelector, Drain, KeySource, NodeFacts, OverlayFacts, RuleFacts, World, compile,
 };
 use ovmesh::sys::offload::coalesce::{Coalescer, Takes};
 use ovmesh::sys::offload::split::Split;
@@ -308,6 +308,8 @@ fn overlay(entities: u32, rules: u32) -> World {
                 .collect(),
             serves: is_sap.then_some(overlay).into_iter().collect(),
             is_quarantined: false,
+            round_trips: BTreeMap::new(),
+            drain: Drain::No,
         };
         world.nodes.insert(NodeId(number), facts);
         if !is_sap {

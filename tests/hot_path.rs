@@ -110,6 +110,8 @@ impl Rig {
             isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![SAP],
+            preferences: Vec::new(),
+            empty_saps: Vec::new(),
             destination_keys: (0..2)
                 .map(|to| DestinationKeySpec { to, accept: vec![secret(to)] })
                 .collect(),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ovmesh::api::admin::Semantics;
 use ovmesh::api::table::Action;
-use ovmesh::policy::{BoundSelector, NodeFacts, OverlayFacts, RuleFacts, World};
+use ovmesh::policy::{BoundSelector, Drain, NodeFacts, OverlayFacts, RuleFacts, World};
 use ovmesh::types::{
     EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, RuleId, Secret, Service,
 };
@@ -176,6 +176,8 @@ pub(crate) fn world(size: Size, lines: &[Line]) -> World {
             },
             serves: is_sap.then_some(OVERLAY).into_iter().collect(),
             is_quarantined: false,
+            round_trips: BTreeMap::new(),
+            drain: Drain::No,
         };
         world.nodes.insert(NodeId(id), facts);
         for sap in (size.entities + 1..=size.entities + SAPS).filter(|_| !is_sap) {

@@ -1,7 +1,6 @@
 //! ICMP and ICMPv6 echo over a raw socket.
 
-use std::io::Read;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,12 +11,12 @@ use crate::{checksum, report};
 
 /// Sends `count` requests, each once its predecessor was answered or given up.
 pub(crate) fn ping(target: IpAddr, count: u16, timeout: Duration) -> Result<()> {
-    let mut socket = open(target)?;
+    let socket = open(target)?;
     let identifier = u16::try_from(std::process::id() & 0xffff)?;
     let (mut received, mut micros, mut error) = (0_u16, Vec::new(), None);
     for sequence in 0..count {
         let started = Instant::now();
-        match exchange(&mut socket, target.is_ipv6(), identifier, sequence, timeout) {
+        match exchange(&socket, target, identifier, sequence, timeout) {
             Ok(true) => {
                 received += 1;
                 micros.push(u64::try_from(started.elapsed().as_micros())?);
@@ -36,10 +35,11 @@ pub(crate) fn ping(target: IpAddr, count: u16, timeout: Duration) -> Result<()> 
 pub(crate) fn answers(target: IpAddr, timeout: Duration) -> Result<bool> {
     let identifier = u16::try_from(std::process::id() & 0xffff)?;
     // An error is an ICMP error: refused.
-    Ok(exchange(&mut open(target)?, target.is_ipv6(), identifier, 0, timeout).unwrap_or(false))
+    Ok(exchange(&open(target)?, target, identifier, 0, timeout).unwrap_or(false))
 }
 
-fn open(target: IpAddr) -> Result<Socket> {
+/// A raw socket, with the calls of a socket for datagrams.
+fn open(target: IpAddr) -> Result<UdpSocket> {
     let (domain, protocol) = match target {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
@@ -49,16 +49,17 @@ fn open(target: IpAddr) -> Result<Socket> {
     socket
         .connect(&SocketAddr::from((target, 0)).into())
         .with_context(|| format!("no route to {target}"))?;
-    Ok(socket)
+    Ok(socket.into())
 }
 
 fn exchange(
-    socket: &mut Socket,
-    is_ipv6: bool,
+    socket: &UdpSocket,
+    target: IpAddr,
     identifier: u16,
     sequence: u16,
     timeout: Duration,
 ) -> std::io::Result<bool> {
+    let is_ipv6 = target.is_ipv6();
     let (request, reply) = if is_ipv6 { (128, 129) } else { (8, 0) };
     let mut message = vec![request, 0, 0, 0];
     message.extend(identifier.to_be_bytes());
@@ -78,15 +79,18 @@ fn exchange(
             return Ok(false);
         }
         socket.set_read_timeout(Some(left))?;
-        let length = match socket.read(&mut buffer) {
-            Ok(length) => length,
+        let (length, from) = match socket.recv_from(&mut buffer) {
+            Ok(received) => received,
             Err(error) if report::is_timeout(&error) => return Ok(false),
             Err(error) => return Err(error),
         };
         // Raw IPv4 sockets see the IP header too.
         let skip = if is_ipv6 { 0 } else { usize::from(buffer[0] & 0x0f) * 4 };
         let answer = buffer.get(skip..length).unwrap_or_default();
-        if answer.first() == Some(&reply) && answer.get(4..8) == Some(&message[4..8]) {
+        // Before it was connected the socket got everybody's answers, those to our own other questions too.
+        let is_targets = from.ip() == target;
+        if is_targets && answer.first() == Some(&reply) && answer.get(4..8) == Some(&message[4..8])
+        {
             return Ok(true);
         }
     }

@@ -24,6 +24,7 @@ mod tcp_rate;
 mod tcp_raw;
 mod tcp_stream;
 mod udp;
+mod udp_stream;
 mod verify;
 
 use std::process::ExitCode;
@@ -41,6 +42,9 @@ usage: netkit COMMAND ...
   udp-send SRC DST COUNT INTERVAL_US SIZE
   udp-echo ADDR
   udp-ping DST COUNT [TIMEOUT_MS]        COUNT datagrams, 1 at a time, each expects its echo
+  udp-stream DST FILE INTERVAL_US [SECONDS]
+                                         numbered datagrams at a pace to an udp-echo and back
+  udp-pour ADDR INTERVAL_US              datagrams at a pace for whoever sent one
   tcp-echo ADDR                          echoes lines
   tcp-stream DST FILE [SECONDS]          a line every 10 ms each way over one connection
   tcp-sink ADDR                          counts the bytes of connections
@@ -96,6 +100,13 @@ fn run(arguments: &[String]) -> Result<()> {
         }),
         "udp-echo" => udp::echo(rest.parse(0)?),
         "udp-ping" => udp::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "udp-stream" => udp_stream::run(
+            rest.parse(0)?,
+            rest.text(1)?,
+            rest.parse(2)?,
+            rest.optional(3)?.unwrap_or(3600),
+        ),
+        "udp-pour" => udp_stream::pour(rest.parse(0)?, rest.parse(1)?),
         "tcp-echo" => tcp_stream::echo(rest.parse(0)?),
         "tcp-stream" => {
             tcp_stream::stream(rest.parse(0)?, rest.text(1)?, rest.optional(2)?.unwrap_or(3600))

@@ -152,6 +152,8 @@ impl Sap {
             isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![NodeId(100)],
+            preferences: Vec::new(),
+            empty_saps: Vec::new(),
             destination_keys: (0..2)
                 .map(|to| DestinationKeySpec { to, accept: vec![secret(to + 2 * id)] })
                 .collect(),

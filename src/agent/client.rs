@@ -9,6 +9,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::api::errand::{Errand, ErrandReport};
 use crate::api::flows::FlowReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::table::NodeTable;
@@ -30,6 +31,17 @@ const BODY_MAX_BYTES: usize = 128 << 20;
 
 /// The longest error that is read.
 const PROBLEM_MAX_BYTES: usize = 64 << 10;
+
+/// What a poll brings.
+#[derive(Debug)]
+pub enum Polled {
+    /// A newer table.
+    Table(Box<NodeTable>),
+    /// Something to do meanwhile.
+    Errand(Errand),
+    /// Nothing within [`POLL_SECS`].
+    Nothing,
+}
 
 /// Talks to one server, which may have several addresses.
 #[derive(Debug)]
@@ -94,8 +106,7 @@ impl Client {
         self.read(response).await
     }
 
-    /// Waits for a table newer than `after`, and so acknowledges `after`. None when there is none
-    /// within [`POLL_SECS`].
+    /// Waits for a table newer than `after`, and so acknowledges `after`.
     ///
     /// # Errors
     ///
@@ -105,17 +116,18 @@ impl Client {
         credential: &Secret,
         after: Serial,
         incarnation: Option<&Incarnation>,
-    ) -> Result<Option<NodeTable>, Problem> {
+    ) -> Result<Polled, Problem> {
         let query = TableQuery { after, incarnation };
         let response = self
             .send(Method::GET, "/v1/node/table", Some(credential), |request| {
                 request.query(&query).timeout(POLL_WITHIN)
             })
             .await?;
-        if response.status() == StatusCode::NO_CONTENT {
-            return Ok(None);
+        match response.status() {
+            StatusCode::NO_CONTENT => Ok(Polled::Nothing),
+            StatusCode::ACCEPTED => self.read(response).await.map(Polled::Errand),
+            _ => self.read(response).await.map(|table| Polled::Table(Box::new(table))),
         }
-        self.read(response).await.map(Some)
     }
 
     /// Tells the server how this node is.
@@ -139,6 +151,20 @@ impl Client {
         report: &FlowReport,
     ) -> Result<(), Problem> {
         self.send(Method::POST, "/v1/node/flows", Some(credential), |r| r.json(report)).await?;
+        Ok(())
+    }
+
+    /// Tells the server that an errand is done.
+    ///
+    /// # Errors
+    ///
+    /// The server's problem, or why it could not be told.
+    pub async fn report_errand(
+        &self,
+        credential: &Secret,
+        report: &ErrandReport,
+    ) -> Result<(), Problem> {
+        self.send(Method::POST, "/v1/node/errand", Some(credential), |r| r.json(report)).await?;
         Ok(())
     }
 

@@ -19,4 +19,5 @@ pub mod report;
 pub mod snapshot;
 pub mod state;
 pub mod sync;
+pub mod tracers;
 pub mod underlay;

@@ -1,6 +1,7 @@
 //! What to believe of packets that others refused or that were too long, and whom to tell of those that
 //! this node refused: decisions, without a clock or a socket.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use crate::forward::{FlowTable, Now, Pair, Snapshot};
@@ -87,6 +88,32 @@ pub fn pass_on(
     let is_its_own = pair.destination() == destination && pair.goes_over(own);
     let denied = Denied { by: Refuser::Destination, ..denied };
     (is_its_own && !pair.overlay().is_silent).then(|| (pair.source(), Message::Denied(denied)))
+}
+
+/// Whom a SaP tells that it has lost `silent`: those who talk with them over it.
+#[must_use]
+pub fn no_path(
+    snapshot: &Snapshot,
+    flows: &FlowTable,
+    silent: &BTreeSet<NodeId>,
+    now: Now,
+) -> BTreeSet<(NodeId, NodeId)> {
+    let partners = flows.partners(&snapshot.addresses_of(silent), now).into_iter();
+    let told = partners.filter_map(|(sender, silent)| snapshot.pair(sender, silent));
+    told.map(|pair| (pair.source(), pair.destination())).collect()
+}
+
+/// The flows that this node started and a SaP has to know before replies come by, each with the SaP that
+/// its packets go to now.
+#[must_use]
+pub fn started(snapshot: &Snapshot, flows: &FlowTable, now: Now) -> Vec<(NodeId, Message)> {
+    let own = snapshot.overlays().filter_map(|overlay| overlay.address);
+    own.flat_map(|address| flows.started_by(address, now))
+        .filter_map(|flow| {
+            let sap = snapshot.opens_by(flow.source, flow.destination)?;
+            Some((sap, Message::Started(flow)))
+        })
+        .collect()
 }
 
 /// The pair, when `sap` may say this of a flow that this node wants and that nothing came back on.

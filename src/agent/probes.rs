@@ -4,20 +4,22 @@
 //! 1. sleep until [`Probes::next_deadline`] or a datagram arrives;
 //! 2. call [`Probes::handle_datagram`] or [`Probes::handle_timeout`];
 //! 3. send everything that [`Probes::poll_transmit`] returns;
-//! 4. tell the snapshot what [`Probes::liveness_changes`] returns.
+//! 4. tell the snapshot what [`Probes::changes`] returns;
+//! 5. at a SaP: say to whom packets went, and tell those who send to whom [`Probes::silent`] names.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::api::table::NodeTable;
-use crate::probe::{Liveness, Prober, Responder, Source};
+use crate::probe::{Hearing, Liveness, Lost, Prober, Responder, Source};
 use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
-use crate::wire::control::{self, Message};
+use crate::wire::control::{self, Echo, Message};
 use crate::wire::gue::{self, Frame};
+use crate::wire::notice::NoPath;
 
-/// Longest queue of answers; the caller empties it after each datagram.
-const OUTBOX_MAX: usize = 64;
+/// Longest queue of answers and notices; the caller empties it after each datagram.
+const OUTBOX_MAX: usize = 1024;
 
 /// A SaP calls an entity alive that it has heard of within three of its longest intervals.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
@@ -40,6 +42,27 @@ pub struct Heard {
     pub message: Message,
 }
 
+/// What the snapshot has to hear of SaPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A SaP takes traffic, or does not any more.
+    Sap {
+        /// The SaP.
+        sap: NodeId,
+        /// Whether it does.
+        is_alive: bool,
+    },
+    /// A SaP has lost an entity, or found it again.
+    Peer {
+        /// The SaP.
+        sap: NodeId,
+        /// The entity.
+        peer: NodeId,
+        /// Whether it reaches it.
+        reaches: bool,
+    },
+}
+
 /// What is known of the peer of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerState {
@@ -49,10 +72,12 @@ pub struct PeerState {
     pub name: String,
     /// Where it is.
     pub endpoint: Option<SocketAddr>,
-    /// Whether it is there.
+    /// Whether it is there: at an entity, whether the SaP takes traffic.
     pub is_alive: bool,
     /// The smoothed round trip, where this end measures it.
     pub round_trip: Option<Duration>,
+    /// At a SaP: where the entity was heard from, when that is none of its endpoints.
+    pub translated: Option<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -64,6 +89,10 @@ struct Link {
     endpoints: Vec<SocketAddr>,
     /// At an entity.
     prober: Option<Prober>,
+    /// At an entity: whom the SaP has lost.
+    lost: Lost,
+    /// At a SaP: whether it hears the entity.
+    hearing: Hearing,
     /// When and from where the peer's last authentic message came.
     heard: Option<(Duration, SocketAddr)>,
     /// What the caller was told last.
@@ -109,6 +138,8 @@ impl Probes {
                     secret: row.secret.clone(),
                     endpoints: Vec::new(),
                     prober: probes.then(|| Prober::start(now)),
+                    lost: Lost::default(),
+                    hearing: Hearing::default(),
                     heard: None,
                     told: None,
                 },
@@ -116,6 +147,7 @@ impl Probes {
             link.endpoints = endpoints;
             link.name = name;
             link.told = None;
+            link.lost.renew(|node| names.knows(node));
             self.links.insert(row.id, link);
         }
         let links = &self.links;
@@ -142,16 +174,32 @@ impl Probes {
         let is_known = self.links.get(&id).is_some_and(|link| link.knows(from));
         let source = if is_known { Source::Known } else { Source::Unknown };
         self.responder.admit(source, now)?;
-        let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
+        let link = self.links.get(&id).ok_or(DropReason::ControlMac)?;
         let (counter, message) = control::decode(datagram, &link.secret)?;
+        let is_lost = |about: NodeId| {
+            let found = self.links.values().find(|link| link.peer == about);
+            found.is_none_or(|link| link.hearing.is_silent())
+        };
+        let is_asked_after_lost = match message {
+            Message::EchoRequest(Echo { about: Some(about), .. }) => is_lost(about),
+            Message::EchoRequest(_)
+            | Message::EchoReply(_)
+            | Message::Denied(_)
+            | Message::Refused(_)
+            | Message::TooBig(_)
+            | Message::NoPath(_)
+            | Message::Started(_) => false,
+        };
+        let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
         match (message, &mut link.prober) {
             // A SaP answers and asks nothing; an entity asks and answers nothing: so neither's own
             // messages, sent back to it, mean anything.
             (Message::EchoRequest(echo), None) => {
                 self.responder.handle_request(id, counter)?;
                 link.heard = Some((now, from));
+                link.hearing.handle_heard();
                 self.counter += 1;
-                let reply = Message::EchoReply(echo);
+                let reply = Message::EchoReply(Echo { is_lost: is_asked_after_lost, ..echo });
                 let (bytes, len) = control::encode(id, &link.secret, self.counter, &reply);
                 // Never longer than the question, whatever the encoder does.
                 if len <= datagram.len() && self.outbox.len() < OUTBOX_MAX {
@@ -163,17 +211,30 @@ impl Probes {
                 self.responder.handle_request(id, counter)?;
                 if prober.handle_reply(&echo, now) {
                     link.heard = Some((now, from));
+                    if let Some(about) = echo.about {
+                        link.lost.handle_answer(about, echo.is_lost, now);
+                    }
                 }
                 Ok(None)
             }
-            (Message::Denied(_) | Message::TooBig(_), Some(_)) | (Message::Refused(_), None) => {
+            (Message::NoPath(NoPath { node }), Some(_)) => {
+                self.responder.handle_request(id, counter)?;
+                link.lost.handle_no_path(node);
+                Ok(None)
+            }
+            (Message::Denied(_) | Message::TooBig(_), Some(_))
+            | (Message::Refused(_) | Message::Started(_), None) => {
                 self.responder.handle_request(id, counter)?;
                 Ok(Some(Heard { peer: link.peer, message }))
             }
-            (Message::EchoRequest(_) | Message::Refused(_), Some(_))
-            | (Message::EchoReply(_) | Message::Denied(_) | Message::TooBig(_), None) => {
-                Err(DropReason::ControlType)
-            }
+            (Message::EchoRequest(_) | Message::Refused(_) | Message::Started(_), Some(_))
+            | (
+                Message::EchoReply(_)
+                | Message::Denied(_)
+                | Message::TooBig(_)
+                | Message::NoPath(_),
+                None,
+            ) => Err(DropReason::ControlType),
         }
     }
 
@@ -193,18 +254,33 @@ impl Probes {
         len > 0
     }
 
-    /// Data was sent. Extra calls are harmless.
+    /// Data was sent or received. Extra calls are harmless.
     pub fn handle_activity(&mut self, now: Duration) {
         for prober in self.links.values_mut().filter_map(|link| link.prober.as_mut()) {
             prober.handle_activity(now);
         }
     }
 
+    /// At a SaP: packets went to these entities. Extra calls are harmless.
+    pub fn handle_sent(&mut self, peers: &BTreeSet<NodeId>, now: Duration) {
+        for link in self.links.values_mut().filter(|link| peers.contains(&link.peer)) {
+            link.hearing.handle_sent(now);
+        }
+    }
+
+    /// At a SaP: the silent entities whose senders have to be told now.
+    pub fn silent(&mut self, now: Duration) -> BTreeSet<NodeId> {
+        let links = self.links.values_mut();
+        let told = links.filter_map(|link| link.hearing.poll_tell(now).then_some(link.peer));
+        told.collect()
+    }
+
     /// Time passed. Extra calls are harmless.
     pub fn handle_timeout(&mut self, now: Duration) {
         for link in self.links.values_mut() {
-            if let Some(prober) = &mut link.prober {
-                prober.handle_timeout(now);
+            match &mut link.prober {
+                Some(prober) => prober.handle_timeout(now),
+                None => link.hearing.handle_timeout(now),
             }
         }
     }
@@ -221,11 +297,17 @@ impl Probes {
                 continue;
             };
             self.counter += 1;
-            let request = Message::EchoRequest(echo);
+            let request = Message::EchoRequest(Echo { about: link.lost.next_question(), ..echo });
             let (bytes, len) = control::encode(id, &link.secret, self.counter, &request);
             return Some(Transmit { to, bytes: bytes[..len].to_vec() });
         }
         None
+    }
+
+    /// Whether answers or notices wait.
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        !self.outbox.is_empty()
     }
 
     /// When to call [`Self::handle_timeout`] again; none when nothing is probed.
@@ -238,32 +320,40 @@ impl Probes {
             .min()
     }
 
-    /// The SaPs that came or went since the last call, and all that are known after a new table.
-    pub fn liveness_changes(&mut self) -> Vec<(NodeId, bool)> {
+    /// What changed since the last call, and all that is known after a new table.
+    pub fn changes(&mut self) -> Vec<Change> {
+        let takes_returning = self.takes_returning();
         let mut changes = Vec::new();
         for link in self.links.values_mut() {
-            let is_alive = match link.prober.as_ref().map(Prober::liveness) {
-                Some(Liveness::Alive) => true,
-                Some(Liveness::Dead) => false,
-                Some(Liveness::Unknown) | None => continue,
-            };
-            if link.told != Some(is_alive) {
+            let sap = link.peer;
+            if let Some(is_alive) = link.takes_traffic(takes_returning)
+                && link.told != Some(is_alive)
+            {
                 link.told = Some(is_alive);
-                changes.push((link.peer, is_alive));
+                changes.push(Change::Sap { sap, is_alive });
             }
+            let peers = link.lost.take_changes().into_iter();
+            changes.extend(peers.map(|(peer, reaches)| Change::Peer { sap, peer, reaches }));
         }
         changes
+    }
+
+    /// A SaP that is not back for long enough is better than none.
+    fn takes_returning(&self) -> bool {
+        let mut probers = self.links.values().filter_map(|link| link.prober.as_ref());
+        !probers.any(|prober| prober.liveness() == Liveness::Alive)
     }
 
     /// What is known of each peer, for status and reports.
     #[must_use]
     pub fn peers(&self, now: Duration) -> Vec<PeerState> {
+        let takes_returning = self.takes_returning();
         self.links
             .values()
             .map(|link| {
                 let heard = link.heard.filter(|&(at, _)| now.saturating_sub(at) < HEARD_WITHIN);
                 let is_alive = match &link.prober {
-                    Some(prober) => prober.liveness() == Liveness::Alive,
+                    Some(_) => link.takes_traffic(takes_returning) == Some(true),
                     None => heard.is_some(),
                 };
                 PeerState {
@@ -275,6 +365,12 @@ impl Probes {
                     },
                     is_alive,
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),
+                    translated: heard.map(|(_, from)| from).filter(|from| {
+                        let is_own = |endpoint: &SocketAddr| canonical(*endpoint) == *from;
+                        // Of those whose packets go elsewhere a SaP's table has no endpoints.
+                        let is_known = link.prober.is_none() && !link.endpoints.is_empty();
+                        is_known && !link.endpoints.iter().any(is_own)
+                    }),
                 }
             })
             .collect()
@@ -282,6 +378,16 @@ impl Probes {
 }
 
 impl Link {
+    /// Whether the SaP at the other end takes traffic; none where that is not known.
+    fn takes_traffic(&self, takes_returning: bool) -> Option<bool> {
+        match self.prober.as_ref()?.liveness() {
+            Liveness::Alive => Some(true),
+            Liveness::Returning => Some(takes_returning),
+            Liveness::Dead => Some(false),
+            Liveness::Unknown => None,
+        }
+    }
+
     fn knows(&self, from: SocketAddr) -> bool {
         self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
             || self.heard.is_some_and(|(_, heard)| heard == from)
@@ -313,6 +419,10 @@ impl Names {
             list.extend(endpoints.iter().copied().filter(|&endpoint| seen.insert(endpoint)));
         }
         Self(names)
+    }
+
+    fn knows(&self, id: NodeId) -> bool {
+        self.0.contains_key(&id)
     }
 
     fn find(&self, id: NodeId) -> (String, Vec<SocketAddr>) {

@@ -108,6 +108,8 @@ fn overlay(table: &OverlayTable) -> OverlaySpec {
             })
             .collect(),
         default_saps: table.default_saps.clone(),
+        preferences: table.preferences.iter().map(|row| (row.with, row.saps.clone())).collect(),
+        empty_saps: table.empty_saps.clone(),
         destination_keys: table
             .destination_keys
             .iter()

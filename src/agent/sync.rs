@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
+use tokio::sync::mpsc;
 
-use super::client::Client;
+use super::client::{Client, Polled};
 use super::health::{Health, Topic};
 use super::state::{Identity, StateDir};
+use crate::api::errand::Errand;
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Incarnation, Serial, Timestamp};
@@ -71,12 +73,14 @@ pub struct Puller {
     identity: Identity,
     health: Arc<Health>,
     clock: fn() -> Timestamp,
+    errands: mpsc::Sender<Errand>,
     in_force: Option<(Incarnation, Serial)>,
     failures: u32,
 }
 
 impl Puller {
-    /// A puller for the node `identity` that has applied nothing yet.
+    /// A puller for the node `identity` that has applied nothing yet. What the server asks for beside
+    /// goes to `errands`; what finds no room there is not done, and the server asks again.
     #[must_use]
     pub fn new(
         client: Arc<Client>,
@@ -84,8 +88,9 @@ impl Puller {
         identity: Identity,
         health: Arc<Health>,
         clock: fn() -> Timestamp,
+        errands: mpsc::Sender<Errand>,
     ) -> Self {
-        Self { client, state, identity, health, clock, in_force: None, failures: 0 }
+        Self { client, state, identity, health, clock, errands, in_force: None, failures: 0 }
     }
 
     /// The table on disk, to be applied before anything is asked of the network.
@@ -162,9 +167,17 @@ impl Puller {
                 return Err(());
             }
         };
-        let Some(table) = offered else {
-            self.health.set(Topic::Server, Vec::new());
-            return Ok(None);
+        let table = match offered {
+            Polled::Table(table) => *table,
+            Polled::Errand(errand) => {
+                drop(self.errands.try_send(errand));
+                self.health.set(Topic::Server, Vec::new());
+                return Ok(None);
+            }
+            Polled::Nothing => {
+                self.health.set(Topic::Server, Vec::new());
+                return Ok(None);
+            }
         };
         if !self.is_ours(&table) {
             return self.complain("the server sent the table of another node");

@@ -357,10 +357,26 @@ pub struct Sap {
     pub overlays: Vec<Name>,
     /// Where it receives data packets.
     pub endpoints: Vec<SocketAddr>,
+    /// Its labels; `zone=NAME` says where it stands.
+    #[serde(default)]
+    pub labels: BTreeSet<Label>,
+    /// How far it is drained; none when it is not.
+    #[serde(default)]
+    pub drain: Option<DrainState>,
     /// When it joined.
     pub joined: Timestamp,
     /// What it is doing.
     pub health: NodeHealth,
+}
+
+/// How far a SaP is drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrainState {
+    /// Senders are leaving it.
+    Leaving,
+    /// Nothing is sent to it any more, as far as nodes have acknowledged.
+    Drained,
 }
 
 /// The path a rule asks for, by names.

@@ -6,10 +6,12 @@
 
 pub mod admin;
 pub mod can;
+pub mod errand;
 pub mod flows;
 pub mod key;
 pub mod local;
 pub mod node;
+pub mod path;
 pub mod policy;
 pub mod problem;
 pub mod table;

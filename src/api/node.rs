@@ -174,6 +174,19 @@ pub struct NodeReport {
     pub problems: Vec<String>,
     /// Round trips to SaPs, in microseconds.
     pub round_trips: Vec<RoundTrip>,
+    /// At a SaP: entities that it hears from another address than those they say: somebody translates.
+    #[serde(default)]
+    pub translated: Vec<Translated>,
+}
+
+/// An entity behind a NAT, as a SaP sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Translated {
+    /// The entity.
+    pub entity: NodeId,
+    /// Where its messages come from.
+    pub from: SocketAddr,
 }
 
 /// A measured round trip to one SaP.

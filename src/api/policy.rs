@@ -10,6 +10,7 @@
 //! | `POST /v1/policy/confirm` | [`OverlayChoice`] | [`Confirmation`] |
 //! | `GET /v1/policy/history[?overlay=O][&limit=N]` | | [`List`] of [`PolicyRevision`] |
 //! | `POST /v1/policy/matrix`, `…/lint`, `…/test` | [`PolicyQuestion`] | [`MatrixAnswer`], [`LintAnswer`], [`TestAnswer`] |
+//! | `POST /v1/policy/test/live` | [`LiveQuestion`] | [`TestAnswer`] |
 //! | `GET /v1/groups[?overlay=O]`, `POST /v1/groups` | [`GroupChange`] | [`List`] of [`Group`], [`Change`] of [`Group`] |
 //! | `GET /v1/services[?overlay=O]`, `POST /v1/services` | [`ServiceChange`] | [`List`] of [`NamedService`], [`Change`] of [`NamedService`] |
 //! | `GET /v1/namespaces`, `POST /v1/namespaces/{name}/labels` | [`super::admin::LabelChange`] | [`List`] of [`Namespace`], [`Change`] of [`Namespace`] |
@@ -197,6 +198,18 @@ pub struct PolicyQuestion {
     pub unused_days: Option<u32>,
 }
 
+/// Tries tests on the real path: those of the policy in force, and further ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LiveQuestion {
+    /// The overlay; none for the only one.
+    #[serde(default)]
+    pub overlay: Option<Name>,
+    /// Files with further tests.
+    #[serde(default)]
+    pub tests: Vec<PolicyFile>,
+}
+
 /// How many days a rule may decide nothing before lint says so.
 pub const UNUSED_DAYS: u32 = 30;
 
@@ -256,6 +269,9 @@ pub struct TestAnswer {
     pub examination: serde_json::Value,
     /// What to say of each test that failed.
     pub failures: Vec<TestFailure>,
+    /// What to say of each that could not be tried; live tests alone have such.
+    #[serde(default)]
+    pub skipped: Vec<TestFailure>,
 }
 
 /// A test that failed.

@@ -116,6 +116,13 @@ pub struct OverlayTable {
     pub paths: Vec<PathRow>,
     /// The SaPs of every other pair, the preferred one first.
     pub default_saps: Vec<NodeId>,
+    /// At an entity: the members with which it prefers the default SaPs in another order. Each is in one
+    /// row at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preferences: Vec<PreferenceRow>,
+    /// The default SaPs to which nothing is sent, because they are drained; what comes from them is taken.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub empty_saps: Vec<NodeId>,
     /// The destination's halves of keys (`Kb`): at a SaP those of the destinations it serves, at an entity
     /// its own. Sorted by member.
     pub destination_keys: Vec<DestinationKeyRow>,
@@ -234,6 +241,16 @@ pub struct PathRow {
     /// The hops, walked from `from` to `to`; the other direction walks them backwards. Where both
     /// members of a pair are in both sets, the member with the lower id counts as `from`.
     pub hops: PathHops,
+}
+
+/// An order of the default SaPs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PreferenceRow {
+    /// Index of the set of members.
+    pub with: u32,
+    /// The default SaPs, the preferred one first.
+    pub saps: Vec<NodeId>,
 }
 
 /// The hops between two members.

@@ -17,7 +17,7 @@ use crate::policy::{
 };
 use crate::types::{
     ApiVersion, AuthorizationKey, Generation, Incarnation, KeyVersion, NodeId, NodeKind, OverlayId,
-    Protocol, Revision, Secret, Serial, Service,
+    Protocol, Revision, Secret, Serial, Service, Timestamp, TracerId,
 };
 use crate::wire::inner::{Facts, Family, Fragment, Upper};
 
@@ -73,7 +73,18 @@ impl Net {
 
     /// Sends a packet from `from` and follows it, every node with an empty flow table.
     fn is_delivered(&self, world: &World, overlay: OverlayId, from: NodeId, facts: &Facts) -> bool {
-        let now = Now { monotonic_millis: 1, wall: NOW };
+        self.is_delivered_at(NOW, world, overlay, from, facts)
+    }
+
+    fn is_delivered_at(
+        &self,
+        wall: Timestamp,
+        world: &World,
+        overlay: OverlayId,
+        from: NodeId,
+        facts: &Facts,
+    ) -> bool {
+        let now = Now { monotonic_millis: 1, wall };
         let sender = &self.snapshots[&from];
         let index = sender.overlay_index(overlay).unwrap();
         let mut verdict = sender.egress(index, facts, &FlowTable::new(64), now);
@@ -143,6 +154,7 @@ fn opening(
         fragment: Fragment::Whole,
         len: 60,
         ecn: 0,
+        tracer: None,
     }
 }
 
@@ -220,6 +232,18 @@ proptest! {
                 let reachable = !world.nodes[&from].endpoints.is_empty()
                     && !world.nodes[&to].endpoints.is_empty()
                     && !path_between(&world, overlay, from, to, NOW).is_empty();
+                // Nodes end rules by themselves, by the tables of before.
+                for at in [Timestamp(101), Timestamp(200)] {
+                    for probe in [PROBES[0], PROBES[4]] {
+                        let allowed = evaluate(&world, overlay, from, to, &asked(probe), at).is_allow();
+                        let facts = opening(&world, overlay, (from, to), probe);
+                        let delivered = net.is_delivered_at(at, &world, overlay, from, &facts);
+                        prop_assert_eq!(
+                            delivered, allowed && reachable,
+                            "{} -> {} {:?} in {} at {}", from, to, probe, overlay, at.0
+                        );
+                    }
+                }
                 for probe in PROBES {
                     let service = asked(probe);
                     let decision = evaluate(&world, overlay, from, to, &service, NOW);
@@ -232,6 +256,9 @@ proptest! {
                         delivered, is_allowed && reachable,
                         "{} -> {} {} in {}: {:?}", from, to, service, overlay, decision
                     );
+                    let tracer = Facts { tracer: Some(TracerId(1)), ..facts };
+                    let traced = net.is_delivered(&world, overlay, from, &tracer);
+                    prop_assert_eq!(traced, delivered, "a tracer: {} -> {} {}", from, to, service);
                     if !is_allowed {
                         let leaks = net.leaks(&world, from, to, &facts);
                         prop_assert!(leaks.is_empty(), "{:?} pass {} -> {} {}", leaks, from, to, service);

@@ -77,6 +77,7 @@ impl Desk<'_> {
                 self.answer_excess(&snapshot, *overlay, start.as_slice(), *mtu);
             }
             Told::TooLong(too_long) => self.judge_excess(&snapshot, too_long),
+            Told::Traced(id, outcome) => self.shared.sightings().note(*id, *outcome),
         }
     }
 
@@ -92,7 +93,11 @@ impl Desk<'_> {
                 self.tell(denied.flow.source, notice);
             }
             Message::Denied(denied) => self.hear_denied(&snapshot, heard.peer, &denied),
-            Message::TooBig(_) | Message::EchoRequest(_) | Message::EchoReply(_) => {
+            Message::TooBig(_)
+            | Message::EchoRequest(_)
+            | Message::EchoReply(_)
+            | Message::NoPath(_)
+            | Message::Started(_) => {
                 tracing::debug!(peer = %heard.peer, message = ?heard.message, "not believed");
             }
         }

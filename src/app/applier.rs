@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::daemon::{Plane, Shared};
 use super::endpoints::{Wanted, prefer_reachable, server_address};
 use super::guarding::Guarding;
-use super::{devices, node};
+use super::{control_loop, devices, node};
 use crate::agent::client::Client;
 use crate::agent::health::Topic;
 use crate::agent::state::StateDir;
@@ -131,11 +131,16 @@ impl Applier<'_> {
             let mut probes = shared.probes();
             probes.replace_links(&table, shared.now());
             // What is known of the SaPs is in the snapshot before anybody sees it.
-            for (sap, is_alive) in probes.liveness_changes() {
-                next.set_alive(sap, is_alive);
+            for change in probes.changes() {
+                control_loop::apply(&next, change);
             }
         }
+        let has_moved = self.in_force.as_ref().is_none_or(|old| !are_ways_alike(old, &table));
         shared.publisher.publish(next);
+        if has_moved {
+            // Before the table is acknowledged: then nothing stands in the way of replies.
+            control_loop::announce(shared, &shared.publisher.current());
+        }
         shared.control_due.notify_one();
         shared.facts().table = Some(TableStatus {
             serial: table.serial,
@@ -311,4 +316,21 @@ impl Applier<'_> {
         }
         node::note(&line);
     }
+}
+
+/// Whether both tables prefer the same SaPs for the same members.
+fn are_ways_alike(one: &NodeTable, two: &NodeTable) -> bool {
+    let ways = |table: &NodeTable| {
+        let overlays = table.body.overlays.iter();
+        let ways = overlays.map(|overlay| {
+            let preferences = overlay.preferences.iter().map(|row| {
+                let with = overlay.sets.get(row.with as usize).into_iter().flatten();
+                let member = |at: &u32| Some(overlay.members.get(*at as usize)?.id);
+                (with.filter_map(member).collect::<Vec<_>>(), row.saps.clone())
+            });
+            (overlay.default_saps.clone(), preferences.collect(), overlay.empty_saps.clone())
+        });
+        ways.collect::<Vec<(_, Vec<_>, _)>>()
+    };
+    ways(one) == ways(two)
 }

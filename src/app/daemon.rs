@@ -12,7 +12,7 @@ use super::applier::{Applier, pull};
 use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
-use super::{answers, control_loop, shutdown};
+use super::{answers, control_loop, errands, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
@@ -20,12 +20,13 @@ use crate::agent::health::Health;
 use crate::agent::probes::{PeerState, Probes};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::sync::Puller;
+use crate::agent::tracers::Sightings;
 use crate::agent::{flows, report};
 use crate::api::local::{
     Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
     SapStatus, TableStatus,
 };
-use crate::api::node::{NodeReport, RoundTrip};
+use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
@@ -40,6 +41,12 @@ const LATELY: Duration = Duration::from_secs(600);
 
 /// How many notices of peers may wait.
 const HEARD_CAPACITY: usize = 64;
+
+/// How many entities behind NATs a SaP reports.
+const TRANSLATED_MAX: usize = 1024;
+
+/// How many errands of the server may wait.
+const ERRANDS_CAPACITY: usize = 16;
 
 /// This program's version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,6 +86,7 @@ pub(crate) struct Shared {
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
     denials: Mutex<Denials>,
+    sightings: Mutex<Sightings>,
     pub(crate) health: Arc<Health>,
     pub(crate) guard: Arc<SharedGuard>,
     facts: Mutex<Facts>,
@@ -114,6 +122,7 @@ impl Shared {
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
+            sightings: Mutex::default(),
             health: Arc::new(Health::new(url, started)),
             guard: Arc::default(),
             facts: Mutex::default(),
@@ -139,12 +148,21 @@ impl Shared {
         }
     }
 
+    /// Tells the server soon how this node is.
+    pub(crate) fn report_soon(&self) {
+        self.health.poke();
+    }
+
     pub(crate) fn flows(&self) -> &FlowTable {
         &self.flows
     }
 
     pub(crate) fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn sightings(&self) -> MutexGuard<'_, Sightings> {
+        self.sightings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was refused in this time, or at all.
@@ -220,13 +238,18 @@ impl Shared {
 
     fn report(&self) -> NodeReport {
         let measures = self.identity.kind == NodeKind::Entity;
-        let peers = if measures { self.peers() } else { Vec::new() };
+        let peers = self.peers();
+        let translated = peers
+            .iter()
+            .filter_map(|peer| Some(Translated { entity: peer.peer, from: peer.translated? }));
         NodeReport {
+            translated: translated.take(TRANSLATED_MAX).collect(),
             version: VERSION.to_owned(),
             endpoints: self.facts().endpoints.clone(),
             problems: self.health.problems(),
             round_trips: peers
                 .into_iter()
+                .filter(|_| measures)
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
         }
@@ -259,12 +282,14 @@ pub(crate) async fn run(
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
     let puller = Puller::new(
         Arc::clone(&client),
         Arc::clone(&state),
         identity.clone(),
         Arc::clone(&shared.health),
         clock::wall,
+        ask,
     );
     // One at a time: the puller waits for the outcome.
     let (send, receive) = mpsc::channel(1);
@@ -280,9 +305,12 @@ pub(crate) async fn run(
         let shared = Arc::clone(&shared);
         move |question: &LocalQuestion| shared.why(question)
     };
-    let (listener, door) = match &mut plane {
-        Plane::Entity(plane, _) => plane.answering().unzip(),
-        Plane::Sap(plane) => (plane.listener(), None),
+    let (listener, door, tracers) = match &mut plane {
+        Plane::Entity(plane, _) => {
+            let (listener, door) = plane.answering().unzip();
+            (listener, door, plane.tracer_door())
+        }
+        Plane::Sap(plane) => (plane.listener(), None, None),
     };
     let (said, heard) = mpsc::channel(HEARD_CAPACITY);
     let (orders, mut ordered) = mpsc::channel(1);
@@ -327,6 +355,9 @@ pub(crate) async fn run(
         }
         () = answers::run(&shared, listener, door, heard) => {
             Err(broken("the answer loop ended", String::new()))
+        }
+        () = errands::run(&shared, &client, &identity.credential, tracers, asked) => {
+            Err(broken("the errand loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
         () = applier.run(receive, &mut ordered) => {

@@ -12,6 +12,7 @@ mod daemon;
 mod devices;
 mod down;
 mod endpoints;
+mod errands;
 mod guard_command;
 mod guarding;
 pub mod node;

@@ -146,6 +146,7 @@ impl Settings {
         let (state_dir, socket) = file::default_paths(program(kind), uid == 0, environment);
         let endpoints =
             if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
+        let listen = listen(options.listen.or(file.listen), &endpoints)?;
         Ok(Self {
             kind,
             join: options.join,
@@ -153,7 +154,7 @@ impl Settings {
             socket: options.socket.or(file.socket).unwrap_or(socket),
             name: options.name.or(file.name),
             endpoints,
-            listen: options.listen.or(file.listen).unwrap_or_else(file::default_listen),
+            listen,
             lanes: options.lanes.or(file.lanes).unwrap_or_default(),
             data_path: options.data_path,
             guard: GuardSettings {
@@ -236,6 +237,32 @@ impl Settings {
     /// Where endpoints come from.
     pub(crate) fn wanted(&self, bound: SocketAddr) -> Wanted {
         Wanted { given: self.endpoints.clone(), bound }
+    }
+}
+
+/// Where to listen: where the operator said, else on both families when an endpoint is of IPv6.
+///
+/// # Errors
+///
+/// `Usage` when nothing that is sent to an endpoint could be heard.
+fn listen(
+    wanted: Option<SocketAddr>,
+    endpoints: &[(IpAddr, Option<u16>)],
+) -> Result<SocketAddr, Problem> {
+    let v6 = endpoints.iter().map(|(ip, _)| ip).find(|ip| ip.is_ipv6());
+    let Some(wanted) = wanted else {
+        let default = file::default_listen();
+        let both = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        return Ok(v6.map_or(default, |_| SocketAddr::new(both, default.port())));
+    };
+    match v6 {
+        Some(v6) if wanted.is_ipv4() => Err(Problem::new(
+            ProblemCode::Usage,
+            format!("nothing that is sent to the endpoint {v6} would be heard"),
+        )
+        .why(format!("--listen {wanted} is of IPv4 alone"))
+        .fix(format!("--listen [::]:{} hears both families", wanted.port()))),
+        Some(_) | None => Ok(wanted),
     }
 }
 
@@ -372,6 +399,26 @@ pub(crate) fn effective_uid() -> Result<u32, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_of_ipv6_is_listened_at_or_refused() {
+        let (v4, v6) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let at = |wanted: Option<&str>, endpoints: &[IpAddr]| {
+            let endpoints: Vec<_> = endpoints.iter().map(|ip| (*ip, None)).collect();
+            listen(wanted.map(address), &endpoints)
+        };
+
+        assert_eq!(at(None, &[]), Ok(address("0.0.0.0:6080")));
+        assert_eq!(at(None, &[v4]), Ok(address("0.0.0.0:6080")));
+        assert_eq!(at(None, &[v6]), Ok(address("[::]:6080")));
+        assert_eq!(at(None, &[v4, v6]), Ok(address("[::]:6080")));
+        assert_eq!(at(Some("[::]:7000"), &[v6]), Ok(address("[::]:7000")));
+        assert_eq!(at(Some("0.0.0.0:7000"), &[v4]), Ok(address("0.0.0.0:7000")));
+        let problem = at(Some("0.0.0.0:7000"), &[v4, v6]).unwrap_err();
+        assert_eq!(problem.code, ProblemCode::Usage);
+        assert!(problem.what.contains("2001:db8::1") && problem.fix.contains("[::]:7000"));
+    }
 
     #[test]
     fn outcomes_and_problems_become_exit_codes() {

@@ -8,8 +8,8 @@ use crate::cli::args::{Format, Global, Ovctl, OvctlCommand, PolicyCommand, Serve
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, entity, flow, group, key, overlay, policy, policy_offline, sap,
-    status, token, why,
+    Outcome, audit, completion, entity, flow, group, key, overlay, path, policy, policy_offline,
+    sap, status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -46,6 +46,9 @@ fn dispatch(
         }
         OvctlCommand::Entity(verb) => {
             ask(global, output, async |client, output| entity::run(client, output, verb).await)
+        }
+        OvctlCommand::Path(verb) => {
+            ask(global, output, async |client, output| path::run(client, output, verb).await)
         }
         OvctlCommand::Sap(verb) => {
             ask(global, output, async |client, output| sap::run(client, output, verb).await)

@@ -17,6 +17,7 @@ pub mod local_why;
 pub mod node_status;
 pub mod output;
 pub mod overlay;
+pub mod path;
 pub mod policy;
 mod policy_answers;
 mod policy_file;

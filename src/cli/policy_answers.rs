@@ -17,10 +17,20 @@ pub(crate) fn tests(output: &mut Output, answer: &TestAnswer) -> Outcome {
                 output.line(format!("FAILED  {}", failure.what));
                 output.line(format!("        why: {}", failure.why));
             }
-            output.line(format!("{} passed, {} failed", count("passed"), count("failed")));
+            for skipped in &answer.skipped {
+                output.line(format!("SKIPPED {}", skipped.what));
+                output.line(format!("        not tested: {}", skipped.why));
+            }
+            let mut sums = format!("{} passed, {} failed", count("passed"), count("failed"));
+            if !answer.skipped.is_empty() {
+                sums.push_str(&format!(", {} skipped", count("skipped")));
+            }
+            output.line(sums);
         }
     }
-    if count("failed") == 0 { Outcome::Done } else { Outcome::Findings }
+    // Where nothing could be tried, nothing is known to hold.
+    let is_known = answer.skipped.is_empty() || count("passed") > 0;
+    if count("failed") == 0 && is_known { Outcome::Done } else { Outcome::Findings }
 }
 
 /// Who may open what to whom.

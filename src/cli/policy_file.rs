@@ -14,8 +14,9 @@ use super::policy_offline::policy_files;
 use crate::api::Problem;
 use crate::api::admin::{Change, List, Semantics};
 use crate::api::policy::{
-    Confirmation, ImportReport, LintAnswer, MatrixAnswer, OverlayChoice, PolicyApply, PolicyChange,
-    PolicyExport, PolicyImport, PolicyQuestion, PolicyRevision, PolicyRollback, TestAnswer,
+    Confirmation, ImportReport, LintAnswer, LiveQuestion, MatrixAnswer, OverlayChoice, PolicyApply,
+    PolicyChange, PolicyExport, PolicyImport, PolicyQuestion, PolicyRevision, PolicyRollback,
+    TestAnswer,
 };
 use crate::types::{Name, Timestamp};
 
@@ -33,6 +34,12 @@ pub(crate) async fn ask(
     command: &OfflineCommand,
 ) -> Result<Outcome, Problem> {
     match command {
+        OfflineCommand::Test(args) if args.live => {
+            let overlay = args.scene.overlay.clone();
+            let question = LiveQuestion { overlay, tests: policy_files(&args.tests)? };
+            let answer: Answer<TestAnswer> = client.ask("/v1/policy/test/live", &question).await?;
+            Ok(policy_answers::tests(output, &answer.value))
+        }
         OfflineCommand::Test(args) => {
             let mut question = question(&args.scene)?;
             question.tests = policy_files(&args.tests)?;

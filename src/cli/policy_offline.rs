@@ -15,6 +15,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::policy::{
     DOCUMENT_BYTES_MAX, Document, Finding, Inventory, Matrix, MatrixPair, Observed, PairChange,
     Scene, difference, examine, lint, read_inventory, read_policies, read_test_file,
+    refuse_nothing,
 };
 use crate::types::ApiVersion;
 
@@ -74,20 +75,23 @@ impl Files {
         let documents = self.inventory.policies.iter().chain(&self.policies);
         let in_policies = documents.flat_map(|document| match document {
             Document::Policy(policy) => policy.tests.as_slice(),
-            Document::Network(_) => &[],
+            Document::Network(..) => &[],
         });
         Ok((scene, self.inventory.tests.iter().chain(in_policies).collect()))
     }
 }
 
 fn policies(output: &Output, paths: &[PathBuf]) -> Result<Vec<Document>, Problem> {
-    let mut documents = Vec::new();
+    let (mut documents, mut texts) = (Vec::new(), Vec::new());
     for path in paths {
         for file in files_in(path)? {
             let source = file.display().to_string();
-            documents.extend(read_policies(&source, &text(&file)?, output.now())?);
+            let text = text(&file)?;
+            documents.extend(read_policies(&source, &text, output.now())?);
+            texts.push((source, text));
         }
     }
+    refuse_nothing(texts.iter().map(|(source, text)| (source.as_str(), text.as_str())))?;
     Ok(documents)
 }
 
@@ -183,7 +187,8 @@ fn test(output: &mut Output, args: &PolicyTestArgs) -> Result<Outcome, Problem> 
     let examination = examine(&scene, tests)?;
     let failures = examination.failures().into_iter();
     let failures = failures.map(|(what, why)| TestFailure { what, why }).collect();
-    let answer = TestAnswer { failures, examination: examination.json() };
+    let examination = examination.json();
+    let answer = TestAnswer { failures, examination, skipped: Vec::new() };
     Ok(policy_answers::tests(output, &answer))
 }
 

@@ -74,6 +74,7 @@ impl Server {
             self.delete_ephemeral().await?;
         }
         *expired_before = at;
+        self.advance_drains().await?;
         self.rotate().await
     }
 

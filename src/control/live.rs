@@ -1,7 +1,7 @@
 //! What the server holds in memory: the world, the tables, and how far each node is. One lock, held
 //! for moments and never across an await.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +14,11 @@ use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
-use crate::api::node::RoundTrip;
-use crate::policy::World;
-use crate::types::{NodeId, OverlayId, Revision, Secret, Serial, Timestamp};
+use crate::api::errand::Errand;
+use crate::api::node::{RoundTrip, Translated};
+use crate::api::{Problem, ProblemCode};
+use crate::policy::{Leg, NodeFacts, World};
+use crate::types::{NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
 
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
 const BETWEEN_POLLS: Duration = Duration::from_secs(3);
@@ -62,9 +64,15 @@ pub(crate) struct NodeState {
     pub(crate) version: String,
     pub(crate) problems: Vec<String>,
     pub(crate) round_trips: Vec<RoundTrip>,
+    /// The same as paths are chosen by; empty before the first report.
+    pub(crate) legs: BTreeMap<NodeId, Leg>,
+    /// Of a SaP: entities behind NATs.
+    pub(crate) translated: Vec<Translated>,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
+    /// What its next poll brings it to do.
+    pub(crate) errands: VecDeque<Errand>,
     /// Wakes its poll.
     pub(crate) wake: watch::Sender<u64>,
 }
@@ -86,8 +94,11 @@ impl NodeState {
             version: String::new(),
             problems: Vec::new(),
             round_trips: Vec::new(),
+            legs: BTreeMap::new(),
+            translated: Vec::new(),
             endpoints: Vec::new(),
             news_from: Instant::now(),
+            errands: VecDeque::new(),
             wake: watch::Sender::new(0),
         }
     }
@@ -113,6 +124,30 @@ impl NodeState {
     /// Whether nothing was heard of it for `limit`. A server that was away itself counts from its start.
     pub(crate) fn is_gone_for(&self, limit: Duration) -> bool {
         self.polls == 0 && self.polled.unwrap_or(self.known).elapsed() >= limit
+    }
+
+    /// Takes what it measured; gives the round trips that count from now on, in microseconds, where they
+    /// are others than before.
+    pub(crate) fn measure(&mut self, world: &World, own: &NodeFacts) -> BTreeMap<NodeId, u32> {
+        let mut changed = BTreeMap::new();
+        for RoundTrip { sap, micros } in &self.round_trips {
+            let is_sap = |facts: &NodeFacts| facts.kind == NodeKind::Sap;
+            let (Some(micros), true) = (*micros, world.nodes.get(sap).is_some_and(is_sap)) else {
+                continue;
+            };
+            let held = own.round_trips.get(sap).copied();
+            let leg = self
+                .legs
+                .entry(*sap)
+                .or_insert_with(|| held.map_or_else(Leg::default, Leg::held_at));
+            if leg.measure(micros)
+                && let Some(step) = leg.held()
+                && held != Some(step)
+            {
+                changed.insert(*sap, step);
+            }
+        }
+        changed
     }
 
     /// Takes a turn to bring news, one each `NEWS_EVERY`, so that a node that keeps changing its mind
@@ -176,6 +211,26 @@ impl Live {
     /// Whether the node acknowledged `serial`; a node that is gone counts as having done so.
     pub(crate) fn has_acknowledged(&self, id: NodeId, serial: Serial) -> bool {
         self.nodes.get(&id).is_none_or(|node| node.acknowledged >= serial)
+    }
+
+    /// Refuses a direct path to or from an entity that sits behind a NAT, as far as SaPs reported.
+    pub(crate) fn refuse_translated(
+        &self,
+        entities: impl IntoIterator<Item = NodeId>,
+    ) -> Result<(), Problem> {
+        let saps = self.nodes.iter().filter(|(id, _)| {
+            self.world.nodes.get(id).is_some_and(|facts| facts.kind == NodeKind::Sap)
+        });
+        let reported: BTreeMap<NodeId, SocketAddr> = saps
+            .flat_map(|(_, node)| &node.translated)
+            .map(|translated| (translated.entity, translated.from))
+            .collect();
+        let found = entities.into_iter().find_map(|id| Some((id, reported.get(&id)?)));
+        let Some((id, from)) = found else { return Ok(()) };
+        let name = super::rotation::name_of(&self.world, id);
+        Err(Problem::new(ProblemCode::Conflict, format!("{name} cannot be reached directly"))
+            .why(format!("it is behind a NAT: SaPs hear it from {from}, which it does not say itself"))
+            .fix("let the pair go over a SaP, or start its ovd with --endpoint and forward that port"))
     }
 
     /// A node that is behind, for people.

@@ -12,17 +12,21 @@
 //! | `risk` | what a change must not cut: the way of who asks, and tests that held |
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
 //! | `flows` | what nodes say that happened, on its way to the database |
+//! | `errands`, `tracers` | what nodes are asked to do beside; packets of live tests |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;
 mod compile;
+mod drain;
 mod driver;
 mod enforce;
+mod errands;
 pub mod files;
 mod flows;
 mod keyset;
 pub mod listen;
 mod live;
+mod paths;
 mod policies;
 mod publish;
 mod risk;
@@ -33,6 +37,7 @@ mod server;
 mod store;
 mod suggest;
 pub mod tls;
+mod tracers;
 
 pub use routes::router;
 pub use server::{Server, Settings};

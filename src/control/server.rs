@@ -10,6 +10,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 
 use super::auth::Admin;
 use super::enforce::{self, Touched};
+use super::errands::Errands;
 use super::flows::Inbox;
 use super::listen::Way;
 use super::live::Live;
@@ -54,6 +55,9 @@ pub struct Server {
     pub(crate) started: Timestamp,
     live: Mutex<Live>,
     flows: Mutex<Inbox>,
+    errands: Mutex<Errands>,
+    /// Held while a live test runs: one at a time.
+    pub(crate) tracing: AsyncMutex<()>,
     /// Held from a change's begin until its tables are published.
     pub(crate) gate: Arc<AsyncMutex<()>>,
     /// Something is committed that no table says yet. A client that goes away takes its request's
@@ -86,6 +90,8 @@ impl Server {
             started: now(),
             live: Mutex::default(),
             flows: Mutex::default(),
+            errands: Mutex::default(),
+            tracing: AsyncMutex::default(),
             gate: Arc::default(),
             is_stale: AtomicBool::new(false),
             ticks: watch::Sender::new(0),
@@ -107,6 +113,11 @@ impl Server {
     /// What nodes reported and the database does not have yet. Never hold it across an await.
     pub(crate) fn flows(&self) -> MutexGuard<'_, Inbox> {
         self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What nodes were asked to do. Never hold it across an await.
+    pub(crate) fn errands(&self) -> MutexGuard<'_, Errands> {
+        self.errands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes down what nodes reported.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::counters::{HallwayCounters, Tally};
+use super::counters::{HallwayCounters, LaneCounters, Tally};
 use super::hallway::{Basis, Common, now};
 use super::notice::{Teller, exceeded};
-use super::publish::Reader;
+use super::publish::{Publisher, Reader};
 use super::train::{Leaving, Memo};
-use crate::forward::{PathMtus, Verdict};
+use crate::forward::{FlowTable, PathMtus, Snapshot, Verdict};
 use crate::sys::batch::{BATCH, PacketBatch};
 use crate::sys::offload::split::Split;
 use crate::sys::offload::vnet::VnetHeader;
@@ -46,6 +46,33 @@ pub(super) fn run(
         egress.send(&mut batch, mtus.latest(), &common.udp, basis, &common.counters.egress);
     }
     Ok(())
+}
+
+/// The way of tracers into the network: what a hallway does with a packet of the host, beside the hallways.
+#[derive(Debug)]
+pub struct TracerDoor {
+    pub(super) udp: Arc<UdpSocket>,
+    pub(super) snapshots: Arc<Publisher<Snapshot>>,
+    pub(super) flows: Arc<FlowTable>,
+    pub(super) mtus: Arc<Publisher<PathMtus>>,
+    pub(super) counters: Arc<LaneCounters>,
+    pub(super) teller: Teller,
+}
+
+impl TracerDoor {
+    /// Judges packets as this host's own in their overlays, and sends those that pass. What became of them
+    /// is told as of every tracer. Allocates: for a few packets now and then.
+    pub fn send(&self, packets: impl IntoIterator<Item = (OverlayId, Vec<u8>)>) {
+        let mut batch = PacketBatch::new();
+        let (snapshot, mtus) = (self.snapshots.current(), self.mtus.current());
+        for (overlay, packet) in packets {
+            batch.clear();
+            batch.push(Some(VnetHeader::PLAIN), &packet);
+            let basis = Basis { snapshot: &snapshot, flows: &self.flows, now: now() };
+            let mut egress = Egress::new(overlay, self.teller.clone());
+            egress.send(&mut batch, &mtus, &self.udp, basis, &self.counters.egress);
+        }
+    }
 }
 
 /// What one queue of a device keeps from batch to batch, so that a batch allocates nothing.
@@ -94,7 +121,8 @@ impl Egress {
             let verdict = |facts: &Facts| match index {
                 Some(index) => {
                     let ask = || snapshot.egress_marked(index, facts, flows, now);
-                    memo.verdict(None, facts, ask)
+                    let verdict = memo.verdict(None, facts, ask);
+                    teller.traced(facts, verdict, now.monotonic_millis)
                 }
                 None => Verdict::Drop(DropReason::NoRow),
             };

@@ -38,6 +38,8 @@ enum Judged {
     },
     /// The control task gets it.
     Punt { is_known: bool },
+    /// A tracer that passed: its way ends here.
+    Keep,
     /// Nobody gets it.
     Drop(DropReason),
 }
@@ -107,7 +109,8 @@ impl Ingress {
                 let datagram = batch.bytes().get(piece.range.clone()).unwrap_or(&[]);
                 let verdict = |from, key, facts: &Facts| {
                     let ask = || snapshot.ingress_marked(from, key, facts, flows, now);
-                    memo.verdict(Some((from, key)), facts, ask)
+                    let verdict = memo.verdict(Some((from, key)), facts, ask);
+                    teller.traced(facts, verdict, now.monotonic_millis)
                 };
                 // Sealed hops: `open` goes here, before anything is believed.
                 let result = match judge(|_| is_known, verdict, &meta, datagram) {
@@ -135,6 +138,7 @@ impl Ingress {
                     Judged::Punt { is_known } => {
                         punter.punt(meta.from, is_known, datagram, now.monotonic_millis)
                     }
+                    Judged::Keep => Ok(()),
                     Judged::Drop(reason) => {
                         let millis = now.monotonic_millis;
                         teller.refused_datagram(reason, meta.from, datagram, millis);
@@ -171,6 +175,7 @@ fn judge(
     };
     let (key, facts) = opened;
     match verdict(meta.from, key, &facts) {
+        Verdict::Deliver { .. } if facts.tracer.is_some() => Judged::Keep,
         Verdict::Deliver { overlay } => match ecn::leave_tunnel(facts.ecn, meta.tos) {
             Some(ecn) => Judged::Deliver {
                 overlay,

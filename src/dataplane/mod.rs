@@ -54,7 +54,7 @@ mod transit;
 
 pub use control::{ControlPort, ControlSender, PUNT_CAPACITY, Punted, Punter};
 pub use counters::{Counters, HallwayCounters, Passed, Way};
-pub use egress::Egress;
+pub use egress::{Egress, TracerDoor};
 pub use hallway::{Basis, now};
 pub use ingress::{Devices, Ingress};
 pub use notice::{HostDoor, Listener, Origin, Refusal, Teller, Told};

@@ -13,12 +13,12 @@ use tokio::sync::Notify;
 use super::control::Budget;
 use super::ingress::Devices;
 use super::publish::Publisher;
-use crate::forward::PathMtus;
+use crate::forward::{PathMtus, Verdict};
 use crate::sys::clock;
 use crate::sys::offload::layout::Layout;
 use crate::sys::offload::vnet::VnetHeader;
 use crate::sys::udp::{SendQueue, TooLong, UdpSocket};
-use crate::types::{DropReason, OverlayId};
+use crate::types::{DropReason, OverlayId, TracerId};
 use crate::wire::gue::{self, Frame};
 use crate::wire::inner::{self, Quoted};
 use crate::wire::start::Start;
@@ -48,6 +48,8 @@ pub enum Told {
     },
     /// Its datagram was too long for the way.
     TooLong(TooLong),
+    /// A tracer was judged: it passed here, or was refused.
+    Traced(TracerId, Result<(), DropReason>),
 }
 
 /// An opening packet was refused.
@@ -175,6 +177,20 @@ impl Teller {
         }
     }
 
+    /// Passes the verdict on, and tells it where the packet is a tracer.
+    pub(super) fn traced(&self, facts: &Facts, verdict: Verdict, now_millis: u64) -> Verdict {
+        if let Some(id) = facts.tracer
+            && self.budget.take(now_millis)
+        {
+            let outcome = match verdict {
+                Verdict::Send { .. } | Verdict::Deliver { .. } => Ok(()),
+                Verdict::Drop(reason) => Err(reason),
+            };
+            self.tell(Told::Traced(id, outcome));
+        }
+        verdict
+    }
+
     fn refuse(
         &self,
         reason: DropReason,
@@ -241,9 +257,10 @@ fn is_policy(reason: DropReason) -> bool {
     )
 }
 
-/// The flow that a packet would have opened. Of a revoked flow only TCP can tell a new start.
+/// The flow that a packet would have opened; nobody waits for an answer to a tracer. Of a revoked flow only
+/// TCP can tell a new start.
 fn opened(facts: &Facts, reason: DropReason) -> Option<Quoted> {
-    let flow = facts.opened_flow()?;
+    let flow = facts.opened_flow().filter(|_| facts.tracer.is_none())?;
     let is_new = reason != DropReason::FlowRevoked || flow.protocol == TCP;
     (is_new && !flow.destination.is_multicast()).then_some(flow)
 }
@@ -275,7 +292,7 @@ mod tests {
 
         let reason = |told| match told {
             Told::Refused(refusal) => refusal.reason,
-            Told::Exceeds { .. } | Told::TooLong(_) => panic!("{told:?}"),
+            Told::Exceeds { .. } | Told::TooLong(_) | Told::Traced(..) => panic!("{told:?}"),
         };
         let told: Vec<_> = std::iter::from_fn(|| listener.poll()).map(reason).collect();
         let expected =

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
+use super::egress::TracerDoor;
 use super::hallway::{Common, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
 use super::notice::{HostDoor, Listener, Teller};
@@ -207,6 +208,20 @@ impl EntityPlane {
     pub fn answering(&mut self) -> Option<(Listener, HostDoor)> {
         let devices = Arc::clone(&self.lanes.first()?.devices);
         Some((self.listener.take()?, HostDoor::new(devices, Arc::clone(&self.mtus))))
+    }
+
+    /// The way of tracers into the network.
+    #[must_use]
+    pub fn tracer_door(&self) -> Option<TracerDoor> {
+        let lane = self.lanes.first()?;
+        Some(TracerDoor {
+            udp: Arc::clone(&lane.udp),
+            snapshots: Arc::clone(&self.shared.snapshots),
+            flows: Arc::clone(&self.shared.flows),
+            mtus: Arc::clone(&self.mtus),
+            counters: Arc::clone(&lane.counters),
+            teller: self.teller.clone(),
+        })
     }
 
     /// The counters of all hallways.

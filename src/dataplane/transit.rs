@@ -85,7 +85,8 @@ impl Transit {
             let datagram = bytes.get(piece.range).unwrap_or(&[]);
             let verdict = |from, key, facts: &Facts| {
                 let ask = || snapshot.transit_marked(from, key, facts, flows, now);
-                memo.verdict(Some((from, key)), facts, ask)
+                let verdict = memo.verdict(Some((from, key)), facts, ask);
+                teller.traced(facts, verdict, now.monotonic_millis)
             };
             let leaving = match judge(|_| is_known, verdict, meta, datagram) {
                 Judged::Send { hop, ttl } => onward(meta, datagram, piece.large, hop, ttl),

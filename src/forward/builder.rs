@@ -1,8 +1,9 @@
 //! Builds a [`Snapshot`] from specifications, checking that they agree with each other.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use super::hop::Preference;
 use super::keyring::{KeyCache, Keyring, MEMBERS_MAX};
 use super::matcher::{IsolationSpec, Matcher, RuleSpec};
 use super::paths::{Hops, PathSpec, Paths};
@@ -60,6 +61,10 @@ pub struct OverlaySpec {
     pub paths: Vec<PathSpec>,
     /// The SaPs of all other pairs, the preferred one first.
     pub default_saps: Vec<NodeId>,
+    /// Other orders of them, with the set of the members with which they are preferred.
+    pub preferences: Vec<(u32, Vec<NodeId>)>,
+    /// Those of them to which nothing is sent.
+    pub empty_saps: Vec<NodeId>,
     /// What accepted keys are derived from.
     pub destination_keys: Vec<DestinationKeySpec>,
     /// Pairs with generations other than 0.
@@ -170,7 +175,12 @@ fn overlay(
         }
         let endpoints: Vec<SocketAddr> = member.endpoints.into_iter().map(canonical).collect();
         snapshot.known.extend(endpoints.iter().copied());
-        members.push(Member { id: member.id, endpoints: endpoints.into_boxed_slice() });
+        members.push(Member {
+            id: member.id,
+            endpoints: endpoints.into_boxed_slice(),
+            lost_by: AtomicU64::new(0),
+            was_sent_to: AtomicBool::new(false),
+        });
     }
     if spec.info.address.is_some() && own.is_none() {
         return Err("the node's own address is no member's".to_owned());
@@ -198,7 +208,9 @@ fn overlay(
         matcher: Matcher::new(is_v6, count, &spec.sets, &spec.rules)
             .with_isolation(&spec.isolated, spec.unspoken_passes),
         paths: Paths::new(count, &spec.sets, spec.paths),
+        preference: Preference::new(count, &spec.sets, spec.preferences),
         default_saps: spec.default_saps.into_boxed_slice(),
+        empty_saps: spec.empty_saps.into_boxed_slice(),
         keyring,
         send_keys: send_keys.into_boxed_slice(),
         info: spec.info,
@@ -244,6 +256,9 @@ fn check_indexes(spec: &OverlaySpec) -> Result<(), String> {
         set("a path", path.from)?;
         set("a path", path.to)?;
     }
+    for &(with, _) in &spec.preferences {
+        set("a preference", with)?;
+    }
     for row in &spec.destination_keys {
         member("a destination key", row.to)?;
         if row.accept.is_empty() || row.accept.len() > 2 {
@@ -268,7 +283,7 @@ fn check_saps(spec: &OverlaySpec, kind: NodeKind, snapshot: &Snapshot) -> Result
         }
         NodeKind::Entity | NodeKind::Sap => Ok(()),
     };
-    for &sap in &spec.default_saps {
+    for &sap in spec.default_saps.iter().chain(spec.preferences.iter().flat_map(|(_, saps)| saps)) {
         known(sap)?;
     }
     for path in &spec.paths {

@@ -77,7 +77,7 @@ impl Snapshot {
                 }
                 Route::Via(chain) => Way::Via((0..).map_while(|at| chain.at(at)).collect()),
                 Route::Default if overlay.default_saps.is_empty() => Way::Nowhere,
-                Route::Default => Way::AnyOf(overlay.default_saps.to_vec()),
+                Route::Default => Way::AnyOf(overlay.saps_for(to).to_vec()),
                 Route::Elsewhere => Way::Nowhere,
             },
             ruling: asked.map(|(protocol, port)| {

@@ -9,6 +9,8 @@
 //! Two threads that open the same flow at once may make two entries; the first in the bucket is the
 //! one that everybody finds, and the other one ages out.
 
+mod walk;
+
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
@@ -438,19 +440,6 @@ impl FlowTable {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.slots.len()
-    }
-
-    /// Frees every entry whose time is up. Never needed for correctness; costs a walk over the
-    /// table.
-    pub fn sweep(&self, now: Now) {
-        for slot in &self.slots {
-            if let Some(view) = slot.view()
-                && !view.is_free()
-                && view.is_expired(now)
-            {
-                self.free(slot, &view);
-            }
-        }
     }
 
     /// Whether mid-stream TCP may make entries.

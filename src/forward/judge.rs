@@ -67,6 +67,9 @@ impl<'a> Judge<'a> {
         if let Fragment::Later { identification } = facts.fragment {
             return self.later_fragment(crossing, identification);
         }
+        if facts.tracer.is_some() {
+            return self.tracer(crossing);
+        }
         let passed = match facts.upper {
             Upper::IcmpError { quoted, .. } => self.icmp_error(crossing, &quoted)?,
             Upper::Tcp { source_port, destination_port, flags } => {
@@ -102,6 +105,14 @@ impl<'a> Judge<'a> {
             self.flows.insert(&key, from_lower, Phase::Fragment, self.token, self.now);
         }
         Ok(passed)
+    }
+
+    /// A tracer: judged as the packet that opens a flow which nobody knows, and leaves no entry that a
+    /// reply could pass by.
+    fn tracer(&self, crossing: Crossing<'_>) -> Result<Passed<'a>, DropReason> {
+        let named = self.named_by(crossing.facts).ok_or(DropReason::NoFlow)?;
+        self.forward(crossing, named.forward)?;
+        Ok(Passed { flow: None, is_reply: false })
     }
 
     /// Whether the packet belongs to a flow that is known already; says nothing about the rules. For

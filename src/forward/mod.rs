@@ -26,6 +26,7 @@ mod builder;
 mod by_source;
 mod explain;
 mod flows;
+mod hop;
 mod judge;
 mod key_budget;
 mod keyring;
@@ -76,11 +77,15 @@ pub struct Marked {
 }
 
 impl Marked {
-    /// The outcome of `judge`, which says where the packet counts.
-    fn of(judge: impl FnOnce(&mut Option<RecordMark>) -> Result<Verdict, DropReason>) -> Self {
+    /// The outcome of `judge`, which says where the packet counts. A tracer is nobody's traffic, and no
+    /// use of a rule.
+    fn of(
+        facts: &Facts,
+        judge: impl FnOnce(&mut Option<RecordMark>) -> Result<Verdict, DropReason>,
+    ) -> Self {
         let mut record = None;
         let verdict = judge(&mut record).unwrap_or_else(Verdict::Drop);
-        Self { verdict, record }
+        Self { verdict, record: record.filter(|_| facts.tracer.is_none()) }
     }
 
     /// The verdict, after this one packet was counted.

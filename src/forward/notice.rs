@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::flows::{Phase, is_lower};
-use super::judge::Place;
+use super::judge::{Crossing, Place};
 use super::paths::Route;
 use super::snapshot::{Overlay, OverlayInfo, Snapshot, canonical};
 use super::{FlowTable, Now};
 use crate::types::{NodeId, NodeKind};
-use crate::wire::inner::Quoted;
+use crate::wire::inner::{Facts, Family, Fragment, Quoted, Upper};
 
 /// Two members of one overlay, in the direction of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,38 @@ impl Snapshot {
     pub fn sap_at(&self, outer: SocketAddr) -> Option<NodeId> {
         let outer = canonical(outer);
         self.saps().iter().find(|sap| sap.endpoints.contains(&outer)).map(|sap| sap.id)
+    }
+
+    /// At a SaP: takes up a flow that `starter` says it started, as its opening packet would have done.
+    /// Whether that is its flow, goes over this SaP, may start, and is of a kind that has to be known here
+    /// (TCP passes in mid-stream).
+    pub fn take_up(&self, starter: NodeId, flow: &Quoted, flows: &FlowTable, now: Now) -> bool {
+        let Quoted { source, destination, protocol, source_port, destination_port } = *flow;
+        let upper = match protocol {
+            6 => return false,
+            17 | 132 => Upper::Ports { source_port, destination_port },
+            1 | 58 => Upper::Echo { is_request: true, identifier: source_port },
+            _ => Upper::Opaque,
+        };
+        let family = if source.is_ipv4() { Family::V4 } else { Family::V6 };
+        let fragment = Fragment::Whole;
+        let facts = Facts {
+            family,
+            source,
+            destination,
+            protocol,
+            upper,
+            fragment,
+            len: 0,
+            ecn: 0,
+            tracer: None,
+        };
+        let pair = self.pair(source, destination).filter(|pair| pair.source() == starter);
+        let pair = pair.filter(|pair| self.owner.is_some_and(|(own, _)| pair.goes_over(own)));
+        pair.is_some_and(|Pair { overlay, from, to, .. }| {
+            let judge = self.judge(overlay, flows, now, Place::Sap);
+            judge.pass(Crossing { from, to, facts: &facts }).is_ok()
+        })
     }
 
     /// Whether this node started `flow` lately and nothing came back on it yet: the only kind of flow

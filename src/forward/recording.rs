@@ -115,7 +115,7 @@ impl<'a> Judge<'a> {
     }
 
     /// The flow that a packet names; nothing where it shows too little, and for ICMP errors.
-    fn named_by(&self, facts: &Facts) -> Option<Named> {
+    pub(super) fn named_by(&self, facts: &Facts) -> Option<Named> {
         if matches!(facts.fragment, Fragment::Later { .. }) {
             return None;
         }

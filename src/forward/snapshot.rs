@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::flows::HopMark;
-use super::judge::{Crossing, Judge, Passed, Place};
+use super::hop::Preference;
+use super::judge::{Crossing, Judge, Place};
 use super::key_budget::Pair;
 use super::keyring::{KeyCache, Keyring};
 use super::matcher::Matcher;
@@ -77,6 +78,9 @@ pub(super) struct Overlay {
     pub(super) matcher: Matcher,
     pub(super) paths: Paths,
     pub(super) default_saps: Box<[NodeId]>,
+    pub(super) preference: Preference,
+    /// The default SaPs to which nothing is sent.
+    pub(super) empty_saps: Box<[NodeId]>,
     pub(super) keyring: Keyring,
     pub(super) send_keys: Box<[Option<AuthorizationKey>]>,
 }
@@ -85,6 +89,10 @@ pub(super) struct Overlay {
 pub(super) struct Member {
     pub(super) id: NodeId,
     pub(super) endpoints: Box<[SocketAddr]>,
+    /// At an entity: the default SaPs that have lost it, a bit for each.
+    pub(super) lost_by: AtomicU64,
+    /// At a SaP: whether a packet went to it since somebody looked.
+    pub(super) was_sent_to: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -168,7 +176,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_egress(overlay, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_egress(overlay, facts, flows, now, record))
     }
 
     /// `ovd`, a packet from `outer` carrying `key`: whether the host gets it, on which overlay.
@@ -192,7 +200,7 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_ingress(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_ingress(outer, key, facts, flows, now, record))
     }
 
     /// `ovsap`, a packet from `outer` carrying `key`: its next hop. Also when it comes from itself.
@@ -216,27 +224,13 @@ impl Snapshot {
         flows: &FlowTable,
         now: Now,
     ) -> Marked {
-        Marked::of(|record| self.try_transit(outer, key, facts, flows, now, record))
+        Marked::of(facts, |record| self.try_transit(outer, key, facts, flows, now, record))
     }
 
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.
     #[must_use]
     pub fn knows(&self, outer: SocketAddr) -> bool {
         self.known.contains(&canonical(outer))
-    }
-
-    /// Marks a SaP as answering or not; flows that start later take the first live one. Callable from
-    /// any thread.
-    pub fn set_alive(&self, sap: NodeId, alive: bool) {
-        if let Some(sap) = self.sap(sap) {
-            sap.is_alive.store(alive, Ordering::Relaxed);
-        }
-    }
-
-    /// Whether a SaP answers, as far as anybody said; one that is not in the snapshot does not.
-    #[must_use]
-    pub fn is_alive(&self, sap: NodeId) -> bool {
-        self.sap(sap).is_some_and(|sap| sap.is_alive.load(Ordering::Relaxed))
     }
 
     /// Takes over what `older` knows of the SaPs that both have. Call it before publishing, so that
@@ -445,6 +439,7 @@ impl Snapshot {
             *record = Some(judge.refused(crossing, id, DropReason::NoPath));
             DropReason::NoPath
         })?;
+        target.note_sent_to();
         Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
     }
 
@@ -487,41 +482,7 @@ impl Snapshot {
         }
     }
 
-    /// The first hop from this end to `to`: for a reply the one that its flow's last packet came
-    /// from, as long as it is on the pair's list and lives.
-    fn hop(&self, overlay: &Overlay, own: u32, to: u32, passed: &Passed<'_>) -> Option<SocketAddr> {
-        let mark = passed.flow.as_ref().filter(|_| passed.is_reply).and_then(|flow| flow.hop());
-        let marked = |sap: NodeId| {
-            let mark = mark.filter(|mark| mark.sap == sap.0)?;
-            self.sap(sap)?.info.endpoints.get(usize::from(mark.endpoint)).copied()
-        };
-        let preferred =
-            |sap: NodeId| self.sap(sap).and_then(|sap| sap.info.endpoints.first().copied());
-        match overlay.route(own, to) {
-            Route::Direct => {
-                let endpoints = &overlay.member(to)?.endpoints;
-                let mark = mark.filter(|mark| mark.sap == 0);
-                mark.and_then(|mark| endpoints.get(usize::from(mark.endpoint)))
-                    .or_else(|| endpoints.first())
-                    .copied()
-            }
-            Route::Via(chain) => {
-                let first = chain.first()?;
-                marked(first).or_else(|| preferred(first))
-            }
-            Route::Default => {
-                let saps = &overlay.default_saps;
-                let live = || saps.iter().copied().filter(|&sap| self.is_alive(sap));
-                live()
-                    .find_map(marked)
-                    .or_else(|| live().find_map(preferred))
-                    .or_else(|| saps.iter().find_map(|&sap| preferred(sap)))
-            }
-            Route::Elsewhere => None,
-        }
-    }
-
-    fn sap(&self, id: NodeId) -> Option<&Sap> {
+    pub(super) fn sap(&self, id: NodeId) -> Option<&Sap> {
         self.saps.get(*self.sap_index.get(&id.0)?)
     }
 

@@ -125,6 +125,8 @@ impl World {
             isolated: self.sides.1.clone(),
             paths: self.paths.clone(),
             default_saps: vec![SAP, SAP2],
+            preferences: Vec::new(),
+            empty_saps: Vec::new(),
             destination_keys: own.map_or((0..3).map(key_row).collect(), |own| vec![key_row(own)]),
             pairs: self.generations.clone(),
             send_keys: own.map_or(Vec::new(), |own| {
@@ -171,6 +173,7 @@ impl World {
             fragment: Fragment::Whole,
             len: 60,
             ecn: 0,
+            tracer: None,
         }
     }
 

@@ -176,17 +176,17 @@ pub(super) fn no_path_text(
     pair: &Pair<'_>,
     now: Timestamp,
 ) -> String {
-    let Some((rule, hops)) = Paths::new(world, overlay, now).asked(pair) else {
+    let Some((source, hops)) = Paths::new(world, overlay, now).asked(pair) else {
         return format!("no SaP serves the overlay {}", overlay_name(world, overlay));
     };
     match &hops {
         PathHops::Direct => {
             let mute = [pair.from.1, pair.to.1].into_iter().find(|f| f.endpoints.is_empty());
             let name = mute.map_or_else(String::new, |facts| facts.name.to_string());
-            format!("{rule} asks for a direct path, and {name} has no underlay endpoint")
+            format!("{source} asks for a direct path, and {name} has no underlay endpoint")
         }
         PathHops::Via(_) | PathHops::Elsewhere => format!(
-            "{rule} asks for the path {}, of which a SaP is gone, cannot be reached, or does not \
+            "{source} asks for the path {}, of which a SaP is gone, cannot be reached, or does not \
              serve the overlay {}",
             path_text(world, &hops),
             overlay_name(world, overlay)

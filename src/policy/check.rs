@@ -148,9 +148,34 @@ fn check_chain(
     Ok(())
 }
 
+/// Checks the path of a single pair.
+///
+/// # Errors
+///
+/// Why packets could not take it.
+pub fn check_pair_path(
+    world: &World,
+    overlay: OverlayId,
+    pair: [NodeId; 2],
+    path: &PathHops,
+) -> Result<(), RuleConflict> {
+    let Some(facts) = world.overlays.get(&overlay) else {
+        return Err(RuleConflict::NoOverlay { overlay });
+    };
+    match path {
+        PathHops::Via(chain) => check_chain(world, overlay, &facts.name, chain),
+        PathHops::Direct => check_reachable(world, &BTreeSet::from(pair)),
+        PathHops::Elsewhere => Err(RuleConflict::NoHops),
+    }
+}
+
 fn check_direct(world: &World, rule: &RuleFacts) -> Result<(), RuleConflict> {
     let mut touched = rule_sources(world, rule);
     touched.extend(concerned_destinations(world, rule));
+    check_reachable(world, &touched)
+}
+
+fn check_reachable(world: &World, touched: &BTreeSet<NodeId>) -> Result<(), RuleConflict> {
     let unreachable = touched
         .iter()
         .filter_map(|id| world.nodes.get(id))

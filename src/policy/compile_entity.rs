@@ -6,6 +6,7 @@ use super::compile::Part;
 use super::draft::Draft;
 use super::evaluate::backwards;
 use super::plan::{Isolated, Plan, Way};
+use super::prefer::Place;
 use super::set::Set;
 use super::{KeySource, NodeFacts, World, outside};
 use crate::api::table::PathHops;
@@ -50,6 +51,9 @@ pub(super) fn compile(
         }
         draft.path(alone.clone(), Set::new(ends), hops);
     }
+    for (saps, ends) in preferences(plan, owner, &peers) {
+        draft.prefer(Set::new(ends), saps);
+    }
     for way in leaving {
         for (services, group) in &way.to {
             draft.rule(way, services, alone.clone(), group.intersection(&peers));
@@ -65,6 +69,24 @@ pub(super) fn compile(
     let mut table = draft.finish(world, plan, keys, owner);
     table.outside = outside::table(plan, owner);
     Part { table, saps }
+}
+
+/// The orders of the default SaPs that are not that of the table, and with whom `owner` prefers them.
+fn preferences(plan: &Plan, owner: NodeId, peers: &Set) -> BTreeMap<Vec<NodeId>, Vec<NodeId>> {
+    let own = plan.preference.place(owner);
+    // Members that are alike share an order; most are.
+    let mut alike: BTreeMap<Option<&Place>, Vec<NodeId>> = BTreeMap::new();
+    if plan.default_saps.len() > 1 {
+        for &peer in peers {
+            alike.entry(plan.preference.place(peer)).or_default().push(peer);
+        }
+    }
+    let mut orders: BTreeMap<Vec<NodeId>, Vec<NodeId>> = BTreeMap::new();
+    for (place, peers) in alike {
+        orders.entry(plan.preference.order(own, place)).or_default().extend(peers);
+    }
+    orders.remove(&plan.default_saps);
+    orders
 }
 
 /// Who is at the other end of a pair that may open in either direction: by an allow that no denial shadows,

@@ -4,8 +4,8 @@
 use super::examine::{Test, read_tests};
 use super::kubernetes::{self, NetworkPolicy};
 use super::tree::{At, Cursor, Node, documents, shown};
-use crate::api::Problem;
 use crate::api::table::Action;
+use crate::api::{Problem, ProblemCode};
 use crate::types::{ApiVersion, Label, Name, Selector, Service, Timestamp};
 
 /// One document of a policy file.
@@ -13,8 +13,8 @@ use crate::types::{ApiVersion, Label, Name, Selector, Service, Timestamp};
 pub enum Document {
     /// An ovmesh policy.
     Policy(Box<PolicyDocument>),
-    /// A NetworkPolicy.
-    Network(Box<NetworkPolicy>),
+    /// A NetworkPolicy, and where it stands: `FILE:LINE`.
+    Network(Box<NetworkPolicy>, String),
 }
 
 /// An ovmesh policy.
@@ -84,6 +84,30 @@ pub fn read_policies(source: &str, text: &str, now: Timestamp) -> Result<Vec<Doc
     Ok(read)
 }
 
+/// Refuses files (names and texts) that hold no document at all, if there are files: that is a mistake, and
+/// no policy without rules. A list of no NetworkPolicies is a document.
+///
+/// # Errors
+///
+/// `Usage`, with the files.
+pub fn refuse_nothing<'a>(
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Problem> {
+    let mut empty = Vec::new();
+    for (source, text) in files {
+        if !documents(source, text)?.is_empty() {
+            return Ok(());
+        }
+        empty.push(source);
+    }
+    if empty.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemCode::Usage, format!("{}: no policy", empty.join(", ")))
+        .why("the files are empty, and as a policy they would have no rule")
+        .fix("if that is meant, write: rules: []"))
+}
+
 /// Reads one document. `implied` is the Kubernetes kind of what does not say its own.
 pub(super) fn read_document(
     cursor: &Cursor<'_>,
@@ -104,7 +128,8 @@ pub(super) fn read_document(
         return Ok(vec![Document::Policy(Box::new(read_policy(cursor, now)?))]);
     }
     let policies = kubernetes::read(cursor, implied)?;
-    Ok(policies.into_iter().map(|policy| Document::Network(Box::new(policy))).collect())
+    let network = |(policy, place)| Document::Network(Box::new(policy), place);
+    Ok(policies.into_iter().map(network).collect())
 }
 
 fn read_policy(cursor: &Cursor<'_>, now: Timestamp) -> Result<PolicyDocument, Problem> {

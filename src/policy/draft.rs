@@ -6,7 +6,7 @@ use super::set::Set;
 use super::{KeySource, World};
 use crate::api::table::{
     DestinationKeyRow, IsolationRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
-    RuleRow, SendKeyRow,
+    PreferenceRow, RuleRow, SendKeyRow,
 };
 use crate::types::{NodeId, Service};
 
@@ -22,6 +22,7 @@ pub(super) struct Draft<'a> {
     sends: Set,
     rules: Vec<Row<'a>>,
     paths: Vec<(Set, Set, PathHops)>,
+    preferences: Vec<(Set, Vec<NodeId>)>,
 }
 
 /// One row of a rule; the order is that of the finished rows.
@@ -37,7 +38,15 @@ impl<'a> Draft<'a> {
     /// A table that speaks of `members`, and of where those in `reachable` are.
     pub(super) fn new(members: Set, reachable: Set) -> Self {
         let (targets, sends) = (Set::default(), Set::default());
-        Self { members, reachable, targets, sends, rules: Vec::new(), paths: Vec::new() }
+        Self {
+            members,
+            reachable,
+            targets,
+            sends,
+            rules: Vec::new(),
+            paths: Vec::new(),
+            preferences: Vec::new(),
+        }
     }
 
     /// Adds one row of a rule, cut to `from` and `to`. A row between nobody, or between one member and
@@ -55,6 +64,11 @@ impl<'a> Draft<'a> {
         if has_pair(&row.0, &row.1) && !self.paths.contains(&row) {
             self.paths.push(row);
         }
+    }
+
+    /// Has the default SaPs in another order for pairs with these members.
+    pub(super) fn prefer(&mut self, with: Set, saps: Vec<NodeId>) {
+        self.preferences.push((with, saps));
     }
 
     /// Tells the destinations' half of the keys towards these.
@@ -98,7 +112,8 @@ impl<'a> Draft<'a> {
         self.rules.dedup_by(|a, b| a.key() == b.key());
         let of_rules = self.rules.iter().flat_map(|row| [&row.from, &row.to]);
         let of_paths = self.paths.iter().flat_map(|(from, to, _)| [from, to]);
-        let mut sets: Vec<&Set> = of_rules.chain(of_paths).collect();
+        let of_preferences = self.preferences.iter().map(|(with, _)| with);
+        let mut sets: Vec<&Set> = of_rules.chain(of_paths).chain(of_preferences).collect();
         sets.sort();
         sets.dedup();
         let set_number = |set: &Set| {
@@ -127,6 +142,12 @@ impl<'a> Draft<'a> {
                 hops: hops.clone(),
             })
             .collect();
+        let mut preferences: Vec<PreferenceRow> = self
+            .preferences
+            .iter()
+            .map(|(with, saps)| PreferenceRow { with: set_number(with), saps: saps.clone() })
+            .collect();
+        preferences.sort_by_key(|row| row.with);
         let isolated = (0..)
             .zip(&self.members)
             .map(|(member, id)| IsolationRow {
@@ -178,6 +199,8 @@ impl<'a> Draft<'a> {
             isolated,
             paths,
             default_saps: plan.default_saps.clone(),
+            preferences,
+            empty_saps: plan.empty_saps.clone(),
             destination_keys,
             pair_generations,
             outside: Default::default(),

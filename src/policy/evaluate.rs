@@ -1,9 +1,10 @@
 //! The evaluator: may a flow start, and which rule says so.
 
 use super::judge::{End, Overview};
+use super::prefer::saps_for;
 use super::question::decision;
 use super::select::{carries, is_in_force, member, selects};
-use super::{BoundSelector, NodeFacts, RuleFacts, World};
+use super::{BoundSelector, Drain, NodeFacts, RuleFacts, World};
 use crate::api::table::{Action, PathHops};
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId, Service, Timestamp};
 
@@ -120,6 +121,24 @@ pub fn path_between(
     Paths::new(world, overlay, now).between(from, to)
 }
 
+/// Who gave a pair its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PathSource {
+    /// `ovctl path set`, for that pair alone.
+    Set,
+    /// A rule.
+    Rule(RuleId),
+}
+
+impl std::fmt::Display for PathSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Set => f.write_str("path set"),
+            Self::Rule(id) => id.fmt(f),
+        }
+    }
+}
+
 /// What paths of pairs are told from, for those who ask about many pairs.
 #[derive(Debug)]
 pub struct Paths<'a> {
@@ -150,7 +169,8 @@ impl<'a> Paths<'a> {
     pub fn between(&self, from: NodeId, to: NodeId) -> Vec<PathHops> {
         let Some(pair) = Pair::new(self.world, self.overlay, from, to) else { return Vec::new() };
         let Some((_, asked)) = self.asked(&pair) else {
-            return self.default_saps.iter().map(|&sap| PathHops::Via(vec![sap])).collect();
+            let saps = saps_for(self.world, &self.default_saps, [from, to]);
+            return saps.into_iter().map(|sap| PathHops::Via(vec![sap])).collect();
         };
         let is_open = match &asked {
             PathHops::Direct => {
@@ -162,10 +182,22 @@ impl<'a> Paths<'a> {
         is_open.then_some(asked).into_iter().collect()
     }
 
-    /// The path that a rule in force asks for this pair, walked in the pair's direction, whether or not
-    /// it can be walked. Rules that disagree are refused when they are written; where a label that came
-    /// later makes two disagree, the lowest id wins.
-    pub(super) fn asked(&self, pair: &Pair<'_>) -> Option<(RuleId, PathHops)> {
+    /// Who asks for a path of this pair; none where it takes any SaP.
+    #[must_use]
+    pub fn source(&self, from: NodeId, to: NodeId) -> Option<PathSource> {
+        let pair = Pair::new(self.world, self.overlay, from, to)?;
+        Some(self.asked(&pair)?.0)
+    }
+
+    /// The path that was set for this pair, or that a rule in force asks for, walked in the pair's
+    /// direction, whether or not it can be walked. Rules that disagree are refused when they are written;
+    /// where a label that came later makes two disagree, the lowest id wins.
+    pub(super) fn asked(&self, pair: &Pair<'_>) -> Option<(PathSource, PathHops)> {
+        let (from, to) = (pair.from.0, pair.to.0);
+        if let Some(hops) = self.world.paths.get(&(self.overlay, from.min(to), from.max(to))) {
+            let hops = if from < to { hops.clone() } else { backwards(hops) };
+            return Some((PathSource::Set, hops));
+        }
         let back = pair.reversed();
         let (low, high) = if pair.from.0 < pair.to.0 { (pair, &back) } else { (&back, pair) };
         self.asking.iter().find_map(|&(id, rule, hops)| {
@@ -177,7 +209,8 @@ impl<'a> Paths<'a> {
             } else {
                 return None;
             };
-            Some((id, if walked_from == pair.from.0 { hops.clone() } else { backwards(hops) }))
+            let hops = if walked_from == from { hops.clone() } else { backwards(hops) };
+            Some((PathSource::Rule(id), hops))
         })
     }
 }
@@ -198,10 +231,15 @@ pub(super) fn is_walkable(world: &World, overlay: OverlayId, chain: &[NodeId]) -
     !chain.is_empty() && chain.iter().enumerate().all(is_sound)
 }
 
-/// The SaPs of every pair without a path of its own, by id.
+/// The SaPs of every pair without a path of its own, by id; those that are being drained last.
 pub(super) fn default_saps(world: &World, overlay: OverlayId) -> Vec<NodeId> {
     let saps = world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap);
-    saps.map(|(id, _)| *id).filter(|id| carries(world, *id, overlay)).collect()
+    let mut saps: Vec<(bool, NodeId)> = saps
+        .filter(|(id, _)| carries(world, **id, overlay))
+        .map(|(id, facts)| (facts.drain != Drain::No, *id))
+        .collect();
+    saps.sort_unstable();
+    saps.into_iter().map(|(_, id)| id).collect()
 }
 
 /// A rule in words: `allow web -> db tcp/5432`, or with `<->` when it holds in both directions.

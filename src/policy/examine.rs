@@ -235,13 +235,8 @@ fn read_one(item: &Cursor<'_>) -> Result<Test, Problem> {
         }
         Some(TestPort::Name(name)) => Service::Named(protocol, name.clone()),
     });
-    let source = item.at.source;
-    let place = match item.tree.line {
-        0 => format!("{source}: {}", item.path),
-        line => format!("{source}:{line}"),
-    };
     Ok(Test {
-        place,
+        place: item.place(),
         from: fields.needed("from")?.text()?.to_owned(),
         to: fields.needed("to")?.text()?.to_owned(),
         protocol: written,
@@ -258,6 +253,10 @@ fn read_port(field: &Cursor<'_>) -> Result<TestPort, Problem> {
         return number
             .map(TestPort::Number)
             .ok_or_else(|| field.wrong(format!("`{}` is no port: 1-65535", shown(text))));
+    }
+    // Without a letter it was meant to be a number, and nobody would have a port of that name.
+    if !text.bytes().any(|b| b.is_ascii_alphabetic()) {
+        return Err(field.wrong(format!("`{}` is no port: a number or a name", shown(text))));
     }
     field.parsed().map(TestPort::Name)
 }

@@ -82,7 +82,7 @@ pub fn lint(scene: &Scene, observed: &Observed) -> Vec<Finding> {
     let overview = scene.overview();
     let said = Said::new(scene, &overview);
     let mut useless: BTreeSet<RuleId> = BTreeSet::new();
-    for (id, rule) in scene.enforced_rules() {
+    for (id, rule) in scene.rules() {
         let label = scene.origin(id).map_or_else(String::new, |origin| origin.label.clone());
         let mut found = |kind, why: String| {
             findings.push(Finding { kind, rule: label.clone(), why });
@@ -98,7 +98,7 @@ pub fn lint(scene: &Scene, observed: &Observed) -> Vec<Finding> {
             found(FindingKind::Dangling, format!("{end} means nobody"));
             continue;
         }
-        if let Some(why) = too_broad(scene, rule) {
+        if let Some(why) = too_broad(scene, rule).filter(|_| !rule.is_audit) {
             found(FindingKind::TooBroad, why);
         }
         if let Some(why) = without_live_sap(scene, rule, observed) {
@@ -107,7 +107,7 @@ pub fn lint(scene: &Scene, observed: &Observed) -> Vec<Finding> {
         if let Some(why) = unused(id, observed) {
             found(FindingKind::Unused, why);
         }
-        if touches_outside(scene, rule) {
+        if rule.is_audit || touches_outside(scene, rule) {
             continue;
         }
         if rule.action == Action::Allow && said.is_shadowed(id) {
@@ -120,8 +120,13 @@ pub fn lint(scene: &Scene, observed: &Observed) -> Vec<Finding> {
     }
     findings.extend(lint_groups(scene));
     findings.extend(lint_saps(scene, observed));
-    for policy in scene.network_policies() {
+    for (id, policy) in scene.network_policies() {
         findings.extend(lint_network_policy(scene, &overview, policy));
+        findings.extend(unused(id, observed).map(|why| Finding {
+            kind: FindingKind::Unused,
+            rule: scene.label(id, None),
+            why,
+        }));
     }
     findings
 }

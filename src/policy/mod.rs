@@ -14,15 +14,22 @@ mod draft;
 mod evaluate;
 mod examine;
 mod expression;
+mod form;
 mod inventory;
 mod judge;
 pub mod kubernetes;
+mod leg;
 mod lint;
 mod matrix;
 mod model;
 mod nearest;
+<<<<<<< HEAD
 mod outside;
+=======
+mod placement;
+>>>>>>> main
 mod plan;
+mod prefer;
 mod question;
 #[cfg(test)]
 pub(crate) mod random;
@@ -39,27 +46,36 @@ mod testing;
 mod tests;
 mod touched;
 mod tree;
+mod trial;
 mod verdict;
 mod why;
 mod write;
 
 pub use can::{can, is_about};
-pub use check::{RuleConflict, check_paths, check_rule};
+pub use check::{RuleConflict, check_pair_path, check_paths, check_rule};
 pub use compile::{Blueprint, KeySource, compile};
-pub use document::{Document, DocumentPath, DocumentRule, PolicyDocument, read_policies};
-pub use evaluate::{Decision, Paths, evaluate, path_between, rule_text};
+pub use document::{
+    Document, DocumentPath, DocumentRule, PolicyDocument, read_policies, refuse_nothing,
+};
+pub use evaluate::{Decision, PathSource, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
+pub use form::check_form;
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;
 pub use kubernetes::NetworkPolicy;
+pub use leg::Leg;
 pub use lint::{Finding, FindingKind, Observed, lint};
 pub use matrix::{Matrix, MatrixPair, PairChange, difference};
-pub use model::{BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World};
+pub use model::{
+    BoundSelector, Drain, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+};
 pub use nearest::did_you_mean;
+pub use placement::plan_saps;
+pub use prefer::zone;
 pub use question::{Asked, asked, overlays_of, strangers};
 pub use reach::Reach;
-pub use scene::{RuleOrigin, Scene};
+pub use scene::{RuleOrigin, Scene, twice};
 pub use select::{
     concerned_destinations, covered_pairs, dangling, is_in_force, members_of, next_expiry,
     rule_sources,
@@ -68,6 +84,7 @@ pub use span::NamedPorts;
 pub use suggest::{SeenFlow, SuggestedRule, Suggestion, suggest, suggestion_text};
 pub use touched::RingChange;
 pub use tree::DOCUMENT_BYTES_MAX;
+pub use trial::{Trial, trial};
 pub use verdict::{Verdict, judge};
 pub use why::{AskedPair, pair_to_explain, selector_of, ways};
 pub use write::write_policy;

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::kubernetes::NetworkPolicy;
 use super::span::NamedPorts;
+use crate::api::Problem;
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, PathHops};
 use crate::types::{
     CidrBlock, EntityName, Label, LinkId, Name, NodeId, NodeKind, OverlayId, Prefix, Revision,
-    RuleId, Secret, Service, Timestamp,
+    RuleId, Secret, Selector, Service, Timestamp,
 };
 
 /// Intent and inventory at one moment.
@@ -35,6 +36,9 @@ pub struct World {
     pub namespaces: BTreeMap<Name, BTreeSet<Label>>,
     /// NetworkPolicies by id ([`RuleId::network_policy`]).
     pub network_policies: BTreeMap<RuleId, NetworkPolicyFacts>,
+    /// Paths that were set for single pairs, which go before those of rules: by overlay and the two ends,
+    /// the lower id first, walked from there.
+    pub paths: BTreeMap<(OverlayId, NodeId, NodeId), PathHops>,
 }
 
 impl World {
@@ -94,6 +98,22 @@ pub struct NodeFacts {
     pub serves: BTreeSet<OverlayId>,
     /// Whether an entity is in quarantine: nothing passes to or from it, open flows neither.
     pub is_quarantined: bool,
+    /// An entity's round trips to SaPs, in microseconds, as [`super::Leg`] holds them.
+    pub round_trips: BTreeMap<NodeId, u32>,
+    /// How far a SaP is drained.
+    pub drain: Drain,
+}
+
+/// How far a SaP is drained: first those who start flows leave it, then, when all have, those who reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// It carries traffic.
+    #[default]
+    No,
+    /// Nothing new goes over it; replies do.
+    Leaving,
+    /// Nothing is sent to it; what comes from it is taken.
+    Empty,
 }
 
 /// One policy statement.
@@ -120,6 +140,49 @@ pub struct RuleFacts {
     pub is_audit: bool,
     /// What its author calls it; results call it so, too.
     pub name: Option<String>,
+}
+
+/// Who and what is known by name, for selectors that are written.
+pub trait Names {
+    /// The entity of that name.
+    ///
+    /// # Errors
+    ///
+    /// When nobody bears it, with the nearest name.
+    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem>;
+
+    /// Whether there is such a group.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, with the nearest name.
+    fn group(&self, name: &Name) -> Result<(), Problem>;
+
+    /// Whether there is such a service.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, with the nearest name.
+    fn service(&self, name: &Name) -> Result<(), Problem>;
+}
+
+impl BoundSelector {
+    /// Binds a selector to what it means now.
+    ///
+    /// # Errors
+    ///
+    /// For a name that `names` does not know.
+    pub fn bind(selector: &Selector, names: &impl Names) -> Result<Self, Problem> {
+        Ok(match selector {
+            Selector::Any => Self::Any,
+            Selector::Labels(labels) => Self::Labels(labels.clone()),
+            Selector::Namespace(name) => Self::Namespace(name.clone()),
+            Selector::Cidr(block) => Self::Cidr(block.clone()),
+            Selector::Name(name) => Self::Node(names.entity(name)?, name.clone()),
+            Selector::Group(name) => names.group(name).map(|()| Self::Group(name.clone()))?,
+            Selector::Service(name) => names.service(name).map(|()| Self::Service(name.clone()))?,
+        })
+    }
 }
 
 /// A selector whose name is bound to an id, so that a later bearer of the name inherits nothing.

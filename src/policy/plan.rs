@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::evaluate::{default_saps, is_walkable};
+use super::evaluate::{PathSource, default_saps, is_walkable};
 use super::judge::tier;
 use super::kubernetes::Direction;
+<<<<<<< HEAD
 use super::outside::{self, OutsideWay};
+=======
+use super::prefer::Preference;
+>>>>>>> main
 use super::roster::Roster;
 use super::select::{is_in_force, member};
 use super::set::Set;
 use super::span::resolve;
-use super::{BoundSelector, NodeFacts, OverlayFacts, World};
+use super::{BoundSelector, Drain, NodeFacts, OverlayFacts, World};
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
 use crate::types::{NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
@@ -28,13 +32,22 @@ pub(super) struct Plan {
     pub(super) isolated_out: Isolated,
     /// Whom NetworkPolicies isolate in the flows that others start to them.
     pub(super) isolated_in: Isolated,
-    /// By id: the SaPs of every pair without a path of its own.
+    /// The SaPs of every pair without a path of its own, by id.
     pub(super) default_saps: Vec<NodeId>,
+    /// Those of them to which nothing is sent any more.
+    pub(super) empty_saps: Vec<NodeId>,
+    /// Which of them a pair prefers.
+    pub(super) preference: Preference,
     /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
+<<<<<<< HEAD
     /// What members may open to addresses outside.
     pub(super) outside: Vec<OutsideWay>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
+=======
+    /// What was set for single pairs, then the rules that ask for a path, by rule id: of two that speak of
+    /// a pair the first one counts.
+>>>>>>> main
     pub(super) paths: Vec<Claim>,
     /// The ways that start at a member, as indexes into `ways`.
     ways_from: Index,
@@ -111,10 +124,10 @@ impl Way {
     }
 }
 
-/// The path that a rule asks for the pairs between two sets, in either direction.
+/// The path that is asked for the pairs between two sets, in either direction.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Claim {
-    pub(super) rule: RuleId,
+    pub(super) source: PathSource,
     pub(super) from: Set,
     pub(super) to: Set,
     pub(super) hops: PathHops,
@@ -126,6 +139,9 @@ impl Plan {
     /// Works out the plan of `overlay`, which is in the world.
     pub(super) fn new(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
         let roster = Roster::new(world, overlay);
+        let default_saps = default_saps(world, overlay);
+        let is_empty =
+            |sap: &&NodeId| world.nodes.get(*sap).is_some_and(|facts| facts.drain == Drain::Empty);
         let mut plan = Self {
             id: overlay,
             facts: world
@@ -137,7 +153,9 @@ impl Plan {
             quarantined: roster.quarantined(),
             isolated_out: Isolated::default(),
             isolated_in: Isolated::default(),
-            default_saps: default_saps(world, overlay),
+            empty_saps: default_saps.iter().filter(is_empty).copied().collect(),
+            preference: Preference::new(world, &default_saps, roster.members().iter()),
+            default_saps,
             ways: Vec::new(),
             outside: outside::ways(world, &roster, overlay, now),
             paths: Vec::new(),
@@ -152,6 +170,11 @@ impl Plan {
             plan.add_way(RuleId::AUDIT_MODE, Tier::AuditAllow, None, &everybody, {
                 vec![(Vec::new(), everybody.clone())]
             });
+        }
+        let first = (overlay, NodeId(0), NodeId(0));
+        let set = world.paths.range(first..).take_while(|((at, ..), _)| *at == overlay);
+        for (&(_, low, high), hops) in set {
+            plan.claim(world, PathSource::Set, (&Set::of(low), &Set::of(high)), hops);
         }
         let mut meant: BTreeMap<&BoundSelector, Set> = BTreeMap::new();
         let rules = world.rules.iter().filter(|(_, r)| r.overlay == overlay && is_in_force(r, now));
@@ -170,17 +193,7 @@ impl Plan {
                 plan.add_way(id, tier, rule.not_after, from, groups);
             }
             if let Some(hops) = &rule.path {
-                plan.paths.push(Claim {
-                    rule: id,
-                    from: from.clone(),
-                    to: to.clone(),
-                    hops: hops.clone(),
-                    is_walkable: match hops {
-                        PathHops::Direct => true,
-                        PathHops::Via(chain) => is_walkable(world, overlay, chain),
-                        PathHops::Elsewhere => false,
-                    },
-                });
+                plan.claim(world, PathSource::Rule(id), (from, to), hops);
             }
         }
         plan.add_network_policies(world, &roster);
@@ -196,6 +209,26 @@ impl Plan {
     /// Whether a flow passes that nothing speaks of.
     pub(super) fn unspoken_passes(&self) -> bool {
         self.facts.semantics == Semantics::Kubernetes
+    }
+
+    fn claim(
+        &mut self,
+        world: &World,
+        source: PathSource,
+        (from, to): (&Set, &Set),
+        hops: &PathHops,
+    ) {
+        self.paths.push(Claim {
+            source,
+            from: from.clone(),
+            to: to.clone(),
+            hops: hops.clone(),
+            is_walkable: match hops {
+                PathHops::Direct => true,
+                PathHops::Via(chain) => is_walkable(world, self.id, chain),
+                PathHops::Elsewhere => false,
+            },
+        });
     }
 
     fn add_way(

@@ -226,6 +226,11 @@ pub(crate) fn world() -> impl Strategy<Value = World> {
                     };
                     facts.addresses.insert(overlay, address);
                 }
+                // Some near one SaP, some near another.
+                let far =
+                    |sap: u32| (id + sap + 3 * u32::from(in_shop) + u32::from(has_endpoint)) % 4;
+                facts.round_trips =
+                    (11..=13).map(|sap| (NodeId(sap), 4_000 + 5_000 * far(sap))).collect();
                 if !has_endpoint {
                     facts.endpoints.clear();
                 }

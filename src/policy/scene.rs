@@ -11,8 +11,8 @@ use super::kubernetes::NetworkPolicy;
 use super::select::{carries, is_member};
 use super::tree::{At, shown};
 use super::{
-    BoundSelector, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World, check_rule,
-    did_you_mean,
+    BoundSelector, Drain, Names, NetworkPolicyFacts, NodeFacts, OverlayFacts, RuleFacts, World,
+    check_form, check_rule, did_you_mean,
 };
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
@@ -66,7 +66,7 @@ impl Scene {
             .iter()
             .filter_map(|document| match document {
                 Document::Policy(policy) => Some(policy.as_ref()),
-                Document::Network(_) => None,
+                Document::Network(..) => None,
             })
             .collect();
         scene.check_overlays(&ours)?;
@@ -81,17 +81,13 @@ impl Scene {
                 scene.add_rule(&policy.source, rule)?;
             }
         }
-        let mut seen = BTreeSet::new();
+        let mut seen = BTreeMap::new();
         for document in &all {
-            let Document::Network(policy) = document else { continue };
-            if !policy.name.ends_with('*') && !seen.insert(policy.full_name()) {
-                let name = policy.full_name();
-                return Err(Problem::new(
-                    ProblemCode::Usage,
-                    format!("NetworkPolicy {name} is there twice"),
-                )
-                .why("the second would replace the first in Kubernetes, and it is not clear which is meant")
-                .fix("leave one of the two out"));
+            let Document::Network(policy, place) = document else { continue };
+            if !policy.name.ends_with('*')
+                && let Some(first) = seen.insert(policy.full_name(), place)
+            {
+                return Err(twice(policy, place, first));
             }
             let number = u32::try_from(scene.world.network_policies.len() + 1).unwrap_or(u32::MAX);
             let facts = NetworkPolicyFacts { overlay: OVERLAY, policy: policy.as_ref().clone() };
@@ -206,7 +202,8 @@ impl Scene {
                 what: at.wrong(*line, &format!("group {name}"), "").what,
                 ..why
             };
-            let bound = selectors.iter().map(|selector| self.bind(selector).map_err(wrong));
+            let bound =
+                selectors.iter().map(|selector| BoundSelector::bind(selector, self).map_err(wrong));
             let bound = bound.collect::<Result<BTreeSet<_>, _>>()?;
             if self.world.groups.entry(OVERLAY).or_default().insert(name.clone(), bound).is_some() {
                 return Err(at.wrong(*line, &format!("group {name}"), "is there twice"));
@@ -217,10 +214,15 @@ impl Scene {
 
     fn add_rule(&mut self, source: &str, rule: &DocumentRule) -> Result<(), Problem> {
         let at = At { source, thing: "" };
-        let wrong =
-            |problem: Problem| Problem { what: at.wrong(rule.line, "rule", "").what, ..problem };
+        let wrong = |problem: Problem| {
+            let why = [problem.what, problem.why].into_iter().filter(|text| !text.is_empty());
+            let why = why.collect::<Vec<_>>().join(": ");
+            Problem { fix: problem.fix, ..at.wrong(rule.line, "rule", why) }
+        };
         let bind = |ends: &[Selector]| {
-            ends.iter().map(|end| self.bind(end).map_err(wrong)).collect::<Result<Vec<_>, _>>()
+            ends.iter()
+                .map(|end| BoundSelector::bind(end, self).map_err(wrong))
+                .collect::<Result<Vec<_>, _>>()
         };
         let (from, to) = (bind(&rule.from)?, bind(&rule.to)?);
         let path = match &rule.path {
@@ -246,6 +248,7 @@ impl Scene {
                 is_audit: rule.audit,
                 name: rule.name.clone(),
             };
+            check_form(&self.world, &facts, rule.reason.as_deref()).map_err(wrong)?;
             check_rule(&self.world, &facts, self.now)
                 .map_err(|conflict| at.wrong(rule.line, "rule", self.conflict_text(&conflict)))?;
             let number = u32::try_from(self.origins.len() + 1).unwrap_or(u32::MAX);
@@ -293,44 +296,6 @@ impl Scene {
         id
     }
 
-    fn bind(&self, selector: &Selector) -> Result<BoundSelector, Problem> {
-        Ok(match selector {
-            Selector::Any => BoundSelector::Any,
-            Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
-            Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
-            Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
-            Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
-            Selector::Service(name) if self.world.service(OVERLAY, name).is_some() => {
-                BoundSelector::Service(name.clone())
-            }
-            Selector::Service(name) => {
-                let known = self.world.services.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
-                return Err(unknown("service", name, known));
-            }
-            Selector::Group(name)
-                if self.world.groups.get(&OVERLAY).is_some_and(|all| all.contains_key(name)) =>
-            {
-                BoundSelector::Group(name.clone())
-            }
-            Selector::Group(name) => {
-                let known = self.world.groups.get(&OVERLAY).into_iter().flat_map(BTreeMap::keys);
-                return Err(unknown("group", name, known));
-            }
-        })
-    }
-
-    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem> {
-        self.ids.get(name).copied().ok_or_else(|| {
-            let why = format!("there is no entity {name} in the inventory");
-            let problem = Problem::new(ProblemCode::Usage, "").why(why);
-            let known = self.ids.keys().map(EntityName::to_string);
-            match did_you_mean(&name.to_string(), known) {
-                Some(meant) => problem.fix(format!("did you mean {meant}?")),
-                None => problem,
-            }
-        })
-    }
-
     /// The end that a text means: `namespace/name`, `name` in `default`, or an address with or
     /// without `ip:`. The address of a member means the member.
     ///
@@ -373,9 +338,10 @@ impl Scene {
     }
 
     /// The NetworkPolicies.
-    pub fn network_policies(&self) -> impl Iterator<Item = &NetworkPolicy> {
-        let all = self.world.network_policies.values();
-        all.filter(|facts| facts.overlay == self.overlay).map(|facts| &facts.policy)
+    pub fn network_policies(&self) -> impl Iterator<Item = (RuleId, &NetworkPolicy)> {
+        let all = self.world.network_policies.iter();
+        all.filter(|(_, facts)| facts.overlay == self.overlay)
+            .map(|(id, facts)| (*id, &facts.policy))
     }
 
     /// The world that the scene is about, for tests that enforce it.
@@ -419,10 +385,15 @@ impl Scene {
         self.now
     }
 
-    /// The rules that enforce something, expired or not.
-    pub(super) fn enforced_rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
+    /// The rules, expired or not.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
         let rules = self.world.rules.iter().map(|(id, rule)| (*id, rule));
-        rules.filter(|(_, rule)| rule.overlay == self.overlay && !rule.is_audit)
+        rules.filter(|(_, rule)| rule.overlay == self.overlay)
+    }
+
+    /// Those that are not for audit alone.
+    pub(super) fn enforced_rules(&self) -> impl Iterator<Item = (RuleId, &RuleFacts)> {
+        self.rules().filter(|(_, rule)| !rule.is_audit)
     }
 
     pub(super) fn facts(&self, id: NodeId) -> Option<&NodeFacts> {
@@ -451,6 +422,45 @@ impl Scene {
     }
 }
 
+impl Names for Scene {
+    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem> {
+        self.ids.get(name).copied().ok_or_else(|| {
+            let why = format!("there is no entity {name} in the inventory");
+            let problem = Problem::new(ProblemCode::Usage, "").why(why);
+            let known = self.ids.keys().map(EntityName::to_string);
+            match did_you_mean(&name.to_string(), known) {
+                Some(meant) => problem.fix(format!("did you mean {meant}?")),
+                None => problem,
+            }
+        })
+    }
+
+    fn group(&self, name: &Name) -> Result<(), Problem> {
+        known("group", name, self.world.groups.get(&OVERLAY))
+    }
+
+    fn service(&self, name: &Name) -> Result<(), Problem> {
+        known("service", name, self.world.services.get(&OVERLAY))
+    }
+}
+
+/// A NetworkPolicy that is there already.
+#[must_use]
+pub fn twice(policy: &NetworkPolicy, place: &str, first: &str) -> Problem {
+    let name = policy.full_name();
+    Problem::new(ProblemCode::Usage, format!("{place}: NetworkPolicy {name} is there twice"))
+        .why(format!(
+            "the first one is at {first}; the second would replace it in Kubernetes, and it is not \
+             clear which is meant"
+        ))
+        .fix("leave one of the two out")
+}
+
+fn known<T>(noun: &str, name: &Name, all: Option<&BTreeMap<Name, T>>) -> Result<(), Problem> {
+    let names = || all.into_iter().flat_map(BTreeMap::keys);
+    if names().any(|known| known == name) { Ok(()) } else { Err(unknown(noun, name, names())) }
+}
+
 fn unknown<'a>(noun: &str, name: &Name, known: impl Iterator<Item = &'a Name>) -> Problem {
     let problem = Problem::new(ProblemCode::Usage, "").why(format!("there is no {noun} {name}"));
     match did_you_mean(name.as_str(), known.map(Name::as_str)) {
@@ -473,6 +483,8 @@ fn node(kind: NodeKind, name: EntityName) -> NodeFacts {
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
         is_quarantined: false,
+        round_trips: BTreeMap::new(),
+        drain: Drain::No,
     }
 }
 

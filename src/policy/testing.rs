@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::{BoundSelector, KeySource, NodeFacts, OverlayFacts, RuleFacts, World};
+use super::{BoundSelector, Drain, KeySource, NodeFacts, OverlayFacts, RuleFacts, World};
 use crate::api::admin::Semantics;
 use crate::api::table::{Action, DestinationKey, OverlayTable, PathHops};
 use crate::types::{
@@ -63,6 +63,8 @@ pub(super) fn add_node(world: &mut World, kind: NodeKind, id: u32, name: &str) -
         addresses: BTreeMap::new(),
         serves: BTreeSet::new(),
         is_quarantined: false,
+        round_trips: BTreeMap::new(),
+        drain: Drain::No,
     };
     world.nodes.insert(NodeId(id), facts);
     NodeId(id)

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::NodeFacts;
 use super::compile::Blueprint;
-use super::plan::{Plan, Way};
+use super::evaluate::PathSource;
+use super::plan::{Claim, Plan, Way};
 use crate::api::table::PathHops;
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId};
 
@@ -109,8 +110,13 @@ impl<'a> Touched<'a> {
     }
 
     fn by_claims(&mut self, old: &Plan, new: &Plan) {
-        let claims = |plan: &Plan| -> BTreeMap<RuleId, usize> {
-            plan.paths.iter().enumerate().map(|(at, claim)| (claim.rule, at)).collect()
+        // Of `path set` there are many, each with its own pair.
+        let claims = |plan: &Plan| -> BTreeMap<_, usize> {
+            let name = |claim: &Claim| match claim.source {
+                PathSource::Set => (claim.source, claim.from.first(), claim.to.first()),
+                PathSource::Rule(_) => (claim.source, None, None),
+            };
+            plan.paths.iter().enumerate().map(|(at, claim)| (name(claim), at)).collect()
         };
         for (_, [before, after]) in both_sides(&claims(old), &claims(new)) {
             let before = before.map(|&at| &old.paths[at]);
@@ -147,6 +153,9 @@ impl<'a> Touched<'a> {
                 }
                 self.peers_of(id, is_shown_else);
             }
+            if self.is_placed_else(id) {
+                self.peers_of(id, true);
+            }
         }
     }
 
@@ -163,6 +172,15 @@ impl<'a> Touched<'a> {
             let direct = plan.claims_of(id).filter(|claim| claim.hops == PathHops::Direct);
             self.nodes.extend(direct.flat_map(|claim| claim.from.iter().chain(&claim.to)));
         }
+    }
+
+    /// Whether other SaPs may be near `id` than before.
+    fn is_placed_else(&self, id: NodeId) -> bool {
+        let [old, new] = self.sides.map(|side| &side.plans);
+        both_sides(old, new).any(|(_, plans)| {
+            let [old, new] = plans.map(|plan| plan.and_then(|plan| plan.preference.place(id)));
+            old != new
+        })
     }
 
     fn by_links(&mut self) {
@@ -230,6 +248,7 @@ fn by_rule(ways: &[Way]) -> BTreeMap<RuleId, &[Way]> {
 fn are_alike(old: &Plan, new: &Plan) -> bool {
     old.facts == new.facts
         && old.default_saps == new.default_saps
+        && old.empty_saps == new.empty_saps
         && (old.isolated_out == new.isolated_out && old.isolated_in == new.isolated_in)
         && (!new.unspoken_passes() || old.members == new.members)
 }

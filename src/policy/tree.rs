@@ -238,6 +238,14 @@ impl<'a> Cursor<'a> {
         Self { at, tree, path: String::new() }
     }
 
+    /// `FILE:LINE`.
+    pub(super) fn place(&self) -> String {
+        match self.tree.line {
+            0 => format!("{}: {}", self.at.source, self.path),
+            line => format!("{}:{line}", self.at.source),
+        }
+    }
+
     /// The problem that this value has.
     pub(super) fn wrong(&self, why: impl Into<String>) -> Problem {
         self.at.wrong(self.tree.line, &self.path, why)

@@ -159,7 +159,7 @@ mod tests {
         for document in read_policies("f", text, Timestamp(1_000)).unwrap() {
             match document {
                 Document::Policy(one) => policy = Some(*one),
-                Document::Network(one) => networks.push(*one),
+                Document::Network(one, _) => networks.push(*one),
             }
         }
         (policy.unwrap(), networks)

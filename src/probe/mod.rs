@@ -7,8 +7,12 @@
 //!
 //! `now` is the time since any fixed moment, of a clock that never goes back.
 
+mod hearing;
+mod lost;
 mod prober;
 mod responder;
 
+pub use hearing::Hearing;
+pub use lost::Lost;
 pub use prober::{Liveness, Prober};
 pub use responder::{Responder, Source};

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::wire::control::Echo;
 
-/// Between a reply and the next request while data flows. Three missed ones and their waits stay
-/// below the second in which traffic has to be back.
+/// Between a reply and the next request while data flows. With three missed ones this is half a second: TCP
+/// repeats a lost segment after 0.2, 0.4 or 0.6, and 0.8 to 1.4 seconds, and traffic has to be back within one.
 const INTERVAL_ACTIVE: Duration = Duration::from_millis(200);
 
 /// The longest wait between a reply and the next request when nothing flows.
@@ -18,16 +18,20 @@ const INTERVAL_DEAD: Duration = Duration::from_secs(1);
 const ACTIVE_FOR: Duration = Duration::from_secs(5);
 
 /// Shortest and longest wait for a reply. Between the two: twice the smoothed round trip.
-const REPLY_WITHIN_MIN: Duration = Duration::from_millis(200);
+const REPLY_WITHIN_MIN: Duration = Duration::from_millis(100);
 const REPLY_WITHIN_MAX: Duration = Duration::from_secs(1);
 
 /// Requests without a reply before a peer is dead. Three, as BFD's usual detect multiplier: one loss
 /// is noise, two is coincidence.
 const MISSED_MAX: u32 = 3;
 
-/// Requests whose late replies still count. At one every 200 ms this tolerates round trips of more than
+/// Without a miss for so long a peer that was dead is alive again, so that a link that comes and goes does
+/// not take traffic along each time.
+const RETURN_AFTER: Duration = Duration::from_secs(3);
+
+/// Requests whose late replies still count. At one every 100 ms this tolerates round trips of more than
 /// a second before the first one is measured.
-const REMEMBERED: usize = 8;
+const REMEMBERED: usize = 16;
 
 /// What is known of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub enum Liveness {
     Alive,
     /// It missed three requests in a row.
     Dead,
+    /// It was dead and replies again, not for long enough yet.
+    Returning,
 }
 
 /// Probes one link.
@@ -50,6 +56,8 @@ pub struct Prober {
     next_send: Duration,
     reply_due: Option<Duration>,
     missed: u32,
+    /// Since when a peer that was dead has answered every request.
+    returning_since: Duration,
     interval: Duration,
     active_until: Duration,
     round_trip: Option<Duration>,
@@ -66,6 +74,7 @@ impl Prober {
             next_send: now,
             reply_due: None,
             missed: 0,
+            returning_since: now,
             interval: INTERVAL_ACTIVE,
             active_until: now,
             round_trip: None,
@@ -109,17 +118,25 @@ impl Prober {
         let sample = now.saturating_sub(sent_at);
         self.round_trip = Some(match self.round_trip {
             // An eighth of each new sample, as TCP does (RFC 6298 section 2).
-            Some(smoothed) if self.liveness == Liveness::Alive => (smoothed * 7 + sample) / 8,
+            Some(smoothed) if self.liveness != Liveness::Dead => (smoothed * 7 + sample) / 8,
             Some(_) | None => sample,
         });
-        self.liveness = Liveness::Alive;
+        match self.liveness {
+            Liveness::Unknown | Liveness::Alive => self.liveness = Liveness::Alive,
+            Liveness::Dead => {
+                self.liveness = Liveness::Returning;
+                self.returning_since = now;
+            }
+            Liveness::Returning if now.saturating_sub(self.returning_since) >= RETURN_AFTER => {
+                self.liveness = Liveness::Alive;
+            }
+            Liveness::Returning => {}
+        }
         self.missed = 0;
         self.reply_due = None;
-        self.interval = if now < self.active_until {
-            INTERVAL_ACTIVE
-        } else {
-            (self.interval * 2).min(INTERVAL_IDLE_MAX)
-        };
+        let is_hurried = now < self.active_until || self.liveness == Liveness::Returning;
+        self.interval =
+            if is_hurried { INTERVAL_ACTIVE } else { (self.interval * 2).min(INTERVAL_IDLE_MAX) };
         self.next_send = now + self.interval;
         true
     }
@@ -132,7 +149,7 @@ impl Prober {
         self.reply_due = None;
         self.missed = self.missed.saturating_add(1);
         self.interval = INTERVAL_ACTIVE;
-        if self.missed >= MISSED_MAX {
+        if self.missed >= MISSED_MAX || self.liveness == Liveness::Returning {
             self.liveness = Liveness::Dead;
             self.next_send = now + INTERVAL_DEAD;
         } else {
@@ -150,7 +167,7 @@ impl Prober {
         self.sent[sequence as usize % REMEMBERED] = Some((sequence, now));
         self.reply_due = Some(now + self.reply_within());
         let sent_nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        Some(Echo { sequence, sent_nanos })
+        Some(Echo { sequence, sent_nanos, ..Echo::default() })
     }
 
     /// When to call [`Self::handle_timeout`] and [`Self::poll_transmit`] again.
@@ -217,19 +234,19 @@ mod tests {
 
     #[test]
     fn truth_table_of_liveness() {
-        use Liveness::{Alive, Dead, Unknown};
+        use Liveness::{Alive, Dead, Returning, Unknown};
         // (replied before, requests missed since, then a reply) -> liveness
         let table = [
             (false, 0, false, Unknown),
             (false, 2, false, Unknown),
             (false, 3, false, Dead),
-            (false, 3, true, Alive),
+            (false, 3, true, Returning),
             (true, 0, false, Alive),
             (true, 2, false, Alive),
             (true, 2, true, Alive),
             (true, 3, false, Dead),
             (true, 9, false, Dead),
-            (true, 9, true, Alive),
+            (true, 9, true, Returning),
         ];
         for (replied, missed, replies, expected) in table {
             let mut prober = Prober::start(ms(0));
@@ -255,14 +272,56 @@ mod tests {
     }
 
     #[test]
-    fn an_active_peer_that_falls_silent_is_dead_within_a_second() {
+    fn an_active_peer_that_falls_silent_is_dead_within_half_a_second() {
+        // At every moment of the interval, also right after a reply.
+        for falls_silent in 3_000..3_250 {
+            let mut prober = Prober::start(ms(0));
+            drive(&mut prober, 0, falls_silent, Some(2), true);
+            assert_eq!(prober.liveness(), Liveness::Alive);
+
+            drive(&mut prober, falls_silent, falls_silent + 510, None, true);
+
+            assert_eq!(prober.liveness(), Liveness::Dead, "{falls_silent}");
+        }
+    }
+
+    #[test]
+    fn a_dead_peer_returns_after_three_seconds_without_a_miss() {
         let mut prober = Prober::start(ms(0));
-        drive(&mut prober, 0, 3_000, Some(2), true);
-        assert_eq!(prober.liveness(), Liveness::Alive);
-
-        drive(&mut prober, 3_000, 3_950, None, true);
-
+        drive(&mut prober, 0, 1_000, Some(2), true);
+        drive(&mut prober, 1_000, 2_000, None, true);
         assert_eq!(prober.liveness(), Liveness::Dead);
+
+        drive(&mut prober, 2_000, 4_500, Some(2), true);
+        assert_eq!(prober.liveness(), Liveness::Returning);
+        drive(&mut prober, 4_500, 4_900, None, true);
+        assert_eq!(prober.liveness(), Liveness::Dead, "one miss is enough");
+
+        drive(&mut prober, 4_900, 8_500, Some(2), true);
+        assert_eq!(prober.liveness(), Liveness::Returning);
+        drive(&mut prober, 8_500, 9_300, Some(2), true);
+        assert_eq!(prober.liveness(), Liveness::Alive);
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_moves_traffic_once() {
+        let mut prober = Prober::start(ms(0));
+        let mut told = Vec::new();
+        drive(&mut prober, 0, 1_000, Some(2), true);
+        // Two seconds there, one away, for a minute.
+        for turn in 0..20 {
+            let start = 1_000 + turn * 3_000;
+            for (from, until, answers) in
+                [(start, start + 1_000, None), (start + 1_000, start + 3_000, Some(2))]
+            {
+                drive(&mut prober, from, until, answers, true);
+                let is_alive = prober.liveness() == Liveness::Alive;
+                if told.last() != Some(&is_alive) {
+                    told.push(is_alive);
+                }
+            }
+        }
+        assert_eq!(told, [false]);
     }
 
     #[test]

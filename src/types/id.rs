@@ -109,6 +109,11 @@ impl FromStr for RuleId {
     }
 }
 
+/// Names a tracer: a packet that a live test of the policy sends. Drawn by the server for one sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TracerId(pub u64);
+
 /// What a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

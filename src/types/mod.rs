@@ -22,7 +22,7 @@ pub use data_path::{DataPath, ParseDataPathError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};
 pub use guard::{GuardEgress, GuardMode, ParseGuardError};
-pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId};
+pub use id::{LinkId, NodeId, NodeKind, OverlayId, RuleId, TracerId};
 pub use ipnet::IpNet as Prefix;
 pub use key::{AuthorizationKey, Epoch, Generation, KeyVersion, Secret};
 pub use lanes::{Lanes, ParseLanesError};

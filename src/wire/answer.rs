@@ -9,6 +9,7 @@
 
 use std::net::IpAddr;
 
+use super::checksum;
 use super::inner::Quoted;
 
 const TCP: u8 = 6;
@@ -172,23 +173,13 @@ impl About {
 /// A packet from the flow's destination to its source; the checksum of `upper` goes to `at`.
 fn back(flow: &Quoted, protocol: u8, mut upper: Vec<u8>, at: usize) -> Option<Vec<u8>> {
     let (from, to) = (flow.destination, flow.source);
-    let mut sum = sum(&upper);
-    // ICMP of IPv4 is the one without a pseudo header.
-    if protocol != ICMP {
-        let octets = |address| match address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
-        };
-        sum += self::sum(&octets(from)) + self::sum(&octets(to));
-        sum += u64::from(protocol) + u64::try_from(upper.len()).ok()?;
-    }
-    let checksum = fold(sum).to_be_bytes();
+    let checksum = checksum::upper(from, to, protocol, &upper).to_be_bytes();
     upper.get_mut(at..at + 2)?.copy_from_slice(&checksum);
     packet(from, to, protocol, upper)
 }
 
 /// `upper` in an IP packet without options.
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, upper: Vec<u8>) -> Option<Vec<u8>> {
+pub(super) fn packet(from: IpAddr, to: IpAddr, protocol: u8, upper: Vec<u8>) -> Option<Vec<u8>> {
     let mut packet = Vec::with_capacity(40 + upper.len());
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
@@ -197,7 +188,7 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, upper: Vec<u8>) -> Option<Vec<
             packet.extend([0, 0, 0x40, 0, TTL, protocol, 0, 0]);
             packet.extend(from.octets());
             packet.extend(to.octets());
-            let checksum = fold(sum(&packet)).to_be_bytes();
+            let checksum = checksum::plain(&packet).to_be_bytes();
             packet.get_mut(10..12)?.copy_from_slice(&checksum);
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
@@ -211,21 +202,6 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, upper: Vec<u8>) -> Option<Vec<
     }
     packet.extend(upper);
     Some(packet)
-}
-
-/// The sum of `bytes` as big-endian words (RFC 1071), not folded yet.
-fn sum(bytes: &[u8]) -> u64 {
-    let (words, last) = bytes.as_chunks::<2>();
-    let whole: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();
-    whole + last.iter().map(|byte| u64::from(*byte) << 8).sum::<u64>()
-}
-
-/// The checksum of which `sum` is the sum.
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 21 ff 80 00 LINK(4) | ExID(4) | 01 | subtype | body length(2) | body | MAC(16)
-//! body of an echo: counter(8) | sequence(4) | 00 00 00 00 | sent(8) | padding(8)
+//! body of an echo: counter(8) | sequence(4) | 00 00 00 00 | sent(8) | about(4) lost(1) 00 00 00
 //! bodies of notices: see [`super::notice`]
 //! ```
 //!
@@ -13,8 +13,10 @@ use ring::hmac;
 use subtle::ConstantTimeEq as _;
 
 use super::gue;
-use super::notice::{DENIED_LEN, Denied, TOO_BIG_LEN, TooBig};
-use crate::types::{DropReason, LinkId, Secret};
+use super::inner::Quoted;
+use super::notice::{DENIED_LEN, Denied, NO_PATH_LEN, NoPath, TOO_BIG_LEN, TooBig};
+use super::notice::{decode_flow, encode_flow};
+use crate::types::{DropReason, LinkId, NodeId, Secret};
 
 /// What a control message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,11 @@ pub enum Message {
     Refused(Denied),
     /// Subtype 5, from a SaP to the entity that sent the packet: the packet was too long.
     TooBig(TooBig),
+    /// Subtype 6, from a SaP to an entity that sends to another one: that one went silent.
+    NoPath(NoPath),
+    /// Subtype 7, from an entity to the SaP that it moves to: a flow that it started, so that replies pass
+    /// there though no packet of the starter came by yet.
+    Started(Quoted),
 }
 
 /// The body of an echo, 32 bytes both ways, so that no answer is longer than its question.
@@ -39,6 +46,10 @@ pub struct Echo {
     pub sequence: u32,
     /// When the request left, in nanoseconds of the requester's own clock; opaque to the peer.
     pub sent_nanos: u64,
+    /// Another entity that the requester asks about; the reply repeats it.
+    pub about: Option<NodeId>,
+    /// In a reply: whether that entity is silent, or no business of this SaP.
+    pub is_lost: bool,
 }
 
 /// The longest control message, in bytes.
@@ -52,7 +63,8 @@ const ECHO_REPLY: u8 = 2;
 const DENIED: u8 = 3;
 const REFUSED: u8 = 4;
 const TOO_BIG: u8 = 5;
-// 6 is kept for `no path` (design section 6).
+const NO_PATH: u8 = 6;
+const STARTED: u8 = 7;
 
 /// GUE header, experiment id, version, subtype, body length.
 const HEAD_LEN: usize = gue::HEADER_LEN + 8;
@@ -69,7 +81,7 @@ const MAC_LEN: usize = 16;
 const _: () = assert!(MAC_LEN <= ring::digest::SHA256_OUTPUT_LEN);
 const _: () = assert!(HEAD_LEN + ECHO_LEN + MAC_LEN <= MAX_LEN);
 const _: () = assert!(HEAD_LEN + COUNTER_LEN + DENIED_LEN + MAC_LEN <= MAX_LEN);
-const _: () = assert!(TOO_BIG_LEN <= DENIED_LEN);
+const _: () = assert!(TOO_BIG_LEN <= DENIED_LEN && NO_PATH_LEN <= DENIED_LEN);
 
 /// Encodes and signs a message into a buffer; returns it with its length in bytes. A refusal for a
 /// reason that is never told ([`super::notice::REASONS`]) has no form: its length is 0.
@@ -86,6 +98,8 @@ pub fn encode(
         Message::EchoRequest(echo) => sign(link, secret, counter, ECHO_REQUEST, &echo.encode()),
         Message::EchoReply(echo) => sign(link, secret, counter, ECHO_REPLY, &echo.encode()),
         Message::TooBig(too_big) => sign(link, secret, counter, TOO_BIG, &too_big.encode()),
+        Message::NoPath(no_path) => sign(link, secret, counter, NO_PATH, &no_path.encode()),
+        Message::Started(flow) => sign(link, secret, counter, STARTED, &encode_flow(flow)),
         Message::Denied(denied) | Message::Refused(denied) => {
             let is_relayed = matches!(message, Message::Refused(_));
             let subtype = if is_relayed { REFUSED } else { DENIED };
@@ -149,6 +163,8 @@ pub fn decode(datagram: &[u8], secret: &Secret) -> Result<(u64, Message), DropRe
         DENIED => Message::Denied(Denied::decode(body.try_into().map_err(|_| unknown)?)?),
         REFUSED => Message::Refused(Denied::decode(body.try_into().map_err(|_| unknown)?)?),
         TOO_BIG => Message::TooBig(TooBig::decode(body.try_into().map_err(|_| unknown)?)?),
+        NO_PATH => Message::NoPath(NoPath::decode(body.try_into().map_err(|_| unknown)?)),
+        STARTED => Message::Started(decode_flow(body.try_into().map_err(|_| unknown)?)?),
         _ => return Err(unknown),
     };
     Ok((u64::from_be_bytes(*counter), message))
@@ -158,18 +174,24 @@ impl Echo {
     fn encode(&self) -> [u8; ECHO_LEN - COUNTER_LEN] {
         let [s0, s1, s2, s3] = self.sequence.to_be_bytes();
         let [t0, t1, t2, t3, t4, t5, t6, t7] = self.sent_nanos.to_be_bytes();
-        [s0, s1, s2, s3, 0, 0, 0, 0, t0, t1, t2, t3, t4, t5, t6, t7, 0, 0, 0, 0, 0, 0, 0, 0]
+        let [a0, a1, a2, a3] = self.about.map_or(0, |about| about.0).to_be_bytes();
+        let lost = u8::from(self.is_lost);
+        [s0, s1, s2, s3, 0, 0, 0, 0, t0, t1, t2, t3, t4, t5, t6, t7, a0, a1, a2, a3, lost, 0, 0, 0]
     }
 
     fn decode(body: &[u8]) -> Result<Self, DropReason> {
-        let Ok(&[s0, s1, s2, s3, _, _, _, _, t0, t1, t2, t3, t4, t5, t6, t7, ..]) =
-            <&[u8; ECHO_LEN - COUNTER_LEN]>::try_from(body)
+        let Ok(
+            &[s0, s1, s2, s3, _, _, _, _, t0, t1, t2, t3, t4, t5, t6, t7, a0, a1, a2, a3, lost, ..],
+        ) = <&[u8; ECHO_LEN - COUNTER_LEN]>::try_from(body)
         else {
             return Err(DropReason::ControlType);
         };
+        let about = NodeId(u32::from_be_bytes([a0, a1, a2, a3]));
         Ok(Self {
             sequence: u32::from_be_bytes([s0, s1, s2, s3]),
             sent_nanos: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+            about: (about.0 != 0).then_some(about),
+            is_lost: lost != 0,
         })
     }
 }
@@ -212,7 +234,7 @@ mod tests {
 
     #[test]
     fn requests_and_replies_have_one_length() {
-        let echo = Echo { sequence: 1, sent_nanos: 2 };
+        let echo = Echo { sequence: 1, sent_nanos: 2, ..Echo::default() };
 
         let request = sample(&Message::EchoRequest(echo));
         let reply = sample(&Message::EchoReply(echo));
@@ -224,7 +246,12 @@ mod tests {
     #[test]
     fn every_changed_bit_is_noticed() {
         let secret = Secret::new(SECRET);
-        let good = sample(&Message::EchoRequest(Echo { sequence: 5, sent_nanos: 6 }));
+        let good = sample(&Message::EchoRequest(Echo {
+            sequence: 5,
+            sent_nanos: 6,
+            about: Some(NodeId(9)),
+            is_lost: true,
+        }));
         assert!(decode(&good, &secret).is_ok());
 
         for at in 0..good.len() {
@@ -263,12 +290,14 @@ mod tests {
     }
 
     fn any_message() -> impl Strategy<Value = Message> {
-        use crate::wire::inner::Quoted;
         use crate::wire::notice::{REASONS, Refuser};
         use std::net::IpAddr;
 
         let echo =
-            any::<(u32, u64)>().prop_map(|(sequence, sent_nanos)| Echo { sequence, sent_nanos });
+            any::<(u32, u64, u32, bool)>().prop_map(|(sequence, sent_nanos, about, is_lost)| {
+                let about = (about != 0).then_some(NodeId(about));
+                Echo { sequence, sent_nanos, about, is_lost }
+            });
         let pair = prop_oneof![
             any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
             any::<([u16; 7], [u16; 7])>().prop_map(|(a, b)| {
@@ -289,6 +318,8 @@ mod tests {
                 Denied { reason: REASONS[at].1, by, flow, sequence }
             },
         );
+        let started = denied.clone().prop_map(|denied: Denied| Message::Started(denied.flow));
+        let no_path = any::<u32>().prop_map(|node| Message::NoPath(NoPath { node: NodeId(node) }));
         let too_big = (pair, any::<u16>()).prop_map(|((source, destination), mtu)| TooBig {
             source,
             destination,
@@ -300,6 +331,8 @@ mod tests {
             denied.clone().prop_map(Message::Denied),
             denied.prop_map(Message::Refused),
             too_big.prop_map(Message::TooBig),
+            started,
+            no_path,
         ]
     }
 

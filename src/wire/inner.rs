@@ -8,7 +8,7 @@ mod upper;
 
 use std::net::IpAddr;
 
-use crate::types::DropReason;
+use crate::types::{DropReason, TracerId};
 
 /// The family of an inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,6 +39,8 @@ pub struct Facts {
     pub len: u16,
     /// The two ECN bits of the inner header.
     pub ecn: u8,
+    /// Set for a tracer, which no host gets.
+    pub tracer: Option<TracerId>,
 }
 
 /// What stands above IP.

@@ -18,6 +18,7 @@
 )]
 
 pub mod answer;
+mod checksum;
 pub mod control;
 #[cfg(test)]
 mod corpus_tests;
@@ -25,5 +26,6 @@ pub mod gue;
 pub mod inner;
 pub mod notice;
 pub mod start;
+pub mod tracer;
 
 pub use inner::{Facts, Family};

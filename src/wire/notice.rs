@@ -1,8 +1,11 @@
-//! Bodies of notices: what a SaP tells the entity whose packet it could not let through.
+//! Bodies of notices: what a SaP tells the entity whose packet it could not let through, and what an entity
+//! tells the SaP that it moves a flow to.
 //!
 //! ```text
 //! denied   counter(8) | reason(1) who(1) protocol(1) 00 | sequence(4) | ports(4) | source(16) destination(16)
 //! too big  counter(8) | MTU(2) 00 00 00 00 00 00 | source(16) destination(16)
+//! no path  counter(8) | node(4) 00 00 00 00
+//! started  counter(8) | protocol(1) 00 00 00 | 00 00 00 00 | ports(4) | source(16) destination(16)
 //! ```
 //!
 //! Addresses are those of the inner packet, IPv4 as mapped ones. A notice says nothing that the one
@@ -11,7 +14,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::inner::Quoted;
-use crate::types::DropReason;
+use crate::types::{DropReason, NodeId};
 
 /// Who refused a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +49,13 @@ pub struct TooBig {
     pub mtu: u16,
 }
 
+/// A SaP does not hear of an entity any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPath {
+    /// That entity.
+    pub node: NodeId,
+}
+
 /// The refusals that are told, with their numbers on the wire.
 pub const REASONS: [(u8, DropReason); 5] = [
     (1, DropReason::NoRow),
@@ -58,6 +68,7 @@ pub const REASONS: [(u8, DropReason); 5] = [
 /// Bytes of a body, the counter left out.
 pub(super) const DENIED_LEN: usize = 44;
 pub(super) const TOO_BIG_LEN: usize = 40;
+pub(super) const NO_PATH_LEN: usize = 8;
 
 impl Denied {
     /// `None` for a reason that is never told.
@@ -116,6 +127,45 @@ impl TooBig {
         let (source, destination) = addresses(rest)?;
         Ok(Self { source, destination, mtu: u16::from_be_bytes([m0, m1]) })
     }
+}
+
+impl NoPath {
+    pub(super) fn encode(&self) -> [u8; NO_PATH_LEN] {
+        let mut body = [0; NO_PATH_LEN];
+        fill(&mut body, [&self.node.0.to_be_bytes()]);
+        body
+    }
+
+    pub(super) fn decode(&[n0, n1, n2, n3, ..]: &[u8; NO_PATH_LEN]) -> Self {
+        Self { node: NodeId(u32::from_be_bytes([n0, n1, n2, n3])) }
+    }
+}
+
+/// A flow as its opening packet names it.
+pub(super) fn encode_flow(flow: &Quoted) -> [u8; DENIED_LEN] {
+    let mut body = [0; DENIED_LEN];
+    let parts: [&[u8]; 5] = [
+        &[flow.protocol, 0, 0, 0, 0, 0, 0, 0],
+        &flow.source_port.to_be_bytes(),
+        &flow.destination_port.to_be_bytes(),
+        &mapped(flow.source),
+        &mapped(flow.destination),
+    ];
+    fill(&mut body, parts);
+    body
+}
+
+pub(super) fn decode_flow(body: &[u8; DENIED_LEN]) -> Result<Quoted, DropReason> {
+    let (&[protocol, _, _, _, _, _, _, _, s0, s1, d0, d1], rest) =
+        body.split_first_chunk::<12>().ok_or(DropReason::ControlType)?;
+    let (source, destination) = addresses(rest)?;
+    Ok(Quoted {
+        source,
+        destination,
+        protocol,
+        source_port: u16::from_be_bytes([s0, s1]),
+        destination_port: u16::from_be_bytes([d0, d1]),
+    })
 }
 
 fn fill<const N: usize>(body: &mut [u8], parts: [&[u8]; N]) {

@@ -25,7 +25,7 @@ fn control_messages_answer_only_who_can_sign_once_and_never_with_more() {
         let stranger = rig.world.machine("x")?;
         let table = rig.table("a")?;
         let link = table.body.links.first().context("a has no link")?;
-        let message = Message::EchoRequest(Echo { sequence: 7, sent_nanos: 1 });
+        let message = Message::EchoRequest(Echo { sequence: 7, ..Echo::default() });
         let (buffer, len) = control::encode(link.id, &link.secret, u64::MAX - 1, &message);
         let signed = buffer[..len].to_vec();
         // In the place of a's daemon stands one that keeps what comes.

@@ -108,6 +108,8 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
         isolated: Vec::new(),
         paths: Vec::new(),
         default_saps: vec![id],
+        preferences: Vec::new(),
+        empty_saps: Vec::new(),
         destination_keys: vec![DestinationKeySpec { to: 1, accept: vec![secret()] }],
         pairs: Vec::new(),
         send_keys: Vec::new(),

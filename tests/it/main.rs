@@ -14,6 +14,8 @@ mod corpora;
 mod crash;
 mod direction;
 mod doors;
+mod drain;
+mod failover;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
@@ -27,6 +29,7 @@ mod integrity;
 mod join;
 mod keys;
 mod lanes;
+mod live;
 mod loops;
 mod matrix;
 mod narrow;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use crate::fleet::Kind;
 use crate::support::{Rig, play};
 
 /// Datagrams sent, and echoed, over each path.
@@ -74,4 +75,46 @@ fn a_direct_pair_is_enforced_at_its_destination(rig: &Rig) -> Result<()> {
     let endpoints = &a.context("b does not know a")?.endpoints;
     ensure!(endpoints.contains(&rig.underlay("a")?), "b accepts a's packets from {endpoints:?}");
     Ok(())
+}
+
+#[test]
+fn zones_choose_the_sap_and_what_is_set_goes_before_everything() {
+    play(&["s1"], &["a", "b"], |rig| {
+        rig.join("s2", Kind::Sap, &["--label", "zone=fra"])?;
+        let _echo = rig.udp_echo("b", 9)?;
+        let rule = rig.allow(&["a", "b"])?;
+        let (there_and_back, none) = (u64::from(PINGS) * 2, 0);
+        let chosen = || rig.fleet.ovctl_json(&["path", "show", "a", "b"]);
+        ensure!(moved(rig, "a", "b")? == [there_and_back, none], "the older one, at first");
+
+        rig.fleet.ovctl_ok(&["entity", "label", "a", "zone=fra"])?;
+        rig.settle()?;
+        ensure!(moved(rig, "a", "b")? == [none, there_and_back], "the one in its zone");
+        let path = chosen()?;
+        ensure!(path["candidates"][0]["path"]["via"][0] == "s2", "{path:#}");
+        ensure!(path["inUse"] == 0 && path["why"].to_string().contains("zone fra"), "{path:#}");
+
+        rig.fleet.ovctl_ok(&["path", "set", "b", "a", "--via", "s2,s1"])?;
+        rig.settle()?;
+        ensure!(moved(rig, "a", "b")? == [there_and_back, there_and_back], "over both");
+        rig.fleet.ovctl_ok(&["path", "set", "a", "b", "--direct"])?;
+        rig.settle()?;
+        ensure!(moved(rig, "a", "b")? == [none, none], "over none");
+        ensure!(chosen()?["chosenBy"] == "path set");
+        rig.fleet.ovctl_ok(&["path", "auto", "a", "b"])?;
+        rig.settle()?;
+        ensure!(moved(rig, "a", "b")? == [none, there_and_back], "as before");
+
+        rig.revoke(&[&rule])?;
+        let rule = rig.allow(&["a", "b", "--via", "s1"])?;
+        ensure!(chosen()?["chosenBy"] == rule.as_str(), "{:#}", chosen()?);
+        let unknown = rig.fleet.ovctl(&["path", "set", "a", "b", "--via", "s3"])?;
+        crate::support::expect_refusal(&unknown, 3, &["s3", "did you mean"])?;
+        let circle = rig.fleet.ovctl(&["path", "set", "a", "b", "--via", "s1,s2,s1"])?;
+        crate::support::expect_refusal(&circle, 2, &["s1", "circle"])?;
+        // Measured by now, and shown.
+        let latency = rig.fleet.ovctl_ok(&["path", "latency"])?;
+        ensure!(latency.contains("s1") && latency.contains('a'), "{latency}");
+        Ok(())
+    });
 }

@@ -59,6 +59,8 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 rules: Vec::new(),
                 paths: Vec::new(),
                 default_saps: vec![SAP],
+                preferences: Vec::new(),
+                empty_saps: Vec::new(),
                 destination_keys: Vec::new(),
                 pair_generations: Vec::new(),
                 send_keys: Vec::new(),
@@ -86,12 +88,21 @@ fn an_entity_and_its_sap_find_each_other() {
     assert!(reply.bytes.len() <= request.bytes.len());
     entity.handle_datagram(sap_address(), &reply.bytes, ms(2)).unwrap();
 
-    assert_eq!(entity.liveness_changes(), [(SAP, true)]);
-    assert_eq!(entity.liveness_changes(), []);
+    assert_eq!(entity.changes(), [Change::Sap { sap: SAP, is_alive: true }]);
+    assert_eq!(entity.changes(), []);
     assert_eq!(entity.peers(ms(2))[0].round_trip, Some(ms(2)));
     let seen = &sap.peers(ms(2))[0];
     assert!(seen.is_alive && seen.name == "web", "{seen:?}");
     assert!(!sap.peers(ms(60_000))[0].is_alive);
+    assert_eq!(seen.translated, None);
+
+    let request = (0..).find_map(|t| {
+        entity.handle_timeout(ms(t));
+        entity.poll_transmit(ms(t))
+    });
+    let elsewhere: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+    sap.handle_datagram(elsewhere, &request.unwrap().bytes, ms(300)).unwrap();
+    assert_eq!(sap.peers(ms(300))[0].translated, Some(elsewhere), "behind a NAT");
 }
 
 #[test]
@@ -126,9 +137,9 @@ fn a_silent_sap_is_dead_and_a_new_table_tells_it_again() {
         entity.handle_timeout(now);
     }
 
-    assert_eq!(entity.liveness_changes(), [(SAP, false)]);
+    assert_eq!(entity.changes(), [Change::Sap { sap: SAP, is_alive: false }]);
     entity.replace_links(&table(NodeKind::Entity, 5), ms(9_000));
-    assert_eq!(entity.liveness_changes(), [(SAP, false)]);
+    assert_eq!(entity.changes(), [Change::Sap { sap: SAP, is_alive: false }]);
 }
 
 #[test]
@@ -173,4 +184,64 @@ fn a_notice_counts_once_and_only_from_its_own_sap() {
     assert_eq!(heard(&foreign.bytes), Err(DropReason::ControlMac));
     let reflected = sap.handle_datagram(entity_address(), &notice.bytes, ms(0));
     assert_eq!(reflected, Err(DropReason::ControlType));
+}
+
+#[test]
+fn a_sap_that_lost_somebody_says_so_and_is_asked_until_it_hears_him_again() {
+    const OTHER: NodeId = NodeId(9);
+    let (mut entity_table, mut sap_table) = (table(NodeKind::Entity, 5), table(NodeKind::Sap, 5));
+    for table in [&mut entity_table, &mut sap_table] {
+        let members = &mut table.body.overlays[0].members;
+        let other = MemberRow { id: OTHER, name: entity_name("db"), ..members[0].clone() };
+        members.push(other);
+    }
+    let (other_link, other_secret) = (LinkId(8), Secret::new([6; 32]));
+    sap_table.body.links.push(LinkRow {
+        id: other_link,
+        peer: OTHER,
+        secret: other_secret.clone(),
+    });
+    let (mut entity, mut sap) = (node(NodeKind::Entity, 5), node(NodeKind::Sap, 5));
+    entity.replace_links(&entity_table, ms(0));
+    sap.replace_links(&sap_table, ms(0));
+
+    // Packets for OTHER, and not a word of it.
+    let sent = BTreeSet::from([OTHER]);
+    sap.handle_sent(&sent, ms(0));
+    sap.handle_timeout(ms(499));
+    assert_eq!(sap.silent(ms(499)), BTreeSet::new());
+    sap.handle_timeout(ms(500));
+    assert_eq!(sap.silent(ms(500)), sent);
+    assert!(sap.notify(ENTITY, &Message::NoPath(NoPath { node: OTHER })));
+    let notice = sap.poll_transmit(ms(500)).unwrap().bytes;
+    assert_eq!(entity.handle_datagram(sap_address(), &notice, ms(501)), Ok(None));
+    let lost = Change::Peer { sap: SAP, peer: OTHER, reaches: false };
+    assert_eq!(entity.changes(), [lost]);
+    entity.replace_links(&entity_table, ms(600));
+    assert_eq!(entity.changes(), [lost], "a new table hears of it, too");
+
+    // It asks in each echo; three seconds after the SaP heard OTHER, OTHER is found.
+    let mut found_at = None;
+    for now in (1_000..9_000).step_by(10) {
+        if now == 3_000 {
+            let echo = Message::EchoRequest(Echo::default());
+            let (bytes, len) = control::encode(other_link, &other_secret, 1, &echo);
+            sap.handle_datagram(entity_address(), &bytes[..len], ms(now)).unwrap();
+            sap.poll_transmit(ms(now)).unwrap();
+        }
+        entity.handle_activity(ms(now));
+        entity.handle_timeout(ms(now));
+        sap.handle_timeout(ms(now));
+        while let Some(echo) = entity.poll_transmit(ms(now)) {
+            sap.handle_datagram(entity_address(), &echo.bytes, ms(now)).unwrap();
+            let reply = sap.poll_transmit(ms(now)).unwrap().bytes;
+            entity.handle_datagram(sap_address(), &reply, ms(now)).unwrap();
+        }
+        let found = Change::Peer { sap: SAP, peer: OTHER, reaches: true };
+        if entity.changes().contains(&found) {
+            found_at = Some(now);
+        }
+    }
+    let found_at = found_at.unwrap();
+    assert!((6_000..6_500).contains(&found_at), "{found_at}");
 }

@@ -12,6 +12,7 @@ mod flow;
 mod node;
 mod offline;
 mod ovctl;
+mod path;
 mod policy;
 mod policy_file;
 mod token;
@@ -33,8 +34,9 @@ pub use offline::{
 pub use ovctl::{
     AuditCommand, AuditListArgs, CompletionArgs, EntityCommand, Global, KeyCommand, KeyListArgs,
     KeyRotateArgs, LabelArgs, OnOff, Ovctl, OvctlCommand, OverlayCommand, OverlayCreateArgs,
-    SapCommand, SemanticsArg, ServeArgs,
+    SapCommand, SapPlanArgs, SemanticsArg, ServeArgs,
 };
+pub use path::{PairArgs, PathAutoArgs, PathCommand, PathSetArgs};
 pub use policy::{CanArgs, PolicyCommand, RevokeArgs, RuleArgs, SuggestArgs};
 pub use policy_file::{
     ApplyArgs, ConfirmArgs, ExportArgs, GroupCommand, GroupEditArgs, HistoryArgs, ImportArgs,

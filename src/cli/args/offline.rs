@@ -14,11 +14,13 @@ pub enum OfflineCommand {
     /// Hold policies against tests (exit 0, or 8 when one fails)
     #[command(after_help = "\
 Tests come from --tests, from `tests:` in policy files, and from the inventory. Without --inventory the
-server is asked: about its policy, or about files in its place.
+server is asked: about its policy, or about files in its place. With --live packets tell, sent through
+the real path by the entities themselves; no program gets them.
 
 Examples:
   ovctl policy test --inventory town.yaml -f policy.yaml --tests tests.yaml
-  ovctl policy test --inventory town.yaml -f netpol/ --semantics kubernetes -o json")]
+  ovctl policy test --inventory town.yaml -f netpol/ --semantics kubernetes -o json
+  ovctl policy test --live --tests tests.yaml")]
     Test(PolicyTestArgs),
     /// Show who may open what to whom
     #[command(after_help = "\
@@ -88,6 +90,9 @@ pub struct PolicyTestArgs {
     /// What must hold (YAML or JSON); repeat
     #[arg(long, value_name = "FILE")]
     pub tests: Vec<PathBuf>,
+    /// Send packets through the real path, under the policy in force; for admins
+    #[arg(long, conflicts_with_all = ["inventory", "files"])]
+    pub live: bool,
 }
 
 /// How to show pairs.

@@ -10,7 +10,7 @@ use clap::{
 
 use super::{
     CanArgs, ChangeArgs, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand, LabelEdit,
-    NamespaceCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
+    NamespaceCommand, PathCommand, PolicyCommand, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -137,6 +137,9 @@ Examples:
     /// SaPs: the policy points that run ovsap
     #[command(subcommand, visible_alias = "saps")]
     Sap(SapCommand),
+    /// Paths: which SaPs the packets of a pair go over
+    #[command(subcommand, visible_alias = "paths")]
+    Path(PathCommand),
     /// Policy: who may talk to whom
     #[command(subcommand, visible_aliases = ["policies", "pol"])]
     Policy(PolicyCommand),
@@ -351,6 +354,32 @@ pub enum SapCommand {
         /// Its name
         name: Name,
     },
+    /// Move traffic off a SaP without loss, and wait until nothing is sent to it any more
+    #[command(after_help = "\
+It stays drained until undrain; stop it, or delete it, whenever you like.
+
+Example:
+  ovctl sap drain sap-fra-1 --wait 60s")]
+    Drain {
+        /// Its name
+        name: Name,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Let a drained SaP carry traffic again
+    Undrain {
+        /// Its name
+        name: Name,
+        /// How to make the change.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Say where SaPs should stand by what was measured, and what that would save; changes nothing
+    #[command(after_help = "\
+Example:
+  ovctl sap plan --count 2")]
+    Plan(SapPlanArgs),
     /// Delete a SaP; its pairs go over the others
     #[command(visible_alias = "rm")]
     Delete {
@@ -360,6 +389,17 @@ pub enum SapCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+}
+
+/// A plan to make.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct SapPlanArgs {
+    /// How many SaPs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub count: u32,
+    /// The overlay [default: the only one]
+    #[arg(long, value_name = "NAME", env = "OVCTL_OVERLAY")]
+    pub overlay: Option<Name>,
 }
 
 /// The verbs of `ovctl key`.

@@ -8,16 +8,8 @@ use crate::api::{Problem, ProblemCode};
 use crate::control::selection;
 use crate::control::store::nodes::unknown;
 use crate::control::store::policies::Policy;
-use crate::policy::{BoundSelector, RuleFacts, World, did_you_mean};
+use crate::policy::{BoundSelector, Names, RuleFacts, World, check_form, did_you_mean};
 use crate::types::{EntityName, Name, NodeId, NodeKind, OverlayId, Selector, Service, Timestamp};
-
-/// Most services of a rule, and SaPs of a path.
-const SERVICES_MAX: usize = 64;
-const HOPS_MAX: usize = 8;
-
-/// Longest reason and longest name of a rule, in bytes.
-const REASON_MAX: usize = 1000;
-const NAME_MAX: usize = 100;
 
 /// A rule as somebody wrote it. Two rules are the same when they are written the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,25 +90,7 @@ impl<'a> Binder<'a> {
         policy: &Policy,
         selector: &Selector,
     ) -> Result<BoundSelector, Problem> {
-        Ok(match selector {
-            Selector::Any => BoundSelector::Any,
-            Selector::Labels(labels) => BoundSelector::Labels(labels.clone()),
-            Selector::Namespace(name) => BoundSelector::Namespace(name.clone()),
-            Selector::Cidr(block) => BoundSelector::Cidr(block.clone()),
-            Selector::Name(name) => BoundSelector::Node(self.entity(name)?, name.clone()),
-            Selector::Group(name) if policy.groups.contains_key(name) => {
-                BoundSelector::Group(name.clone())
-            }
-            Selector::Group(name) => {
-                return Err(unknown_item("group", name, policy.groups.keys()));
-            }
-            Selector::Service(name) if policy.services.contains_key(name) => {
-                BoundSelector::Service(name.clone())
-            }
-            Selector::Service(name) => {
-                return Err(unknown_item("service", name, policy.services.keys()));
-            }
-        })
+        BoundSelector::bind(selector, &Known { binder: self, policy })
     }
 
     /// Binds a rule and checks all of it that can be checked without other rules.
@@ -130,24 +104,17 @@ impl<'a> Binder<'a> {
         overlay: OverlayId,
         written: &Written,
     ) -> Result<RuleFacts, Problem> {
-        check_texts(written)?;
         let from = self.end(policy, &written.from)?;
         let to = self.end(policy, &written.to)?;
         for end in [&from, &to] {
             self.check_member(overlay, end)?;
         }
-        check_ends(&from, &to)?;
-        check_named_ports(self.world, written, [&from, &to])?;
         let path = match &written.path {
             None => None,
-            Some(_) if written.action == Action::Deny => {
-                return Err(usage("a deny rule has no path", "it lets nothing through")
-                    .fix("leave --direct and --via out"));
-            }
             Some(RulePath::Direct) => Some(PathHops::Direct),
             Some(RulePath::Via(names)) => Some(PathHops::Via(hops(self.world, overlay, names)?)),
         };
-        Ok(RuleFacts {
+        let facts = RuleFacts {
             overlay,
             action: written.action,
             from,
@@ -158,7 +125,9 @@ impl<'a> Binder<'a> {
             not_after: written.not_after,
             is_audit: written.audit,
             name: written.name.clone(),
-        })
+        };
+        check_form(self.world, &facts, written.reason.as_deref())?;
+        Ok(facts)
     }
 
     fn check_member(&self, overlay: OverlayId, end: &BoundSelector) -> Result<(), Problem> {
@@ -170,6 +139,28 @@ impl<'a> Binder<'a> {
         let overlay = selection::overlay_name(self.world, overlay);
         let what = format!("{name} is not a member of the overlay {overlay}");
         Err(Problem::new(ProblemCode::Conflict, what).fix(format!("ovctl entity show {name}")))
+    }
+}
+
+/// The names of one overlay's policy.
+struct Known<'a> {
+    binder: &'a Binder<'a>,
+    policy: &'a Policy,
+}
+
+impl Names for Known<'_> {
+    fn entity(&self, name: &EntityName) -> Result<NodeId, Problem> {
+        self.binder.entity(name)
+    }
+
+    fn group(&self, name: &Name) -> Result<(), Problem> {
+        let known = &self.policy.groups;
+        known.get(name).map(|_| ()).ok_or_else(|| unknown_item("group", name, known.keys()))
+    }
+
+    fn service(&self, name: &Name) -> Result<(), Problem> {
+        let known = &self.policy.services;
+        known.get(name).map(|_| ()).ok_or_else(|| unknown_item("service", name, known.keys()))
     }
 }
 
@@ -185,75 +176,12 @@ fn usage(what: impl Into<String>, why: impl Into<String>) -> Problem {
     Problem::new(ProblemCode::Usage, what).why(why)
 }
 
-fn check_texts(written: &Written) -> Result<(), Problem> {
-    if written.services.len() > SERVICES_MAX {
-        return Err(usage("the rule has too many ports", format!("{SERVICES_MAX} are the most"))
-            .fix("use ranges, or several rules"));
-    }
-    if written.reason.as_ref().is_some_and(|reason| reason.len() > REASON_MAX) {
-        return Err(usage("the reason is too long", format!("{REASON_MAX} bytes are the most"))
-            .fix("shorten it"));
-    }
-    if let Some(name) = &written.name
-        && (name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control))
-    {
-        return Err(usage("the rule's name cannot be", "1 to 100 bytes, no control characters"));
-    }
-    Ok(())
-}
-
-fn check_ends(from: &BoundSelector, to: &BoundSelector) -> Result<(), Problem> {
-    if let (BoundSelector::Cidr(_), BoundSelector::Cidr(_)) = (from, to) {
-        return Err(usage(
-            format!("neither {from} nor {to} is a member"),
-            "rules speak of flows that start or end at a member of the overlay",
-        )
-        .fix("write any, or a name, at one end"));
-    }
-    let (BoundSelector::Node(a, name), BoundSelector::Node(b, _)) = (from, to) else {
-        return Ok(());
-    };
-    if a == b {
-        return Err(usage(
-            format!("both ends of the rule are {name}"),
-            "what an entity says to itself does not cross the overlay",
-        )
-        .fix("name two entities"));
-    }
-    Ok(())
-}
-
-/// Refuses a port by a name that no destination of the rule can ever have. Labels and the like may
-/// select somebody later; an entity that is named has the ports of its token.
-fn check_named_ports(
-    world: &World,
-    written: &Written,
-    [from, to]: [&BoundSelector; 2],
-) -> Result<(), Problem> {
-    let lacks = |end: &BoundSelector, service: &Service, name: &Name| {
-        let BoundSelector::Node(id, _) = end else { return false };
-        let ports = world.nodes.get(id).and_then(|node| node.ports.get(name));
-        !ports.into_iter().flatten().any(|port| port.protocol() == service.protocol())
-    };
-    for service in &written.services {
-        if let Service::Named(_, name) = service
-            && lacks(to, service, name)
-            && (!written.both || lacks(from, service, name))
-        {
-            let problem =
-                Problem::new(ProblemCode::NotFound, format!("{to} has no port {service}"));
-            return Err(problem
-                .why("an entity's named ports are those of the token that it joined with")
-                .fix(format!(
-                    "see them: ovctl entity show {to}; or say a number, such as tcp/443"
-                )));
-        }
-    }
-    Ok(())
-}
-
 /// The SaPs of a `--via`.
-fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>, Problem> {
+pub(crate) fn hops(
+    world: &World,
+    overlay: OverlayId,
+    names: &[Name],
+) -> Result<Vec<NodeId>, Problem> {
     let mut seen = BTreeSet::new();
     if let Some(twice) = names.iter().find(|name| !seen.insert(*name)) {
         return Err(usage(
@@ -262,9 +190,8 @@ fn hops(world: &World, overlay: OverlayId, names: &[Name]) -> Result<Vec<NodeId>
         )
         .fix("name each SaP once: --via sap1,sap2"));
     }
-    if names.is_empty() || names.len() > HOPS_MAX {
-        return Err(usage("the path makes no sense", format!("it has 1 to {HOPS_MAX} SaPs"))
-            .fix("ovctl sap list"));
+    if names.is_empty() {
+        return Err(usage("the path makes no sense", "it names no SaP").fix("ovctl sap list"));
     }
     let saps: BTreeMap<&Name, NodeId> = world
         .nodes

@@ -121,14 +121,14 @@ pub(crate) fn overlay_named(
 fn ours(documents: &[Document]) -> impl Iterator<Item = &PolicyDocument> {
     documents.iter().filter_map(|document| match document {
         Document::Policy(policy) => Some(policy.as_ref()),
-        Document::Network(_) => None,
+        Document::Network(..) => None,
     })
 }
 
-/// The NetworkPolicies among `documents`.
-pub(crate) fn networks(documents: &[Document]) -> impl Iterator<Item = &NetworkPolicy> {
+/// The NetworkPolicies among `documents`, and where they stand.
+pub(crate) fn networks(documents: &[Document]) -> impl Iterator<Item = (&NetworkPolicy, &str)> {
     documents.iter().filter_map(|document| match document {
-        Document::Network(policy) => Some(policy.as_ref()),
+        Document::Network(policy, place) => Some((policy.as_ref(), place.as_str())),
         Document::Policy(_) => None,
     })
 }
@@ -269,15 +269,12 @@ pub(crate) fn put_networks(
     documents: &[Document],
     maker: &mut Maker,
 ) -> Result<(), Problem> {
-    let mut seen = BTreeSet::new();
-    for network in networks(documents) {
-        if !seen.insert(network.full_name()) {
-            let what = format!("NetworkPolicy {} is there twice", network.full_name());
-            return Err(Problem::new(ProblemCode::Usage, what)
-                .why("the second would replace the first, and it is not clear which is meant")
-                .fix("leave one of the two out"));
+    let mut seen = BTreeMap::new();
+    for (network, place) in networks(documents) {
+        if let Some(first) = seen.insert(network.full_name(), place) {
+            return Err(crate::policy::twice(network, place, first));
         }
-        put_network(before, policy, network, maker)?;
+        put_network(before, policy, (network, place), maker)?;
     }
     Ok(())
 }
@@ -285,11 +282,11 @@ pub(crate) fn put_networks(
 fn put_network(
     before: &Policy,
     policy: &mut Policy,
-    network: &NetworkPolicy,
+    (network, place): (&NetworkPolicy, &str),
     maker: &mut Maker,
 ) -> Result<(), Problem> {
     if network.name.ends_with('*') {
-        let what = format!("NetworkPolicy {} has no name of its own", network.full_name());
+        let what = format!("{place}: NetworkPolicy {} has no name of its own", network.full_name());
         return Err(Problem::new(ProblemCode::Usage, what)
             .why("Kubernetes would make one up from generateName, and no later file could mean it")
             .fix("give it metadata.name"));

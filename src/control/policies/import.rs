@@ -27,7 +27,7 @@ pub(crate) fn imported(
 ) -> Result<Policy, Problem> {
     let ours = documents.iter().find_map(|document| match document {
         Document::Policy(policy) => Some(policy),
-        Document::Network(_) => None,
+        Document::Network(..) => None,
     });
     if let Some(policy) = ours {
         let what = format!("{} holds a policy of ovmesh", policy.source);
@@ -56,7 +56,7 @@ pub(crate) fn report(
         before.network_policies.values().map(|policy| (policy.full_name(), policy)).collect();
     let isolated = isolated(world, overlay, after);
     let mut policies: Vec<ImportedPolicy> = networks(documents)
-        .map(|network| {
+        .map(|(network, _)| {
             let name = network.full_name();
             let state = match old.get(&name) {
                 None => "new",

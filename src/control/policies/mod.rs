@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub(crate) use bind::{Binder, Written, path_names};
+pub(crate) use bind::{Binder, Written, hops, path_names};
 pub(crate) use confirm::{
     confirm, expired, nothing_waits, pending, refuse_pending, roll_back_expired,
 };
@@ -213,6 +213,12 @@ fn written_ends(rule: &RuleFacts) -> (crate::types::Selector, crate::types::Sele
 }
 
 /// Why a rule cannot be, in words and with what to do about it.
+/// What makes a path impossible, as a problem that begins with `what`.
+pub(crate) fn path_conflict(what: &str, conflict: &RuleConflict) -> Problem {
+    let problem = conflict_problem(&BTreeMap::new(), RuleId(0), conflict);
+    Problem { what: what.to_owned(), ..problem }
+}
+
 fn conflict_problem(
     places: &BTreeMap<RuleId, String>,
     rule: RuleId,

@@ -226,12 +226,13 @@ fn lines(before: &Policy, after: &Policy, changes: &[ItemChange]) -> (Vec<String
     (added, removed)
 }
 
-/// `allow web → db tcp/80`, with the rule's name when it has one.
+/// `allow web → db tcp/80`, with the rule's name when it has one, and whether it is for audit.
 fn rule_line(rule: &policy::RuleFacts) -> String {
     let text = policy::rule_text(rule);
+    let audit = if rule.is_audit { " (audit)" } else { "" };
     match &rule.name {
-        Some(name) => format!("{name}: {text}"),
-        None => text,
+        Some(name) => format!("{name}: {text}{audit}"),
+        None => format!("{text}{audit}"),
     }
 }
 

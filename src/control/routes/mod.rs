@@ -1,8 +1,11 @@
 //! HTTP: paths, bodies, queries; every answer that is not good is a [`Problem`].
 
 mod admin;
+mod drain;
 mod flows;
+mod live_test;
 mod node;
+mod paths;
 mod policies;
 mod rules;
 mod views;
@@ -96,7 +99,11 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/entities/{namespace}/{name}/quarantine", post(admin::quarantine))
         .route("/v1/overlays/{name}/audit", post(admin::audit_overlay))
         .route("/v1/saps", get(views::saps))
+        .route("/v1/saps/plan", get(paths::plan))
         .route("/v1/saps/{name}", get(views::sap).delete(admin::delete_sap))
+        .route("/v1/saps/{name}/drain", post(drain::drain))
+        .route("/v1/paths", get(paths::path).post(paths::set_path))
+        .route("/v1/paths/latency", get(paths::latency))
         .route("/v1/rules", get(views::rules).post(rules::create_rule))
         .route("/v1/rules/revoke", post(rules::revoke_rules))
         .route("/v1/rules/{id}", get(views::rule))
@@ -111,6 +118,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/policy/matrix", post(policies::matrix))
         .route("/v1/policy/lint", post(policies::lint))
         .route("/v1/policy/test", post(policies::test))
+        .route("/v1/policy/test/live", post(live_test::live_test))
         .route("/v1/networkpolicies", get(policies::network_policies))
         .route("/v1/groups", get(rules::groups).post(rules::change_group))
         .route("/v1/services", get(rules::services).post(rules::change_service))
@@ -127,6 +135,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/node/table", get(node::table))
         .route("/v1/node/report", post(node::report))
         .route("/v1/node/flows", post(flows::report))
+        .route("/v1/node/errand", post(node::errand))
         .route("/v1/node/leave", post(node::leave))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Answer, Body, Params, Refusal};
+use crate::api::errand::ErrandReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::Node;
@@ -18,12 +19,12 @@ use crate::control::listen::Origin;
 use crate::control::live::Table;
 use crate::control::publish::Hold;
 use crate::control::server::{Server, now};
-use crate::control::store::{self, audit, join as joining, nodes};
+use crate::control::store::{self, audit, join as joining, nodes, paths};
 use crate::types::{Incarnation, NodeId, Serial};
 
 type Shared = State<Arc<Server>>;
 
-/// Most lines and letters of what a node complains of, and most round trips, that are kept.
+/// Most lines and letters of what a node complains of, and most round trips and entities behind NATs, that are kept.
 const PROBLEMS_MAX: usize = 16;
 const PROBLEM_LEN_MAX: usize = 200;
 const ROUND_TRIPS_MAX: usize = 1024;
@@ -128,10 +129,13 @@ pub(super) async fn table(
             return Ok(document(&server.incarnation, &table, &body));
         }
         {
-            let live = server.live();
-            let state = live.nodes.get(&id).ok_or_else(gone)?;
+            let mut live = server.live();
+            let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
             if state.poll_number != number || *stopping.borrow() {
                 return Ok(StatusCode::NO_CONTENT.into_response());
+            }
+            if let Some(errand) = state.errands.pop_front() {
+                return Ok((StatusCode::ACCEPTED, Json(errand)).into_response());
             }
         }
         tokio::select! {
@@ -173,6 +177,15 @@ fn document(incarnation: &Incarnation, table: &Table, body: &str) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
+pub(super) async fn errand(
+    State(server): Shared,
+    Node(id): Node,
+    Body(report): Body<ErrandReport>,
+) -> StatusCode {
+    server.errands().settle(id, report);
+    StatusCode::NO_CONTENT
+}
+
 pub(super) async fn report(
     State(server): Shared,
     Node(id): Node,
@@ -183,10 +196,10 @@ pub(super) async fn report(
         text.chars().filter(|c| !c.is_control()).take(max).collect()
     };
     let version = plain(&report.version, 40);
-    let turn = {
+    let (turn, held) = {
         let mut live = server.live();
+        let world = Arc::clone(&live.world);
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
-        let is_news = state.version != version || state.endpoints != report.endpoints;
         state.seen = Some(now());
         state.problems = report
             .problems
@@ -196,14 +209,29 @@ pub(super) async fn report(
             .collect();
         state.round_trips = report.round_trips;
         state.round_trips.truncate(ROUND_TRIPS_MAX);
-        if is_news { Some(state.take_turn().ok_or_else(restless)?) } else { None }
+        state.translated = report.translated;
+        state.translated.truncate(ROUND_TRIPS_MAX);
+        let held = world.nodes.get(&id).map(|own| state.measure(&world, own)).unwrap_or_default();
+        let is_news =
+            state.version != version || state.endpoints != report.endpoints || !held.is_empty();
+        if is_news {
+            let turn = state.take_turn();
+            if turn.is_none() {
+                // What was to be held is not written down: it is measured anew.
+                state.legs.clear();
+            }
+            (Some(turn.ok_or_else(restless)?), held)
+        } else {
+            (None, held)
+        }
     };
     if let Some(turn) = turn {
         tokio::time::sleep_until(turn).await;
         let gate = Arc::clone(&server.gate).lock_owned().await;
         let mut transaction = server.store.write().await?;
         let moved = nodes::report(&mut transaction, id, &report.endpoints, &version).await?;
-        if moved {
+        paths::hold(&mut transaction, id, &held).await?;
+        if moved || !held.is_empty() {
             server.commit(transaction).await?;
             server.publish(Hold::Nobody).await?;
         } else {

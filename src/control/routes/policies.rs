@@ -22,7 +22,6 @@ use crate::control::policies::{
 use crate::control::selection;
 use crate::control::server::{Server, now};
 use crate::control::store::policies::{self, HISTORY_MAX, ItemChange, Policy};
-use crate::control::store::rules::StoredRule;
 use crate::control::store::{Done, confirmations, flows, world};
 use crate::policy::{self, Matrix, Observed, Scene, World, kubernetes, read_test_file};
 use crate::types::{ApiVersion, Name, NodeId, NodeKind, OverlayId, RuleId, Timestamp};
@@ -265,15 +264,21 @@ pub(super) async fn network_policies(
     Ok(Json(List::new(meant.map(view).collect())))
 }
 
-/// The scene that a question is about, and the policy: the one that is stored, or that of its files.
-async fn scene(server: &Server, question: &PolicyQuestion) -> Result<(Scene, Policy), Refusal> {
+/// The scene that a question is about, its overlay, and the policy: the one that is stored, or that of its
+/// files.
+async fn scene(
+    server: &Server,
+    question: &PolicyQuestion,
+) -> Result<(Scene, OverlayId, Policy), Refusal> {
     let (world, policies) = looked_at(server).await?;
+    let texts = question.files.iter().map(|file| (file.source.as_str(), file.text.as_str()));
+    policy::refuse_nothing(texts)?;
     let documents = changes::read(&question.files, now())?;
     let meant = changes::overlay_named(&documents, question.overlay.as_ref())?;
     let overlay = overlay_of(&world, meant.as_ref())?;
     let mut policy = policies.get(&overlay).cloned().unwrap_or_default();
     let mut places = BTreeMap::new();
-    if !documents.is_empty() {
+    if !question.files.is_empty() {
         let mut maker = nobody(&world);
         let found = changes::desired(&world, overlay, &policy, &documents, &mut maker)?;
         policy = found.policy;
@@ -281,7 +286,7 @@ async fn scene(server: &Server, question: &PolicyQuestion) -> Result<(Scene, Pol
     }
     let mut after = world;
     world::put_policy(&mut after, overlay, &policy);
-    Ok((Scene::of(&after, overlay, now()).with_places(&places), policy))
+    Ok((Scene::of(&after, overlay, now()).with_places(&places), overlay, policy))
 }
 
 /// Refuses to compare each with each where that would take minutes.
@@ -300,7 +305,7 @@ pub(super) async fn matrix(
     _: Viewer,
     Body(question): Body<PolicyQuestion>,
 ) -> Answer<MatrixAnswer> {
-    let (scene, _) = scene(&server, &question).await?;
+    let (scene, ..) = scene(&server, &question).await?;
     refuse_crowd(&scene)?;
     let matrix = apart(move || Matrix::new(&scene)).await?;
     let entry = |pair: policy::MatrixPair| MatrixEntry {
@@ -317,11 +322,19 @@ pub(super) async fn matrix(
 }
 
 /// What the server has seen of the policy at work.
-async fn observed(server: &Server, policy: &Policy, days: u64) -> Result<Observed, Problem> {
-    let hits = flows::hits(&mut *server.store.read().await?).await?;
-    let used = |(id, rule): (&RuleId, &StoredRule)| {
-        let hit = hits.get(id).map_or(rule.created, |sums| sums.last);
-        (*id, hit.max(rule.created))
+async fn observed(
+    server: &Server,
+    overlay: OverlayId,
+    policy: &Policy,
+    days: u64,
+) -> Result<Observed, Problem> {
+    let mut conn = server.store.read().await?;
+    let hits = flows::hits(&mut conn).await?;
+    let written = policies::networks_written(&mut conn, overlay).await?;
+    drop(conn);
+    let made = policy.rules.iter().map(|(id, rule)| (*id, rule.created));
+    let used = |(id, made): (RuleId, Timestamp)| {
+        (id, hits.get(&id).map_or(made, |sums| sums.last.max(made)))
     };
     let since = Timestamp(now().0.saturating_sub(days.saturating_mul(24 * 3600)));
     let live = server.live();
@@ -329,7 +342,7 @@ async fn observed(server: &Server, policy: &Policy, days: u64) -> Result<Observe
     let nodes = live.world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap);
     Ok(Observed {
         used_since: (days > 0).then_some(since),
-        used: policy.rules.iter().map(used).collect(),
+        used: made.chain(written).map(used).collect(),
         live_saps: Some(nodes.map(|(id, _)| *id).filter(is_live).collect()),
     })
 }
@@ -339,10 +352,10 @@ pub(super) async fn lint(
     _: Viewer,
     Body(question): Body<PolicyQuestion>,
 ) -> Answer<LintAnswer> {
-    let (scene, policy) = scene(&server, &question).await?;
+    let (scene, overlay, policy) = scene(&server, &question).await?;
     refuse_crowd(&scene)?;
     let days = u64::from(question.unused_days.unwrap_or(UNUSED_DAYS));
-    let observed = observed(&server, &policy, days).await?;
+    let observed = observed(&server, overlay, &policy, days).await?;
     let found = apart(move || policy::lint(&scene, &observed)).await?;
     let finding = |finding: policy::Finding| LintFinding {
         kind: finding.kind.word().to_owned(),
@@ -358,7 +371,7 @@ pub(super) async fn test(
     _: Viewer,
     Body(question): Body<PolicyQuestion>,
 ) -> Answer<TestAnswer> {
-    let (scene, Policy { mut tests, .. }) = scene(&server, &question).await?;
+    let (scene, _, Policy { mut tests, .. }) = scene(&server, &question).await?;
     for file in &question.tests {
         tests.extend(read_test_file(&file.source, &file.text)?);
     }
@@ -371,5 +384,5 @@ pub(super) async fn test(
     let examination = policy::examine(&scene, &tests)?;
     let failures = examination.failures().into_iter();
     let failures = failures.map(|(what, why)| TestFailure { what, why }).collect();
-    Ok(Json(TestAnswer { failures, examination: examination.json() }))
+    Ok(Json(TestAnswer { failures, examination: examination.json(), skipped: Vec::new() }))
 }

@@ -10,6 +10,7 @@ use super::views::InOverlay;
 use super::{Answer, Body, Params, Refusal};
 use crate::api::admin::{Change, ChangeOptions, List, Rule, RuleCreate, RuleRevoke};
 use crate::api::policy::{Group, GroupChange, GroupVerb, NamedService, ServiceChange};
+use crate::api::table::PathHops;
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::{Admin, Viewer};
 use crate::control::policies::{
@@ -19,7 +20,7 @@ use crate::control::selection;
 use crate::control::server::{Server, now};
 use crate::control::store::policies::{self, Policy};
 use crate::control::store::{Done, rules, to_value, world};
-use crate::policy::{BoundSelector, World, did_you_mean};
+use crate::policy::{self, BoundSelector, World, did_you_mean};
 use crate::types::{EntityName, Name, OverlayId, RuleId, Selector};
 
 type Shared = State<Arc<Server>>;
@@ -39,6 +40,11 @@ pub(super) async fn create_rule(
     let (overlay, written) = written(&change, request)?;
     let mut policy = change.policy(overlay);
     let facts = Binder::new(&change.world).rule(&policy, overlay, &written)?;
+    if facts.path == Some(PathHops::Direct) {
+        let mut ends = policy::rule_sources(&change.world, &facts);
+        ends.extend(policy::concerned_destinations(&change.world, &facts));
+        server.live().refuse_translated(ends)?;
+    }
     let stored = change.maker().rule(facts, written.reason, None);
     policy.rules.insert(stored.id, stored.clone());
     let done = |settled: &Settled| {

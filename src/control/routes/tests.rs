@@ -1,5 +1,6 @@
 mod clock;
 mod flows;
+mod paths;
 mod policies;
 mod why;
 

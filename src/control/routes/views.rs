@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::{Answer, Body, Params, Words};
 use crate::api::admin::{
-    AuditRecord, CanAnswer, CanQuestion, Counted, Entity, KeyStatus, List, Member, Overlay, Rule,
-    Sap, Semantics, ServerStatus, Token,
+    AuditRecord, CanAnswer, CanQuestion, Counted, DrainState, Entity, KeyStatus, List, Member,
+    Overlay, Rule, Sap, Semantics, ServerStatus, Token,
 };
 use crate::api::policy::Namespace;
 use crate::api::{Problem, ProblemCode};
@@ -24,7 +24,7 @@ use crate::control::store::{
     rules as rule_rows, tokens as token_rows,
 };
 use crate::keys::rotation::Step;
-use crate::policy;
+use crate::policy::{self, Drain};
 use crate::types::{ApiVersion, EntityName, Name, NodeKind, OverlayId, RuleId};
 
 type Shared = State<Arc<Server>>;
@@ -64,7 +64,10 @@ pub(super) async fn tokens(State(server): Shared, _: Viewer) -> Answer<List<Toke
 }
 
 /// The overlay that a query names.
-async fn wanted(server: &Server, query: InOverlay) -> Result<Option<OverlayId>, Problem> {
+pub(super) async fn wanted(
+    server: &Server,
+    query: InOverlay,
+) -> Result<Option<OverlayId>, Problem> {
     match query.overlay {
         None => Ok(None),
         Some(name) => {
@@ -301,6 +304,12 @@ pub(super) fn sap_view(live: &Live, record: &NodeRecord) -> Sap {
             .filter_map(|id| live.world.overlays.get(id).map(|overlay| overlay.name.clone()))
             .collect(),
         endpoints: record.endpoints.clone(),
+        labels: record.labels.clone(),
+        drain: match record.drain {
+            Drain::No => None,
+            Drain::Leaving => Some(DrainState::Leaving),
+            Drain::Empty => Some(DrainState::Drained),
+        },
         joined: record.joined,
         health: health(live, record),
     }

@@ -15,6 +15,7 @@ pub(crate) mod keys;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod overlays;
+pub(crate) mod paths;
 pub(crate) mod policies;
 pub(crate) mod rules;
 pub(crate) mod tables;

@@ -11,6 +11,7 @@ use super::{Done, corrupt, parsed, seconds, time, to_value};
 use crate::api::admin::LabelChange;
 use crate::api::{Problem, ProblemCode};
 use crate::control::suggest;
+use crate::policy::Drain;
 use crate::types::{
     EntityName, Label, Name, NodeId, NodeKind, OverlayId, Prefix, Secret, Service, Timestamp,
 };
@@ -35,6 +36,10 @@ pub(crate) struct NodeRecord {
     pub(crate) serves: BTreeSet<OverlayId>,
     pub(crate) ephemeral: bool,
     pub(crate) quarantined: bool,
+    /// In microseconds, as they are held.
+    pub(crate) round_trips: BTreeMap<NodeId, u32>,
+    #[serde(skip)]
+    pub(crate) drain: Drain,
     pub(crate) joined: Timestamp,
     pub(crate) version: String,
 }
@@ -60,11 +65,11 @@ async fn within(
     ids: RangeInclusive<NodeId>,
 ) -> Result<BTreeMap<NodeId, NodeRecord>, Problem> {
     let (first, last) = (ids.start().0, ids.end().0);
-    type Row = (u32, String, String, String, bool, bool, bool, i64, String);
+    type Row = (u32, String, String, String, bool, bool, bool, i64, String, u8);
     let mut nodes = BTreeMap::new();
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version \
-         FROM nodes WHERE id BETWEEN ? AND ? AND deleted IS NULL",
+        "SELECT id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version, \
+         drain FROM nodes WHERE id BETWEEN ? AND ? AND deleted IS NULL",
     )
     .bind(first)
     .bind(last)
@@ -72,7 +77,9 @@ async fn within(
     .await?;
     let overlays: Vec<u32> =
         sqlx::query_scalar("SELECT id FROM overlays").fetch_all(&mut *conn).await?;
-    for (id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version) in rows {
+    for (id, kind, namespace, name, ephemeral, quarantined, all_overlays, joined, version, drain) in
+        rows
+    {
         let serves =
             overlays.iter().filter(|_| all_overlays).map(|&overlay| OverlayId(overlay)).collect();
         let record = NodeRecord {
@@ -89,6 +96,8 @@ async fn within(
             serves,
             ephemeral,
             quarantined,
+            round_trips: BTreeMap::new(),
+            drain: drain_from(drain)?,
             joined: time(joined),
             version,
         };
@@ -151,7 +160,47 @@ async fn within(
             node.serves.insert(OverlayId(overlay));
         }
     }
+    let round_trips: Vec<(u32, u32, u32)> =
+        sqlx::query_as("SELECT node, sap, micros FROM round_trips WHERE node BETWEEN ? AND ?")
+            .bind(first)
+            .bind(last)
+            .fetch_all(&mut *conn)
+            .await?;
+    for (node, sap, micros) in round_trips {
+        if let Some(node) = nodes.get_mut(&NodeId(node)) {
+            node.round_trips.insert(NodeId(sap), micros);
+        }
+    }
     Ok(nodes)
+}
+
+/// Reads the column.
+fn drain_from(column: u8) -> Result<Drain, Problem> {
+    match column {
+        0 => Ok(Drain::No),
+        1 => Ok(Drain::Leaving),
+        2 => Ok(Drain::Empty),
+        _ => Err(corrupt("drain")),
+    }
+}
+
+/// Sets how far a SaP is drained.
+pub(crate) async fn set_drain(
+    conn: &mut SqliteConnection,
+    id: NodeId,
+    drain: Drain,
+) -> Result<(), Problem> {
+    let column = match drain {
+        Drain::No => 0,
+        Drain::Leaving => 1,
+        Drain::Empty => 2,
+    };
+    sqlx::query("UPDATE nodes SET drain = ? WHERE id = ?")
+        .bind(column)
+        .bind(id.0)
+        .execute(&mut *conn)
+        .await?;
+    Ok(())
 }
 
 /// Reads the column.
@@ -391,6 +440,25 @@ pub(crate) async fn delete(
             .why("its pairs would have no path")
             .fix(format!("ovctl policy revoke r-{rule}")));
         }
+        let pair: Option<(String, String)> = sqlx::query_as(
+            "SELECT a.name, b.name FROM pair_paths p, json_each(p.hops, '$.via') hop \
+             JOIN nodes a ON a.id = p.low JOIN nodes b ON b.id = p.high \
+             WHERE json_valid(p.hops) AND hop.value = ? LIMIT 1",
+        )
+        .bind(record.id.0)
+        .fetch_optional(&mut *conn)
+        .await?;
+        if let Some((one, other)) = pair {
+            return Err(Problem::new(
+                ProblemCode::Conflict,
+                format!(
+                    "the SaP {} is on the path that was set for {one} and {other}",
+                    record.name
+                ),
+            )
+            .why("the pair would have no path")
+            .fix(format!("ovctl path auto {one} {other}")));
+        }
     }
     sqlx::query(
         "INSERT INTO retired_addresses (overlay, address, retired) \
@@ -411,6 +479,14 @@ pub(crate) async fn delete(
         .execute(&mut *conn)
         .await?;
     sqlx::query("DELETE FROM key_rings WHERE source = ?1 OR destination = ?1")
+        .bind(record.id.0)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query("DELETE FROM pair_paths WHERE low = ?1 OR high = ?1")
+        .bind(record.id.0)
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query("DELETE FROM round_trips WHERE node = ?1 OR sap = ?1")
         .bind(record.id.0)
         .execute(&mut *conn)
         .await?;

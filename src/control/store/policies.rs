@@ -444,6 +444,28 @@ pub(crate) async fn history(
     Ok(rows.into_iter().map(row).collect())
 }
 
+/// When each NetworkPolicy of an overlay was last written, as far as the history goes back.
+pub(crate) async fn networks_written(
+    conn: &mut SqliteConnection,
+    overlay: OverlayId,
+) -> Result<BTreeMap<RuleId, Timestamp>, Problem> {
+    let rows: Vec<(i64, i64)> = sqlx::query_as(
+        "SELECT n.id, coalesce( \
+           (SELECT max(r.at) FROM policy_journal j JOIN policy_revisions r USING (overlay, revision) \
+            WHERE j.overlay = n.overlay AND j.item = 'network/np-' || n.id AND j.after IS NOT NULL), \
+           (SELECT min(at) FROM policy_revisions WHERE overlay = n.overlay)) \
+         FROM network_policies n WHERE n.overlay = ?",
+    )
+    .bind(overlay.0)
+    .fetch_all(&mut *conn)
+    .await?;
+    let row = |(number, at): (i64, i64)| {
+        let number = u32::try_from(number).ok()?;
+        Some((RuleId::network_policy(number), time(at)))
+    };
+    Ok(rows.into_iter().filter_map(row).collect())
+}
+
 /// The policy as it was at `revision`, told from the newest one.
 ///
 /// # Errors

@@ -206,14 +206,12 @@ fn check(request: &TokenCreate) -> Result<(), Problem> {
             }
         }
         Role::Sap => {
-            let alone = request.namespaces.is_empty()
-                && request.labels.is_empty()
-                && request.ports.is_empty();
-            if !alone {
+            // Labels say its zone.
+            if !(request.namespaces.is_empty() && request.ports.is_empty()) {
                 return usage(
-                    "a SaP has no namespace, labels or ports",
+                    "a SaP has no namespace or ports",
                     "SaPs live in the namespace default",
-                    "leave --namespace, --label and --port out",
+                    "leave --namespace and --port out",
                 );
             }
             if request.name.is_some() && request.uses != 1 {

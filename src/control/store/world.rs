@@ -7,7 +7,7 @@ use sqlx::SqliteConnection;
 use super::changes::{Changed, Changes};
 use super::nodes::{self, NodeRecord};
 use super::policies::{self, Policies, Policy};
-use super::{namespaces, overlays, secret};
+use super::{namespaces, overlays, paths, secret};
 use crate::api::Problem;
 use crate::policy::{NetworkPolicyFacts, NodeFacts, OverlayFacts, World};
 use crate::types::{LinkId, NodeId, OverlayId, Secret};
@@ -106,6 +106,7 @@ async fn with_intent(
         ..World::default()
     };
     world.namespaces = namespaces::all(conn, &world).await?;
+    world.paths = paths::all(conn).await?;
     for (overlay, policy) in policies {
         put_policy(&mut world, *overlay, policy);
     }
@@ -139,6 +140,8 @@ fn facts(record: NodeRecord) -> NodeFacts {
         addresses: record.addresses,
         serves: record.serves,
         is_quarantined: record.quarantined,
+        round_trips: record.round_trips,
+        drain: record.drain,
     }
 }
 

@@ -85,3 +85,30 @@ fn a_flow_is_half_open_until_something_comes_back() {
         !a.is_half_open(&back, &flows, at(0)) && !a.is_half_open(&quoted(&facts), &flows, at(0))
     );
 }
+
+#[test]
+fn a_sap_takes_up_what_its_starter_may_start_and_nothing_else() {
+    let world = World::new(vec![rule(1, A, B, &["udp/53", "icmp", "tcp"])]);
+    let sap = world.sap();
+    let take_up = |who: u32, facts: &Facts, flows: &FlowTable| {
+        sap.take_up(id(who), &quoted(facts), flows, at(0))
+    };
+    let (question, answer) = (world.udp(A, B, (9, 53)), world.udp(B, A, (53, 9)));
+    let reply_passes = |flows: &FlowTable, answer: &Facts| {
+        reason(world.transit(&sap, answer, flows, at(1))).is_none()
+    };
+
+    let flows = table();
+    assert!(!reply_passes(&flows, &answer), "nobody asked");
+    assert!(!take_up(B, &question, &flows) && !take_up(C, &question, &flows), "not theirs");
+    assert!(!take_up(A, &world.udp(A, B, (9, 54)), &flows), "no rule");
+    assert!(!take_up(B, &answer, &flows) && !reply_passes(&flows, &answer), "no rule that way");
+    assert!(!take_up(A, &world.tcp(A, B, (9, 80), SYN), &flows));
+    assert!(flows.is_empty());
+
+    assert!(take_up(A, &question, &flows) && reply_passes(&flows, &answer));
+    assert!(take_up(A, &world.echo(A, B, true), &flows));
+    assert!(reply_passes(&flows, &world.echo(B, A, false)));
+    let elsewhere = world.via(Hops::Via(vec![SAP2])).sap();
+    assert!(!elsewhere.take_up(id(A), &quoted(&question), &table(), at(0)), "not over this SaP");
+}

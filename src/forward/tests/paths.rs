@@ -76,3 +76,54 @@ fn starters_take_the_first_live_sap_and_replies_the_one_they_came_by() {
         assert_eq!(hop(&b, &answer, &flows), sap_endpoint(sap));
     }
 }
+
+#[test]
+fn a_sap_that_has_lost_the_other_end_is_passed_over_for_that_end_alone() {
+    let world = World::new(vec![rule(1, A, EVERYBODY, &[]), rule(2, B, A, &[])]);
+    let (a, flows) = (world.entity(A), table());
+    let hop = |to, from_port| {
+        let facts = world.udp(A, to, (from_port, 53));
+        match a.egress(0, &facts, &flows, at(0)) {
+            Verdict::Send { hop, .. } => hop,
+            Verdict::Drop(_) | Verdict::Deliver { .. } => panic!("not sent"),
+        }
+    };
+    // A flow that B started, over the first SaP.
+    let question = world.udp(B, A, (9, 77));
+    let delivered = a.ingress(sap_endpoint(SAP), world.key(B, A), &question, &flows, at(0));
+    assert_eq!(delivered, Verdict::Deliver { overlay: 0 });
+    let answer_by = || {
+        let facts = world.udp(A, B, (77, 9));
+        matches!(a.egress(0, &facts, &flows, at(0)), Verdict::Send { hop, .. } if hop == sap_endpoint(SAP2))
+    };
+    assert!(hop(B, 1) == sap_endpoint(SAP) && !answer_by());
+
+    a.set_reaches(SAP, id(B), false);
+    assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP2), sap_endpoint(SAP)));
+    assert!(answer_by(), "also the answers of flows that came over it");
+    // Whoever all of them have lost is tried all the same, over one that answers.
+    a.set_reaches(SAP2, id(B), false);
+    assert_eq!(hop(B, 1), sap_endpoint(SAP));
+    a.set_alive(SAP, false);
+    assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP2), sap_endpoint(SAP2)));
+
+    a.set_alive(SAP, true);
+    a.set_reaches(SAP, id(B), true);
+    assert_eq!(hop(B, 1), sap_endpoint(SAP));
+    assert!(!answer_by());
+}
+
+#[test]
+fn a_sap_knows_to_whom_it_sent_since_somebody_looked() {
+    let world = World::new(vec![rule(1, A, B, &[])]);
+    let (sap, flows) = (world.sap(), table());
+    assert_eq!(
+        reason(world.transit(&sap, &world.udp(A, C, (1, 2)), &flows, at(0))),
+        Some(DropReason::NoRule)
+    );
+    assert!(sap.take_sent_to().is_empty());
+
+    assert_eq!(reason(world.transit(&sap, &world.udp(A, B, (1, 2)), &flows, at(0))), None);
+    assert_eq!(sap.take_sent_to(), [id(B)].into());
+    assert!(sap.take_sent_to().is_empty());
+}

@@ -47,7 +47,8 @@ impl NetworkPolicy {
         let trees = documents(source, text)?;
         let mut policies = Vec::new();
         for tree in &trees {
-            policies.extend(read(&Cursor::new(At { source, thing: "" }, tree), None)?);
+            let read = read(&Cursor::new(At { source, thing: "" }, tree), None)?;
+            policies.extend(read.into_iter().map(|(policy, _)| policy));
         }
         match <[Self; 1]>::try_from(policies) {
             Ok([policy]) => Ok(policy),

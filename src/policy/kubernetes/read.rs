@@ -28,8 +28,8 @@ const METADATA: &[&str] = &[
     "selfLink",
 ];
 
-/// Reads one document of Kubernetes, which may be a list. `implied` is the kind of what does not say
-/// its own.
+/// Reads one document of Kubernetes, which may be a list; each policy with `FILE:LINE`. `implied` is the
+/// kind of what does not say its own.
 ///
 /// # Errors
 ///
@@ -37,7 +37,7 @@ const METADATA: &[&str] = &[
 pub(in crate::policy) fn read(
     document: &Cursor<'_>,
     implied: Option<&str>,
-) -> Result<Vec<NetworkPolicy>, Problem> {
+) -> Result<Vec<(NetworkPolicy, String)>, Problem> {
     let fields = document.any_fields()?;
     let text = |name: &str| fields.field(name).map(|field| field.text()).transpose();
     let kind = text("kind")?.or(implied);
@@ -46,7 +46,7 @@ pub(in crate::policy) fn read(
         (Some(API_VERSION), Some("NetworkPolicy")) | (None, Some("NetworkPolicy"))
             if version.is_some() || implied.is_some() =>
         {
-            read_policy(document).map(|policy| vec![policy])
+            read_policy(document).map(|policy| vec![(policy, document.place())])
         }
         (Some("v1"), Some("List")) => read_list(document, None),
         (Some(API_VERSION), Some("NetworkPolicyList")) => {
@@ -69,7 +69,10 @@ pub(in crate::policy) fn read(
     }
 }
 
-fn read_list(document: &Cursor<'_>, implied: Option<&str>) -> Result<Vec<NetworkPolicy>, Problem> {
+fn read_list(
+    document: &Cursor<'_>,
+    implied: Option<&str>,
+) -> Result<Vec<(NetworkPolicy, String)>, Problem> {
     let fields = document.fields(&["apiVersion", "kind", "metadata", "items"])?;
     let mut policies = Vec::new();
     for item in fields.items("items")? {

@@ -38,7 +38,7 @@ fn a_policy_of_every_case_is_read_back_from_its_manifest_as_it_was() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         for document in read_inventory("case", &text, Timestamp(0)).unwrap().policies {
-            let Document::Network(policy) = document else { continue };
+            let Document::Network(policy, _) = document else { continue };
             let manifest = policy.manifest().to_string();
             let again = NetworkPolicy::from_manifest("manifest", &manifest).unwrap();
             assert_eq!((&again, again.manifest()), (policy.as_ref(), policy.manifest()));

@@ -4,7 +4,7 @@ use crate::api::Problem;
 use crate::api::admin::Semantics;
 use crate::policy::{
     FindingKind, Matrix, Observed, Scene, difference, examine, lint, read_inventory, read_policies,
-    read_test_file,
+    read_test_file, refuse_nothing,
 };
 use crate::types::Timestamp;
 
@@ -195,6 +195,22 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
             5,
             "policy.yaml:4",
         ),
+        // What a server refuses, too.
+        (rule("action: allow, from: web, to: web"), 4, "both ends of the rule are web"),
+        (rule("action: allow, from: [shop/web, db], to: db"), 4, "both ends of the rule are db"),
+        (rule("action: allow, from: 10.0.0.0/8, to: 192.0.2.1"), 4, "is a member"),
+        (rule("action: allow, from: web, to: db, ports: tcp/sqk"), 4, "db has no port tcp/sqk"),
+        (rule("action: allow, from: web, to: db, ports: udp/sql"), 4, "db has no port udp/sql"),
+        (
+            rule(&format!("action: allow, from: web, to: db, name: {}", "n".repeat(101))),
+            4,
+            "100 bytes",
+        ),
+        (
+            rule(&format!("action: allow, from: web, to: db, reason: {}", "n".repeat(1001))),
+            4,
+            "too long",
+        ),
         ("groups: {a: ['group:b']}".to_owned(), 1, "holds no groups"),
         ("groups: {a: dbb}".to_owned(), 1, "did you mean db?"),
         ("groups: {A: db}".to_owned(), 1, "not a valid name"),
@@ -204,6 +220,11 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
         ("apiVersion: ovmesh/v1\nkind: Polcy\nrules: []".to_owned(), 2, "Policy"),
         ("rules: []\ntests: [{from: web, to: db}]".to_owned(), 2, "`allow` is missing"),
         ("rules: []\ntests: [{from: web, to: db, port: 0, allow: true}]".to_owned(), 2, "port"),
+        (
+            "rules: []\ntests: [{from: web, to: db, port: 80-90, allow: false}]".to_owned(),
+            2,
+            "80-90",
+        ),
         (
             "rules: []\ntests: [{from: web, to: db, port: 1, protocol: icmp, allow: true}]"
                 .to_owned(),
@@ -216,6 +237,17 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
             "tpc",
         ),
     ];
+    // The other direction has the port; labels may mean somebody who has it later.
+    for fits in [
+        "from: web, to: db, ports: tcp/sql",
+        "from: db, to: web, both: true, ports: tcp/sql",
+        "from: db, to: role=web, ports: tcp/sql",
+        "from: 10.0.0.0/8, to: db",
+    ] {
+        assert!(
+            scene_with(Semantics::DefaultDeny, &rule(&format!("action: allow, {fits}"))).is_ok()
+        );
+    }
     for (policy, line, says) in table {
         let problem = scene_with(Semantics::DefaultDeny, &policy).unwrap_err();
         let text = problem.to_string();
@@ -223,6 +255,17 @@ fn mistakes_are_refused_with_line_and_nearest_name() {
         assert!(text.starts_with(&format!("policy.yaml:{line}")), "{policy}: {text}");
         assert!(text.contains(says), "{policy}: {text}");
     }
+}
+
+#[test]
+fn files_that_hold_nothing_are_no_policy() {
+    let nothing = ["", "---\n", "# rules: []\n"].map(|text| ("f", text));
+    let problem = refuse_nothing(nothing).unwrap_err();
+    assert_eq!(problem.what, "f, f, f: no policy");
+    for something in ["rules: []", "apiVersion: v1\nkind: List\nitems: []"] {
+        assert!(refuse_nothing([("f", ""), ("g", something)]).is_ok(), "{something}");
+    }
+    assert!(refuse_nothing([]).is_ok(), "no files");
 }
 
 #[test]

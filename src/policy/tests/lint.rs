@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::policy::testing::{NOW, O, add_rule, ids, town};
-use crate::policy::{BoundSelector, FindingKind, Observed, Scene, World, lint};
+use crate::policy::{
+    BoundSelector, FindingKind, LabelSelector, NetworkPolicy, NetworkPolicyFacts, Observed, Scene,
+    World, lint,
+};
 use crate::types::{Name, NodeId, RuleId, Timestamp};
 
 fn found(world: &World, observed: &Observed) -> Vec<(FindingKind, String)> {
@@ -25,6 +28,31 @@ fn a_rule_that_decided_nothing_for_long_is_unused() {
 
     observed.used_since = None;
     assert!(found(&world, &observed).is_empty());
+}
+
+#[test]
+fn audit_rules_and_network_policies_are_asked_whether_they_decide() {
+    let mut world = town();
+    add_rule(&mut world, 1, "allow web -> db audit");
+    add_rule(&mut world, 2, "allow web -> missing audit");
+    let network = RuleId::network_policy(1);
+    let policy = NetworkPolicy {
+        namespace: Name::default(),
+        name: "p".to_owned(),
+        pods: LabelSelector::default(),
+        ingress: Some(Vec::new()),
+        egress: None,
+    };
+    world.network_policies.insert(network, NetworkPolicyFacts { overlay: O, policy });
+    let used = |at| [RuleId(1), network].map(|id| (id, Timestamp(at))).into();
+    let observed =
+        |at| Observed { used_since: Some(Timestamp(500)), used: used(at), live_saps: None };
+
+    let dangling = (FindingKind::Dangling, "r-2".to_owned());
+    assert_eq!(found(&world, &observed(501)), std::slice::from_ref(&dangling));
+    let unused = |rule: &str| (FindingKind::Unused, rule.to_owned());
+    let expected = [unused("r-1"), dangling, unused("NetworkPolicy default/p")];
+    assert_eq!(found(&world, &observed(500)), expected);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod lint;
 mod offline;
 mod outside;
 mod paths;
+mod preferences;
 mod property;
 mod scale;
 mod selection;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use crate::api::table::PathHops;
 use crate::policy::random::{self, V4, V6};
 use crate::policy::testing::{FakeKeys, NOW, O, add_entity, add_rule, empty_town, town};
 use crate::policy::{Blueprint, RingChange, World};
@@ -21,7 +22,7 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
         let links: Vec<_> = before.links.keys().copied().collect();
         let policies: BTreeSet<_> =
             before.network_policies.keys().chain(change.network_policies.keys()).copied().collect();
-        let kinds = [nodes.len(), rules.len(), links.len(), policies.len(), 5];
+        let kinds = [nodes.len(), rules.len(), links.len(), policies.len(), 6];
         let mut at = choice.index(kinds.iter().sum());
         if let Some(id) = nodes.iter().nth(at) {
             match change.nodes.get(id) {
@@ -57,6 +58,14 @@ fn mixed(before: &World, change: &World, choices: &[prop::sample::Index]) -> Wor
             1 => world.groups.clear(),
             2 => world.services.clear(),
             3 => world.overlays.clone_from(&change.overlays),
+            4 => {
+                let pair = (overlay, NodeId(1), NodeId(2));
+                match world.paths.remove(&pair) {
+                    Some(PathHops::Direct) => None,
+                    Some(_) => world.paths.insert(pair, PathHops::Direct),
+                    None => world.paths.insert(pair, PathHops::Via(vec![NodeId(12), NodeId(11)])),
+                };
+            }
             _ => {
                 if let Some(facts) = world.overlays.get_mut(&overlay) {
                     facts.silent = !facts.silent;

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Facts, Family, Fragment, Quoted, upper};
 use crate::types::DropReason;
+use crate::wire::tracer;
 
 const HEADER_LEN: usize = 20;
 
@@ -75,15 +76,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Facts, DropReason> {
         _ => Fragment::Later { identification },
     };
     let place = upper::Place { protocol: header.protocol, fragment, offset: header.offset };
+    let upper = upper::parse(place, payload, upper::ICMP)?;
+    let (source, destination) = (header.source.into(), header.destination.into());
     Ok(Facts {
         family: Family::V4,
-        source: IpAddr::V4(header.source),
-        destination: IpAddr::V4(header.destination),
+        source,
+        destination,
         protocol: header.protocol,
-        upper: upper::parse(place, payload, upper::ICMP)?,
+        upper,
         fragment,
         len: u16::try_from(header.total_len).map_err(|_| DropReason::InnerLength)?,
         ecn: header.ecn,
+        tracer: tracer::find((source, destination), header.protocol, (fragment, upper), payload),
     })
 }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::{Facts, Family, Fragment, Quoted, Upper, upper};
 use crate::types::DropReason;
+use crate::wire::tracer;
 
 const HEADER_LEN: usize = 40;
 
@@ -84,16 +85,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Facts, DropReason> {
         upper::Place { protocol: walk.protocol, fragment: walk.fragment, offset: walk.offset };
     // Read even where it is not believed, so that neighbour discovery and nested tunnels do not
     // hide behind an extension header.
-    let upper = upper::parse(place, walk.payload, upper::ICMPV6)?;
+    let read = upper::parse(place, walk.payload, upper::ICMPV6)?;
+    let upper = if walk.is_plain { read } else { Upper::Opaque };
+    let (source, destination) = (base.source.into(), base.destination.into());
+    let read = (walk.fragment, upper);
     Ok(Facts {
         family: Family::V6,
-        source: IpAddr::V6(base.source),
-        destination: IpAddr::V6(base.destination),
+        source,
+        destination,
         protocol: walk.protocol,
-        upper: if walk.is_plain { upper } else { Upper::Opaque },
+        upper,
         fragment: walk.fragment,
         len,
         ecn: base.ecn,
+        tracer: tracer::find((source, destination), walk.protocol, read, walk.payload),
     })
 }
 

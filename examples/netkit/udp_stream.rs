@@ -1,0 +1,99 @@
+//! A flow of datagrams that lives long: how long the longest gap was, and what was lost.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::report::{self, File};
+use crate::udp::{any_for, bind};
+
+/// Sends numbered datagrams to an `udp-echo` at a pace for `seconds`, and notes when they come back. The
+/// file says how many came back, how many before the last one are missing, and the longest gap between two.
+pub(crate) fn run(target: SocketAddr, file: &str, interval_us: u64, seconds: u64) -> Result<()> {
+    let socket = bind(any_for(target))?;
+    socket.connect(target).with_context(|| format!("no route to {target}"))?;
+    let mut file = File::new(file);
+    let started = Instant::now();
+    let mut progress = Progress::new(started);
+    file.write(&progress.json())?;
+    report::ready();
+    let mut buffer = [0; 64];
+    while started.elapsed() < Duration::from_secs(seconds) {
+        let due = Duration::from_micros(interval_us) * u32::try_from(progress.sent)?;
+        let wait = due.saturating_sub(started.elapsed());
+        if wait.is_zero() {
+            // What the kernel refuses is lost, like what nobody echoes.
+            let _ = socket.send(&progress.sent.to_be_bytes());
+            progress.sent += 1;
+            continue;
+        }
+        socket.set_read_timeout(Some(wait.min(File::INTERVAL)))?;
+        match socket.recv(&mut buffer) {
+            Ok(_) => progress.note_echo(&buffer),
+            // A refusal shows up here; the next echo is still welcome.
+            Err(error) if !report::is_timeout(&error) => report::pause(Duration::from_millis(1)),
+            Err(_) => {}
+        }
+        file.update(|| progress.json())?;
+    }
+    file.write(&progress.json())?;
+    report::print(&progress.json());
+    Ok(())
+}
+
+/// Pours datagrams at a pace on whoever sent one last, until killed: a flow in which hardly anything goes
+/// the way of its starter.
+pub(crate) fn pour(address: SocketAddr, interval_us: u64) -> Result<()> {
+    let socket = bind(address)?;
+    report::ready();
+    let mut buffer = [0; 64];
+    let (_, mut to) = socket.recv_from(&mut buffer)?;
+    socket.set_nonblocking(true)?;
+    let started = Instant::now();
+    for number in 0_u64.. {
+        if let Ok((_, next)) = socket.recv_from(&mut buffer) {
+            to = next;
+        }
+        let _ = socket.send_to(&number.to_be_bytes(), to);
+        let due = Duration::from_micros(interval_us.saturating_mul(number));
+        report::pause(due.saturating_sub(started.elapsed()));
+    }
+    Ok(())
+}
+
+struct Progress {
+    last: Instant,
+    sent: u64,
+    received: u64,
+    gap: Duration,
+    /// The first number and one more than the highest.
+    numbers: Option<(u64, u64)>,
+}
+
+impl Progress {
+    fn new(now: Instant) -> Self {
+        Self { last: now, sent: 0, received: 0, gap: Duration::ZERO, numbers: None }
+    }
+
+    fn note_echo(&mut self, datagram: &[u8; 64]) {
+        self.received += 1;
+        let number = u64::from_be_bytes(*datagram.first_chunk().expect("64 bytes are more than 8"));
+        let (first, end) = self.numbers.unwrap_or((number, number));
+        self.numbers = Some((first.min(number), end.max(number + 1)));
+        self.gap = self.gap.max(self.last.elapsed());
+        self.last = Instant::now();
+    }
+
+    fn json(&self) -> Value {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        json!({
+            "sent": self.sent,
+            "received": self.received,
+            "missing": self.numbers.map_or(0, |(first, end)| (end - first).saturating_sub(self.received)),
+            "gapMillisMax": millis(self.gap),
+            "sinceLastMillis": millis(self.last.elapsed()),
+        })
+    }
+}
