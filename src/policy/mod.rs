@@ -23,11 +23,8 @@ mod lint;
 mod matrix;
 mod model;
 mod nearest;
-<<<<<<< HEAD
 mod outside;
-=======
 mod placement;
->>>>>>> main
 mod plan;
 mod prefer;
 mod question;

@@ -5,11 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use super::evaluate::{PathSource, default_saps, is_walkable};
 use super::judge::tier;
 use super::kubernetes::Direction;
-<<<<<<< HEAD
 use super::outside::{self, OutsideWay};
-=======
 use super::prefer::Preference;
->>>>>>> main
 use super::roster::Roster;
 use super::select::{is_in_force, member};
 use super::set::Set;
@@ -40,14 +37,11 @@ pub(super) struct Plan {
     pub(super) preference: Preference,
     /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
-<<<<<<< HEAD
     /// What members may open to addresses outside.
     pub(super) outside: Vec<OutsideWay>,
     /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
-=======
     /// What was set for single pairs, then the rules that ask for a path, by rule id: of two that speak of
     /// a pair the first one counts.
->>>>>>> main
     pub(super) paths: Vec<Claim>,
     /// The ways that start at a member, as indexes into `ways`.
     ways_from: Index,
