@@ -39,7 +39,6 @@ pub(super) struct Plan {
     pub(super) ways: Vec<Way>,
     /// What members may open to addresses outside.
     pub(super) outside: Vec<OutsideWay>,
-    /// The rules that ask for a path, by rule id: of two that speak of a pair the first one counts.
     /// What was set for single pairs, then the rules that ask for a path, by rule id: of two that speak of
     /// a pair the first one counts.
     pub(super) paths: Vec<Claim>,
