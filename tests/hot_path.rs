@@ -106,7 +106,6 @@ impl Rig {
             sets: vec![vec![0], vec![1]],
             rules: vec![rule],
             unspoken_passes: false,
-            outside: Default::default(),
             isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![SAP],

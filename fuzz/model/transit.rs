@@ -148,7 +148,6 @@ impl Sap {
                 not_after: None,
             }],
             unspoken_passes: false,
-            outside: Default::default(),
             isolated: Vec::new(),
             paths: Vec::new(),
             default_saps: vec![NodeId(100)],

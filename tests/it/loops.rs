@@ -104,7 +104,6 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
         sets: vec![vec![0], vec![1]],
         rules: vec![rule],
         unspoken_passes: false,
-        outside: Default::default(),
         isolated: Vec::new(),
         paths: Vec::new(),
         default_saps: vec![id],
