@@ -183,6 +183,9 @@ pub struct NodeReport {
     /// At a SaP: entities that it hears from another address than those they say: somebody translates.
     #[serde(default)]
     pub translated: Vec<Translated>,
+    /// At an entity: whether its guard judges what it opens to addresses outside.
+    #[serde(default)]
+    pub holds_egress: bool,
 }
 
 /// A pair whose key somebody guesses at.

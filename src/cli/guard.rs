@@ -116,6 +116,8 @@ pub(super) fn summary(guard: &GuardStatus) -> String {
         line.push_str(&format!(", off until {until}"));
     } else if guard.mode != GuardMode::Off && !guard.in_force {
         line.push_str(", NOT in force");
+    } else if guard.egress == GuardEgress::Rules {
+        line.push_str(", egress by rules");
     }
     if guard.underlay_open {
         line.push_str("; underlay open: ");
@@ -186,6 +188,10 @@ mod tests {
     #[test]
     fn one_line_says_how_it_is() {
         assert_eq!(summary(&guard()), "guard     ports");
+        let rules = GuardStatus { egress: GuardEgress::Rules, ..guard() };
+        assert_eq!(summary(&rules), "guard     ports, egress by rules");
+        let lifted = GuardStatus { off_until: Some(Timestamp(0)), in_force: false, ..rules };
+        assert!(!summary(&lifted).contains("egress"));
         let open = GuardStatus { underlay_open: true, ..guard() };
         assert!(summary(&open).contains("underlay open: no port"), "{}", summary(&open));
         let off = GuardStatus {

@@ -1,7 +1,7 @@
 //! What the server holds in memory: the world, the tables, and how far each node is. One lock, held
 //! for moments and never across an await.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,6 +84,8 @@ pub(crate) struct NodeState {
     pub(crate) legs: BTreeMap<NodeId, Leg>,
     /// Of a SaP: entities behind NATs.
     pub(crate) translated: Vec<Translated>,
+    /// Whether its guard judges what it opens to addresses outside.
+    pub(crate) holds_egress: bool,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
@@ -112,6 +114,7 @@ impl NodeState {
             round_trips: Vec::new(),
             legs: BTreeMap::new(),
             translated: Vec::new(),
+            holds_egress: false,
             endpoints: Vec::new(),
             news_from: Instant::now(),
             errands: VecDeque::new(),
@@ -230,6 +233,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// The world, and whose guards judge what they open to addresses outside.
+    pub(crate) fn for_answers(&self) -> (Arc<World>, BTreeSet<NodeId>) {
+        let holding = self.nodes.iter().filter(|(_, node)| node.holds_egress);
+        (Arc::clone(&self.world), holding.map(|(id, _)| *id).collect())
+    }
+
     /// Remembers which serials carry the steps that rings have entered since `older`. Whoever publishes
     /// calls it while nobody else can look, so that no step is ever taken for acknowledged by what was
     /// asked for an earlier one.

@@ -24,6 +24,7 @@ mod lint;
 mod matrix;
 mod model;
 mod nearest;
+mod outside;
 mod placement;
 mod plan;
 mod prefer;

@@ -211,6 +211,10 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
         street.expect_open(&street.x, &WAYS_IN)?;
         street.expect_open(&a, &OVERLAY_WAYS)?;
         ensure!(street.guard()?["underlayOpen"] == true);
+        poll(SOON, "the server to hear of it", || {
+            let shown = street.rig.fleet.ovctl_json(&["entity", "show", "b"])?.to_string();
+            Ok(shown.contains("guard: off until").then_some(()))
+        })?;
 
         street.ovd(&["guard", "on"])?;
         street.expect_closed(&WAYS_IN)?;
@@ -224,6 +228,7 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
         for rule in rules {
             ensure!(street.count(rule)? > 0, "{rule} counted nothing: {}", street.guard()?);
         }
+        ensure!(street.count("mss_clamped")? > 0, "the container's segments were not clamped");
         let services = street.guard()?["services"].to_string();
         ensure!(services.contains("tcp/9443") && services.contains("tcp/8080"), "{services}");
 
@@ -395,5 +400,48 @@ fn without_nftables_it_does_not_start_and_says_what_to_do() {
         poll(SOON, "ovd to run without a guard", || {
             Ok(process.log_text().contains("joined as").then_some(()))
         })
+    });
+}
+
+#[test]
+fn with_egress_by_rules_nothing_leaves_but_to_what_rules_allow() {
+    play(&["s1"], &["a"], |rig| {
+        let street = Street::new(rig, &["--guard", "ports", "--egress", "rules"])?;
+        let a = street.rig.fleet.machine("a")?.clone();
+        let x4 = street.x.ip4;
+        let _services =
+            street.spawn(&street.b, "services", &["probe-serve", "tcp/8080", "tcp/1234"])?;
+        let remote = ["probe-serve", "tcp/80", "tcp/443", "udp/53"];
+        let _remote = street.spawn(&street.x, "remote", &remote)?;
+        let x6 = format!("tcp/80@{}", street.x.ip6);
+        let world = ["tcp/80@X4", "tcp/443@X4", "udp/53@X4", "icmp@X4", x6.as_str()];
+        let reached = || street.answered(&street.b, &world);
+
+        // The controls: the guard lifted, and inside the overlay.
+        street.ovd(&["guard", "off"])?;
+        street.expect_open(&street.b, &world)?;
+        street.ovd(&["guard", "on"])?;
+        street.expect_open(&a, &["tcp/8080@OVERLAY"])?;
+        ensure!(reached()?.is_empty(), "reached without a rule: {:?}", reached()?);
+        ensure!(street.count("outside")? > 0);
+        // What comes in and is not closed is answered.
+        street.expect_open(&street.x, &["tcp/1234@B4"])?;
+
+        let allow = |rule: &[&str]| {
+            let words = [&["policy", "allow", "--overlay", LAB, "--no-wait"], rule].concat();
+            street.rig.fleet.ovctl_ok(&words)
+        };
+        allow(&["b", &format!("{x4}/32"), "--port", "tcp/80,udp/53"])?;
+        street.expect_open(&street.b, &["tcp/80@X4", "udp/53@X4"])?;
+        ensure!(reached()? == ["tcp/80@X4", "udp/53@X4"], "{:?}", reached()?);
+        // Neither do rules let an overlay out in clear, nor the daemon's own packets stop.
+        allow(&["b", "0.0.0.0/0!10.99.0.11/32"])?;
+        street.expect_open(&street.b, &world[..4])?;
+        street.expect_open(&a, &["tcp/8080@OVERLAY"])?;
+        let deny = ["policy", "deny", "--overlay", LAB, "--no-wait", "b", "10.99.0.0/24"];
+        street.rig.fleet.ovctl_ok(&deny)?;
+        poll(SOON, "the denial to be in force", || Ok(reached()?.is_empty().then_some(())))?;
+        street.rig.reconnected()?;
+        street.expect_open(&a, &["tcp/8080@OVERLAY"])
     });
 }

@@ -224,6 +224,7 @@ pub(super) async fn report(
         state.round_trips.truncate(ROUND_TRIPS_MAX);
         state.translated = report.translated;
         state.translated.truncate(ROUND_TRIPS_MAX);
+        state.holds_egress = report.holds_egress;
         let held = world.nodes.get(&id).map(|own| state.measure(&world, own)).unwrap_or_default();
         let is_news =
             state.version != version || state.endpoints != report.endpoints || !held.is_empty();
