@@ -297,9 +297,19 @@ impl Fleet {
         log: &str,
         arguments: &[&str],
     ) -> Result<Process> {
+        self.netkit_spawn_on(self.machine(name)?, log, arguments)
+    }
+
+    /// As [`Self::netkit_spawn`], on any machine.
+    pub(crate) fn netkit_spawn_on(
+        &self,
+        machine: &Machine,
+        log: &str,
+        arguments: &[&str],
+    ) -> Result<Process> {
         let mut command = vec![text(&self.binaries.netkit)];
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        let mut process = self.machine(name)?.spawn(log, &command)?;
+        let (name, mut process) = (&machine.name, machine.spawn(log, &command)?);
         poll(READY_TIMEOUT, &format!("netkit {} on {name}", arguments.join(" ")), || {
             let log = process.log_text();
             if !process.is_running() {

@@ -149,7 +149,7 @@ pub(crate) struct Process {
     child: Child,
     pid_file: PathBuf,
     /// Where its output goes.
-    pub(crate) log: PathBuf,
+    log: PathBuf,
 }
 
 /// What a finished command left.

@@ -1,5 +1,6 @@
 //! A flow of datagrams that lives long: how long the longest gap was, and what was lost.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -68,22 +69,29 @@ struct Progress {
     sent: u64,
     received: u64,
     gap: Duration,
-    /// The first number and one more than the highest.
-    numbers: Option<(u64, u64)>,
+    /// The numbers that came, each once.
+    numbers: BTreeSet<u64>,
 }
 
 impl Progress {
     fn new(now: Instant) -> Self {
-        Self { last: now, sent: 0, received: 0, gap: Duration::ZERO, numbers: None }
+        Self { last: now, sent: 0, received: 0, gap: Duration::ZERO, numbers: BTreeSet::new() }
     }
 
     fn note_echo(&mut self, datagram: &[u8; 64]) {
         self.received += 1;
         let number = u64::from_be_bytes(*datagram.first_chunk().expect("64 bytes are more than 8"));
-        let (first, end) = self.numbers.unwrap_or((number, number));
-        self.numbers = Some((first.min(number), end.max(number + 1)));
+        self.numbers.insert(number);
         self.gap = self.gap.max(self.last.elapsed());
         self.last = Instant::now();
+    }
+
+    /// How many between the first and the last never came. One that came twice makes up for none.
+    fn missing(&self) -> u64 {
+        let (Some(first), Some(last)) = (self.numbers.first(), self.numbers.last()) else {
+            return 0;
+        };
+        last - first + 1 - self.numbers.len() as u64
     }
 
     fn json(&self) -> Value {
@@ -91,7 +99,7 @@ impl Progress {
         json!({
             "sent": self.sent,
             "received": self.received,
-            "missing": self.numbers.map_or(0, |(first, end)| (end - first).saturating_sub(self.received)),
+            "missing": self.missing(),
             "gapMillisMax": millis(self.gap),
             "sinceLastMillis": millis(self.last.elapsed()),
         })

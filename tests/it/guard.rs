@@ -3,9 +3,7 @@
 //! Every way in is tried with the guard lifted first, when it must work, and over the overlay with the
 //! guard in force, when it must work too.
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +11,7 @@ use serde_json::Value;
 
 use crate::binaries;
 use crate::fleet::{Kind, parse};
-use crate::support::{LAB, Rig, SOON, expect_refusal, play};
+use crate::support::{Counter, LAB, Rig, Running, SOON, expect_refusal, play};
 use crate::world::{Machine, Process, poll};
 
 /// How soon the guard is back after another tool removed it.
@@ -78,8 +76,7 @@ impl<'a> Street<'a> {
 
     /// Which of `questions` are answered when `machine` asks them.
     fn answered(&self, machine: &Machine, questions: &[&str]) -> Result<Vec<String>> {
-        let netkit = binaries().netkit.to_string_lossy().into_owned();
-        let mut words = vec![netkit, "probe".to_owned(), PATIENCE_MS.to_owned()];
+        let mut words = vec![self.rig.netkit(), "probe".to_owned(), PATIENCE_MS.to_owned()];
         words.extend(questions.iter().map(|question| self.address(question)));
         let answer = parse(&machine.run(&words)?.success("netkit probe")?)?;
         let answered = answer["answered"].as_array().context("no answers")?;
@@ -128,47 +125,27 @@ impl<'a> Street<'a> {
         found.and_then(|row| row["packets"].as_u64()).with_context(|| format!("no {rule}: {guard}"))
     }
 
-    fn spawn(&self, machine: &Machine, name: &str, words: &[&str]) -> Result<Process> {
-        let netkit = binaries().netkit.to_string_lossy().into_owned();
-        let process = machine.spawn(name, &[&[netkit.as_str()], words].concat())?;
-        poll(SOON, name, || Ok(process.log_text().contains("ready").then_some(())))?;
-        Ok(process)
+    fn run(&self, machine: &Machine, words: &[&str]) -> Result<Running> {
+        self.rig.run_on(machine, words)
     }
 
-    /// A connection to an echo server that goes on and on; the file says how far it came.
-    fn stream(&self, machine: &Machine, target: &str) -> Result<Stream> {
-        let file = self.rig.file("json");
-        let path = file.to_string_lossy().into_owned();
-        let name = format!("stream-{}", file.file_stem().unwrap_or_default().to_string_lossy());
-        let process = self.spawn(machine, &name, &["tcp-stream", &self.address(target), &path])?;
-        Ok(Stream { _process: process, file })
+    /// A connection to an echo server that goes on and on.
+    fn stream(&self, machine: &Machine, target: &str) -> Result<Counter> {
+        self.rig.counter_on(machine, "tcp-stream", &[&self.address(target)], &[])
     }
 }
 
-struct Stream {
-    _process: Process,
-    file: PathBuf,
+fn expect_going(stream: &Counter) -> Result<()> {
+    stream.expect_growth("received", 4).context("the stream does not go on")
 }
 
-impl Stream {
-    fn received(&self) -> Result<u64> {
-        let state = parse(&fs::read_to_string(&self.file)?)?;
-        state["received"].as_u64().context("no count")
-    }
-
-    fn expect_going(&self) -> Result<()> {
-        let before = self.received()?;
-        poll(SOON, "the stream to go on", || Ok((self.received()? > before + 3).then_some(())))
-    }
-
-    /// Nothing arrives any more; a line that was on its way may.
-    fn expect_stopped(&self) -> Result<()> {
-        let quiet = |state: &Value| state["sinceLastMillis"].as_u64().is_some_and(|ms| ms > 700);
-        poll(SOON, "the stream to stop", || {
-            let state = parse(&fs::read_to_string(&self.file)?)?;
-            Ok((quiet(&state) || !state["error"].is_null()).then_some(()))
-        })
-    }
+/// Nothing arrives any more; a line that was on its way may.
+fn expect_stopped(stream: &Counter) -> Result<()> {
+    let quiet = |state: &Value| state["sinceLastMillis"].as_u64().is_some_and(|ms| ms > 700);
+    poll(SOON, "the stream to stop", || {
+        let state = stream.read()?;
+        Ok((quiet(&state) || !state["error"].is_null()).then_some(()))
+    })
 }
 
 fn shell(machine: &Machine, script: &str) -> Result<String> {
@@ -177,7 +154,7 @@ fn shell(machine: &Machine, script: &str) -> Result<String> {
 
 /// Puts the translations in force and a container behind `b`, on the bridge interface `c0`.
 fn put_container(street: &Street<'_>) -> Result<Process> {
-    let netkit = binaries().netkit.to_string_lossy().into_owned();
+    let netkit = street.rig.netkit();
     let inside = format!(
         "ip link set lo up; until ip link show eth0 2> /dev/null; do sleep 0.05; done; \
          ip address add 172.18.0.2/24 dev eth0; ip link set eth0 up; \
@@ -203,7 +180,7 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
     play(&["s1"], &["a"], |rig| {
         let street = Street::new(rig, &["--guard", "ports"])?;
         let services = ["probe-serve", "tcp/8080", "udp/5353", "tcp/15006"];
-        let _services = street.spawn(&street.b, "services", &services)?;
+        let _services = street.run(&street.b, &services)?;
         let container = put_container(&street)?;
         let a = street.rig.fleet.machine("a")?.clone();
 
@@ -233,10 +210,9 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
         ensure!(services.contains("tcp/9443") && services.contains("tcp/8080"), "{services}");
 
         // What this machine and its containers ask of the LAN is nobody's business, whatever the port.
-        let _remote =
-            street.spawn(&street.x, "remote", &["probe-serve", "tcp/9090", "tcp/8080"])?;
+        let _remote = street.run(&street.x, &["probe-serve", "tcp/9090", "tcp/8080"])?;
         street.expect_open(&street.b, &["tcp/9090@X4", "tcp/8080@X4"])?;
-        let netkit = binaries().netkit.to_string_lossy().into_owned();
+        let netkit = street.rig.netkit();
         let pid = container.pid().context("the container has no process")?;
         let asked = format!(
             "nsenter --net=/proc/{pid}/ns/net {netkit} probe 1000 tcp/9090@{}",
@@ -270,8 +246,7 @@ fn the_guard_is_back_soon_after_each_of_twenty_flushes() {
 fn flushed(times: usize) {
     play(&["s1"], &["a"], |rig| {
         let street = Street::new(rig, &["--guard", "ports"])?;
-        let _services =
-            street.spawn(&street.b, "services", &["probe-serve", "tcp/8080", "udp/5353"])?;
+        let _services = street.run(&street.b, &["probe-serve", "tcp/8080", "udp/5353"])?;
         let ways = &WAYS_IN[..4];
         street.expect_closed(ways)?;
 
@@ -315,21 +290,21 @@ fn a_flow_that_is_older_than_the_guard_ends_when_it_comes() {
     play(&["s1"], &["a"], |rig| {
         let street = Street::new(rig, &["--guard", "ports"])?;
         let a = street.rig.fleet.machine("a")?.clone();
-        let _echo = street.spawn(&street.b, "echo", &["tcp-echo", "[::]:8088"])?;
+        let _echo = street.run(&street.b, &["tcp-echo", "[::]:8088"])?;
         street.ovd(&["guard", "off"])?;
         let streams =
             [street.stream(&street.x, "B4:8088")?, street.stream(&street.x, "[B6]:8088")?];
         let inside = street.stream(&a, "OVERLAY:8088")?;
         for stream in streams.iter().chain([&inside]) {
-            stream.expect_going()?;
+            expect_going(stream)?;
         }
 
         street.ovd(&["guard", "on"])?;
 
         for stream in &streams {
-            stream.expect_stopped()?;
+            expect_stopped(stream)?;
         }
-        inside.expect_going()
+        expect_going(&inside)
     });
 }
 
@@ -340,23 +315,20 @@ fn mode_all_closes_every_port_and_spares_who_is_connected_by_ssh() {
         let a = street.rig.fleet.machine("a")?.clone();
         let ways =
             ["tcp/8080@B4", "tcp/8080@B6", "tcp/1234@B4", "udp/5353@B4", "udp/5353@B6", "icmp@B4"];
-        let _services = street.spawn(
-            &street.b,
-            "services",
-            &["probe-serve", "tcp/8080", "tcp/1234", "udp/5353"],
-        )?;
-        let _sshd = street.spawn(&street.b, "sshd", &["tcp-echo", "[::]:22"])?;
-        let _remote = street.spawn(&street.x, "remote", &["probe-serve", "tcp/80", "udp/53"])?;
+        let _services =
+            street.run(&street.b, &["probe-serve", "tcp/8080", "tcp/1234", "udp/5353"])?;
+        let _sshd = street.run(&street.b, &["tcp-echo", "[::]:22"])?;
+        let _remote = street.run(&street.x, &["probe-serve", "tcp/80", "udp/53"])?;
         street.ovd(&["guard", "off"])?;
         street.expect_open(&street.x, &ways)?;
         let session = street.stream(&street.x, "B4:22")?;
-        session.expect_going()?;
+        expect_going(&session)?;
 
         street.ovd(&["guard", "on"])?;
 
         street.expect_closed(&ways)?;
         street.expect_open(&a, &["tcp/8080@OVERLAY", "udp/5353@OVERLAY"])?;
-        session.expect_going()?;
+        expect_going(&session)?;
         let peers = street.guard()?["sshPeers"].to_string();
         ensure!(peers.contains(&street.x.ip4.to_string()), "{peers}");
         // What this machine asks for is answered: IPv6 needs its neighbours for it.
@@ -370,7 +342,7 @@ fn mode_all_closes_every_port_and_spares_who_is_connected_by_ssh() {
         street.rig.fleet.node_mut("b")?.stop()?;
         street.rig.fleet.node_mut("b")?.set_options(&["--guard", "all", "--lock-ssh"]);
         street.rig.fleet.node_mut("b")?.start()?;
-        session.expect_stopped()
+        expect_stopped(&session)
     });
 }
 

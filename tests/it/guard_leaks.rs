@@ -1,13 +1,10 @@
 //! No packet of an overlay leaves in clear, whatever happens to the daemon, its device or the routes.
 
-use std::fs;
-use std::path::PathBuf;
-
 use anyhow::{Result, ensure};
 
-use crate::fleet::{Kind, parse};
-use crate::support::{LAB, Rig, SOON, number, play};
-use crate::world::{Machine, Process, poll};
+use crate::fleet::Kind;
+use crate::support::{Counter, LAB, Rig, SOON, play};
+use crate::world::{Machine, poll};
 
 /// How many datagrams are sent in each state.
 const SENT: u64 = 20;
@@ -19,7 +16,6 @@ struct Trap<'a> {
     b: Machine,
     x: Machine,
     a_address: String,
-    netkit: String,
 }
 
 impl Trap<'_> {
@@ -30,30 +26,23 @@ impl Trap<'_> {
         // A packet of its own shows that everything before it was counted.
         let own = self.counter(&self.x.ip4.to_string())?;
         let marker = format!("{}:9", self.x.ip4);
-        let words = [self.netkit.as_str(), "udp-send", "0.0.0.0:0", &marker, "1", "0", "8"];
+        let netkit = self.rig.netkit();
+        let words = [netkit.as_str(), "udp-send", "0.0.0.0:0", &marker, "1", "0", "8"];
         self.b.run(&words)?.success("send a marker")?;
         poll(SOON, "the marker", || Ok((own.received()? > 0).then_some(())))?;
         seen.received()
     }
 
     /// Counts what comes to `x` for an address.
-    fn counter(&self, address: &str) -> Result<Seen> {
-        let file = self.rig.file("json");
-        let path = file.to_string_lossy().into_owned();
-        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut process =
-            self.x.spawn(&name, &[self.netkit.as_str(), "ip-count", address, &path])?;
-        poll(SOON, "netkit ip-count", || {
-            ensure!(process.is_running(), "it ended: {}", process.log_text());
-            Ok(process.log_text().contains("ready").then_some(()))
-        })?;
-        Ok(Seen { process, file })
+    fn counter(&self, address: &str) -> Result<Counter> {
+        self.rig.counter_on(&self.x, "ip-count", &[address], &[])
     }
 
     fn send(&self) -> Result<()> {
         let target = format!("{}:7", self.a_address);
         let count = SENT.to_string();
-        let words = [self.netkit.as_str(), "udp-send", "0.0.0.0:0", &target, &count, "1000", "64"];
+        let netkit = self.rig.netkit();
+        let words = [netkit.as_str(), "udp-send", "0.0.0.0:0", &target, &count, "1000", "64"];
         // The kernel may refuse them: that is what they are for.
         self.b.run(&words)?.success("udp-send").map(drop)
     }
@@ -66,24 +55,6 @@ impl Trap<'_> {
 
     fn shell(&self, script: &str) -> Result<String> {
         self.b.run(&["sh", "-e", "-c", script])?.success(script)
-    }
-}
-
-struct Seen {
-    process: Process,
-    file: PathBuf,
-}
-
-impl Seen {
-    fn received(&self) -> Result<u64> {
-        number(&parse(&fs::read_to_string(&self.file)?)?, "received")
-    }
-}
-
-impl Drop for Seen {
-    fn drop(&mut self) {
-        // A world that has ended took it along.
-        let _ = self.process.kill();
     }
 }
 
@@ -114,9 +85,8 @@ fn leaks(crashes: usize) {
         rig.fleet.add(b.clone(), Kind::Entity, &token, &["--guard", "ports"])?;
         rig.allow(&["b", "a", "--port", "udp/7"])?;
         let a_address = rig.fleet.address("a", LAB)?.to_string();
-        let netkit = crate::binaries().netkit.to_string_lossy().into_owned();
         let sink = rig.udp_sink("a", 7)?;
-        let trap = Trap { rig, b, x, a_address, netkit };
+        let trap = Trap { rig, b, x, a_address };
 
         trap.send()?;
         sink.expect_received(SENT)?;

@@ -41,21 +41,12 @@ fn guess(rate: u64, count: u64) {
         let mut stream = rig.udp_stream("a", "b", 10, 1_500)?;
         good.expect_growth("received", 20)?;
         let stranger = rig.world.machine("x")?;
-        let netkit = crate::binaries().netkit;
+        let netkit = rig.netkit();
         let (from, to) = (rig.underlay("s1")?.to_string(), rig.underlay("b")?.to_string());
         // The right one comes when the pair has been over its budget for long, and in no first hundred of a second.
         let (total, right_at) = (count.to_string(), (count / 5 * 4 + 777).to_string());
         let rate = rate.to_string();
-        let words = [
-            &*netkit.to_string_lossy(),
-            "gue-guess",
-            &from,
-            &to,
-            &payload,
-            &total,
-            &rate,
-            &right_at,
-        ];
+        let words = [netkit.as_str(), "gue-guess", &from, &to, &payload, &total, &rate, &right_at];
         let started = Instant::now();
         let mut guesses = stranger.spawn("guesses", &words)?;
         let rotation = poll(SOON, "an alarm to rotate the key", || {

@@ -78,10 +78,15 @@ pub(crate) fn short_grace(rig: &mut Rig) -> Result<()> {
 
 /// Restarts the server with this grace time.
 pub(crate) fn grace(rig: &mut Rig, seconds: u64) -> Result<()> {
-    let file = rig.file("toml");
-    std::fs::write(&file, format!("key_grace = \"{seconds}s\"\n"))?;
     rig.fleet.stop_server()?;
-    rig.fleet.start_server_with(&["--config", &file.to_string_lossy()])?;
+    start_with_grace(rig, seconds)?;
     rig.reconnected()?;
     rig.settle()
+}
+
+/// Starts the server with this grace time.
+pub(crate) fn start_with_grace(rig: &mut Rig, seconds: u64) -> Result<()> {
+    let file = rig.file("toml");
+    std::fs::write(&file, format!("key_grace = \"{seconds}s\"\n"))?;
+    rig.fleet.start_server_with(&["--config", &file.to_string_lossy()])
 }

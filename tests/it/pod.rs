@@ -235,7 +235,7 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
 
         rig.allow(&["web-0", "b"])?;
         let echo = rig.udp_echo("b", 7)?;
-        let netkit = binaries().netkit.to_string_lossy().into_owned();
+        let netkit = rig.netkit();
         let ping = [netkit.as_str(), "udp-ping", &rig.at("b", 7)?.to_string(), "3", "400"];
         let report = pod.run(&ping)?.success("udp-ping")?;
         ensure!(report.contains("\"received\":3"), "{report}");
@@ -260,8 +260,7 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
             ensure!(answer.starts_with("HTTP/1.1 503 "), "with no program: {answer}");
         }
         let direct = json!({"httpGet": {"port": 8080, "path": "/ready"}});
-        let program = pod.spawn("program", &[&netkit, "http-echo", "0.0.0.0:8080", "web"])?;
-        poll(SOON, "the program", || Ok(program.log_text().contains("ready").then_some(())))?;
+        let _program = rig.run_on(&pod, &["http-echo", "0.0.0.0:8080", "web"])?;
         for probe in probes {
             let answer = kubelet(&node, &pod, probe)?;
             ensure!(answer.starts_with("HTTP/1.1 200 "), "with the program: {answer}");

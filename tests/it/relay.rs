@@ -64,7 +64,8 @@ impl Relay {
         let mut rest: Vec<String> = figures.iter().map(u64::to_string).collect();
         rest.push(MTU.to_string());
         rest.extend(owners);
-        rig.counter_on(&self.machine, "relay", &rest)
+        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+        rig.counter_on(&self.machine, "relay", &[], &rest)
     }
 }
 

@@ -187,7 +187,10 @@ fn no_secret_is_in_logs_answers_process_lists_or_environments() {
 
         let mut files = Vec::new();
         files_below(rig.world.dir(), &mut files)?;
-        let logs: Vec<_> = files.iter().filter(|path| path.ends_with_log()).collect();
+        let logs: Vec<_> = files
+            .iter()
+            .filter(|path| path.extension().is_some_and(|kind| kind == "log"))
+            .collect();
         let mut read = 0;
         for path in &logs {
             let text = fs::read(path)?;
@@ -195,7 +198,7 @@ fn no_secret_is_in_logs_answers_process_lists_or_environments() {
             let found = secrets.found_in(&text);
             ensure!(found.is_none(), "{found:?} is in {}", path.display());
         }
-        let node = fs::read_to_string(rig.fleet.node_mut("a")?.process()?.log.clone())?;
+        let node = rig.fleet.node_mut("a")?.process()?.log_text();
         ensure!(node.contains(" TRACE "), "it does not log at every level");
         ensure!(logs.len() >= 4 && read > 10_000, "{} logs, {read} bytes", logs.len());
 
@@ -210,17 +213,6 @@ fn no_secret_is_in_logs_answers_process_lists_or_environments() {
         ensure!(secrets.found_in(&own).is_some());
         Ok(())
     });
-}
-
-/// Whether a path is that of a log.
-trait Log {
-    fn ends_with_log(&self) -> bool;
-}
-
-impl Log for PathBuf {
-    fn ends_with_log(&self) -> bool {
-        self.extension().is_some_and(|extension| extension == "log")
-    }
 }
 
 #[test]

@@ -251,32 +251,21 @@ impl Rig {
         first: &str,
         rest: &[&str],
     ) -> Result<Counter> {
-        let file = self.file("json");
-        let path = file.to_string_lossy().into_owned();
-        let words = [&[command, first, path.as_str()], rest].concat();
-        let process = self.run(node, &words)?;
-        Ok(Counter { _process: process, file })
+        self.counter_on(self.fleet.machine(node)?, command, &[first], rest)
     }
 
-    /// As [`Self::counter`], on any machine: `COMMAND FILE REST...`.
+    /// As [`Self::counter`], on any machine: `COMMAND FIRST... FILE REST...`.
     pub(crate) fn counter_on(
         &self,
         machine: &Machine,
         command: &str,
-        rest: &[String],
+        first: &[&str],
+        rest: &[&str],
     ) -> Result<Counter> {
         let file = self.file("json");
-        let netkit = self.netkit();
-        let mut words = vec![netkit, command.to_owned(), file.to_string_lossy().into_owned()];
-        words.extend(rest.iter().cloned());
-        let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
-        let mut process = machine.spawn(&log, &words)?;
-        poll(SOON, &format!("netkit {command}"), || {
-            let log = process.log_text();
-            ensure!(process.is_running(), "netkit {command} ended: {log}");
-            Ok(log.lines().any(|line| line == "ready").then_some(()))
-        })?;
-        Ok(Counter { _process: Running(process), file })
+        let path = file.to_string_lossy().into_owned();
+        let words = [&[command], first, &[path.as_str()], rest].concat();
+        Ok(Counter { _process: self.run_on(machine, &words)?, file })
     }
 
     /// Where the traffic tool is.
@@ -306,9 +295,14 @@ impl Rig {
 
     /// Starts a `netkit` command that says when it is ready.
     pub(crate) fn run(&self, node: &str, words: &[&str]) -> Result<Running> {
+        self.run_on(self.fleet.machine(node)?, words)
+    }
+
+    /// As [`Self::run`], on any machine.
+    pub(crate) fn run_on(&self, machine: &Machine, words: &[&str]) -> Result<Running> {
         // A log of its own: what others wrote there says `ready`, too.
         let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
-        Ok(Running(self.fleet.netkit_spawn(node, &log, words)?))
+        Ok(Running(self.fleet.netkit_spawn_on(machine, &log, words)?))
     }
 
     /// Starts sending a datagram every 5 ms.
@@ -319,10 +313,19 @@ impl Rig {
         port: u16,
         count: u64,
     ) -> Result<Process> {
-        let target = self.at(to, port)?.to_string();
-        let netkit = self.netkit();
-        let words =
-            [netkit.as_str(), "udp-send", "0.0.0.0:0", &target, &count.to_string(), "5000", "64"];
+        self.udp_stream_with(from, to, port, &[&count.to_string(), "5000", "64"])
+    }
+
+    /// As [`Self::udp_stream`]: `COUNT INTERVAL_US SIZE`, and a file that ends it.
+    pub(crate) fn udp_stream_with(
+        &self,
+        from: &str,
+        to: &str,
+        port: u16,
+        words: &[&str],
+    ) -> Result<Process> {
+        let (netkit, target) = (self.netkit(), self.at(to, port)?.to_string());
+        let words = [&[netkit.as_str(), "udp-send", "0.0.0.0:0", &target], words].concat();
         let log = format!("netkit-{}", self.files.fetch_add(1, Ordering::Relaxed));
         self.fleet.machine(from)?.spawn(&log, &words)
     }

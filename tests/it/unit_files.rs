@@ -304,8 +304,8 @@ fn programs_run_as_their_units_say() {
         ensure!(status.success("ovd status")?.trim() == "a");
         rig.allow(&["a", "b"])?;
         let echo = rig.udp_echo("b", 7)?;
-        let (netkit, target) = (binaries().netkit, rig.at("b", 7)?.to_string());
-        let ping = [&netkit.to_string_lossy(), "udp-ping", &target, "3", "400"];
+        let (netkit, target) = (rig.netkit(), rig.at("b", 7)?.to_string());
+        let ping = [netkit.as_str(), "udp-ping", &target, "3", "400"];
         let report = machine.run(&ping)?.success("udp-ping")?;
         ensure!(report.contains("\"received\":3"), "{report}");
         drop(echo);
