@@ -10,7 +10,7 @@ use super::client::{Answer, Client};
 use super::output::{Output, Table};
 use crate::api::local::{GuardStatus, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
-use crate::types::GuardMode;
+use crate::types::{GuardEgress, GuardMode};
 
 /// Does what `ovd guard` asks; `others` looks for other tools on this machine, by name and meaning.
 ///
@@ -164,7 +164,7 @@ pub(super) fn rules(guard: &GuardStatus) -> Table {
 mod tests {
     use super::*;
     use crate::api::local::GuardRule;
-    use crate::types::{GuardEgress, Timestamp};
+    use crate::types::Timestamp;
 
     fn guard() -> GuardStatus {
         GuardStatus {

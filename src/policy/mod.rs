@@ -71,6 +71,7 @@ pub use model::{
     World,
 };
 pub use nearest::did_you_mean;
+pub use outside::outside_sources;
 pub use placement::plan_saps;
 pub use prefer::zone;
 pub use question::{Asked, asked, overlays_of, strangers};

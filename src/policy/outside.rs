@@ -1,10 +1,12 @@
 //! What members may open to addresses outside: for their guards, the only ones who see such packets.
 
+use std::collections::BTreeSet;
+
 use super::judge::tier;
 use super::kubernetes::{Direction, Peer};
 use super::plan::Plan;
 use super::roster::Roster;
-use super::select::is_in_force;
+use super::select::{is_in_force, members_of};
 use super::set::Set;
 use super::{BoundSelector, RuleFacts, World};
 use crate::api::table::{OutsideRow, OutsideTable};
@@ -77,6 +79,15 @@ pub(super) fn table(plan: &Plan, owner: NodeId) -> OutsideTable {
             && !plan.isolated_out.all.contains(&owner),
         rows: plan.outside_of(owner).map(|way| way.row.clone()).collect(),
     }
+}
+
+/// The members that the rule speaks of as starting flows to addresses outside, in force or not.
+#[must_use]
+pub fn outside_sources(world: &World, rule: &RuleFacts) -> BTreeSet<NodeId> {
+    let to_outside = directions(rule)
+        .into_iter()
+        .filter(|(_, to)| !blocks(world, rule.overlay, to).is_empty());
+    to_outside.flat_map(|(from, _)| members_of(world, rule.overlay, from)).collect()
 }
 
 fn directions(rule: &RuleFacts) -> Vec<(&BoundSelector, &BoundSelector)> {

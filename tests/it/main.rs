@@ -16,6 +16,7 @@ mod crowd;
 mod direction;
 mod doors;
 mod drain;
+mod egress;
 mod failover;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
