@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -195,6 +196,21 @@ impl Settings {
             },
             uid,
         })
+    }
+
+    /// Lets root take away what a daemon with a user of its own left. Files are used as that user: what it put
+    /// there (links, say) leads root nowhere where that user could not go itself.
+    pub(crate) fn as_owner(mut self) -> Result<Self, Problem> {
+        if let (0, Ok(found)) = (self.uid, fs::symlink_metadata(&self.state_dir))
+            && found.uid() != 0
+        {
+            process::use_files_as(found.uid(), found.gid()).map_err(|error| {
+                let what = format!("cannot use {} as its owner", self.state_dir.display());
+                Problem::new(ProblemCode::Failed, what).why(error.to_string())
+            })?;
+            self.uid = found.uid();
+        }
+        Ok(self)
     }
 
     /// Binds the data socket of each lane; also says what they are bound to.
