@@ -4,6 +4,7 @@
 //! nothing out but to the server must know its addresses, and may itself stand before the name servers.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -121,15 +122,19 @@ pub(super) struct Resolver(pub(super) Arc<Addresses>);
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let addresses = Arc::clone(&self.0);
-        Box::pin(async move {
-            let found = addresses.look_up(name.as_str()).await;
-            if found.is_empty() {
-                return Err(format!("nobody knows the name {}", name.as_str()).into());
-            }
-            Ok(Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0))) as Addrs)
-        })
+        Box::pin(resolve(Arc::clone(&self.0), name))
     }
+}
+
+async fn resolve(
+    addresses: Arc<Addresses>,
+    name: Name,
+) -> Result<Addrs, Box<dyn Error + Send + Sync>> {
+    let found = addresses.look_up(name.as_str()).await;
+    if found.is_empty() {
+        return Err(format!("nobody knows the name {}", name.as_str()).into());
+    }
+    Ok(Box::new(found.into_iter().map(|ip| SocketAddr::new(ip, 0))))
 }
 
 #[cfg(test)]
@@ -154,7 +159,8 @@ mod tests {
         addresses.refresh().await;
         assert_eq!(addresses.first(&url), None);
 
-        addresses.remember([("server.invalid".to_owned(), vec!["192.0.2.1".parse().unwrap()])].into());
+        addresses
+            .remember([("server.invalid".to_owned(), vec!["192.0.2.1".parse().unwrap()])].into());
         addresses.refresh().await;
 
         assert_eq!(addresses.first(&url), Some("192.0.2.1:7443".parse().unwrap()));

@@ -122,7 +122,15 @@ impl Guarding {
         network: Network,
         shared: Arc<SharedGuard>,
     ) -> Self {
-        Self { settings, data_port, network, shared, sockets: None, next_end: None, ordered_off: None }
+        Self {
+            settings,
+            data_port,
+            network,
+            shared,
+            sockets: None,
+            next_end: None,
+            ordered_off: None,
+        }
     }
 
     /// Whether packets of overlays may flow.
@@ -235,8 +243,10 @@ impl Guarding {
         let uplinks = match mode {
             GuardMode::Off => Vec::new(),
             GuardMode::Ports | GuardMode::All => {
-                let towards: Vec<IpAddr> =
-                    hops(table).chain(servers.iter().copied()).map(|to| to.ip().to_canonical()).collect();
+                let towards: Vec<IpAddr> = hops(table)
+                    .chain(servers.iter().copied())
+                    .map(|to| to.ip().to_canonical())
+                    .collect();
                 self.network.uplinks(&towards).await.unwrap_or_default()
             }
         };

@@ -166,10 +166,8 @@ impl Settings {
             if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
         let health_port = options.health.as_ref().map(|(listen, _)| listen.port());
         let listen = listen(options.listen.or(file.listen), &endpoints)?;
-        let guard = options
-            .guard
-            .or(file.guard)
-            .unwrap_or_else(|| file::default_guard(environment));
+        let guard =
+            options.guard.or(file.guard).unwrap_or_else(|| file::default_guard(environment));
         let egress = options.egress.or(file.egress);
         if (guard, egress) == (GuardMode::Off, Some(GuardEgress::Rules)) {
             return Err(usage("egress by rules needs the guard, which is off".to_owned())

@@ -88,11 +88,7 @@ pub fn can(
 }
 
 /// Why nobody holds to the verdict on a pair, where nobody does.
-fn unenforced(
-    world: &World,
-    guards: &BTreeSet<NodeId>,
-    (from, to): &(End, End),
-) -> Option<String> {
+fn unenforced(world: &World, guards: &BTreeSet<NodeId>, (from, to): &(End, End)) -> Option<String> {
     match (from, to) {
         (End::Member(_), End::Member(_)) => None,
         (End::Member(id), End::Outside(_)) if guards.contains(id) => None,

@@ -60,7 +60,7 @@ pub(super) fn ways(
             let everybody = item.peers.is_empty().then_some(None);
             to_blocks
                 .chain(everybody)
-                .filter_map(|block| row(id, Tier::Egress, block, &item.ports, None))
+                .filter_map(move |block| row(id, Tier::Egress, block, &item.ports, None))
         });
         let rows: Vec<OutsideRow> = rows.collect();
         if !rows.is_empty() {
@@ -84,9 +84,8 @@ pub(super) fn table(plan: &Plan, owner: NodeId) -> OutsideTable {
 /// The members that the rule speaks of as starting flows to addresses outside, in force or not.
 #[must_use]
 pub fn outside_sources(world: &World, rule: &RuleFacts) -> BTreeSet<NodeId> {
-    let to_outside = directions(rule)
-        .into_iter()
-        .filter(|(_, to)| !blocks(world, rule.overlay, to).is_empty());
+    let to_outside =
+        directions(rule).into_iter().filter(|(_, to)| !blocks(world, rule.overlay, to).is_empty());
     to_outside.flat_map(|(from, _)| members_of(world, rule.overlay, from)).collect()
 }
 

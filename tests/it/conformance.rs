@@ -224,7 +224,10 @@ impl Town {
             let add = ["ip", "route", "add", address, "via", &via];
             rig.fleet.machine(from)?.run(&add)?.success(address)?;
         }
-        rig.run_on(&machine, &[&["probe-serve"], &services.into_iter().collect::<Vec<_>>()[..]].concat())
+        rig.run_on(
+            &machine,
+            &[&["probe-serve"][..], &services.into_iter().collect::<Vec<_>>()].concat(),
+        )
     }
 
     /// Puts a case in force and looks at its flows.

@@ -68,7 +68,11 @@ fn nothing_leaves_but_to_what_rules_allow_and_ovmesh_needs() {
         street.ovd(&["guard", "off"])?;
         street.expect_open(&street.b, &words(&all))?;
         street.ovd(&["guard", "on"])?;
-        ensure!(reached(&street, &all)?.is_empty(), "without a rule: {:?}", reached(&street, &all)?);
+        ensure!(
+            reached(&street, &all)?.is_empty(),
+            "without a rule: {:?}",
+            reached(&street, &all)?
+        );
         ensure!(street.count("outside")? >= 16, "{}", street.count("outside")?);
         // The overlay's packets leave, and what comes in and is not closed is answered.
         street.expect_open(&a, &["tcp/8080@OVERLAY"])?;
@@ -161,6 +165,43 @@ fn the_way_to_the_server_stays_open_whatever_happens() {
 }
 
 #[test]
+fn a_server_with_a_name_is_found_where_name_servers_are_closed() {
+    play(&["s1"], &["a"], |rig| {
+        let server = rig.fleet.server.ip4.to_string();
+        let street = Street::new(rig, &BY_RULES)?;
+        let _outside = street.run(&street.x, &SERVICES)?;
+        let hosts = street.rig.file("hosts");
+        let state = street.b.state_dir().join("ovd");
+        let node = street.rig.fleet.node_mut("b")?;
+        node.stop()?;
+        let see_hosts = format!("mount --bind {} /etc/hosts; exec \"$0\" \"$@\"", hosts.display());
+        node.set_wrapper(&["sh", "-e", "-c", &see_hosts]);
+        let identity = fs::read_to_string(state.join("identity.json"))?;
+        fs::write(state.join("identity.json"), identity.replace(&server, "server.test"))?;
+        fs::write(&hosts, format!("{server} server.test\n"))?;
+        node.start()?;
+        street.rig.reconnected()?;
+
+        // Nobody knows the name any more, and the guard that is there would let no question out.
+        fs::write(&hosts, "")?;
+        street.rig.fleet.node_mut("b")?.kill()?;
+        street.rig.fleet.node_mut("b")?.start()?;
+        street.rig.reconnected()?;
+        policy(street.rig, "allow", &["b", &format!("{}/32", street.x.ip4)])?;
+        street.expect_open(&street.b, &["tcp/80@X4"])?;
+
+        // The control: it is what was kept that leads there.
+        street.rig.fleet.node_mut("b")?.stop()?;
+        fs::remove_file(state.join("server.json"))?;
+        street.rig.fleet.node_mut("b")?.start()?;
+        poll(SOON, "b to miss its server", || {
+            let server = &street.rig.fleet.node("b")?.status()?["server"];
+            Ok((server["reachable"] == false).then_some(()))
+        })
+    });
+}
+
+#[test]
 fn a_flow_of_ours_that_is_older_than_the_guard_ends_when_it_comes() {
     play(&["s1"], &["a"], |rig| {
         let street = Street::new(rig, &BY_RULES)?;
@@ -219,8 +260,9 @@ fn tcp_of_containers_fits_into_a_narrow_overlay_where_icmp_is_filtered() {
             Ok(server.log_text().contains("ready").then_some(()))
         })?;
         let to = street.rig.at("b", 8088)?.to_string();
-        let move_bytes =
-            |patience: &str| street.rig.fleet.netkit_json("a", &["tcp-verify", &to, BYTES, patience]);
+        let move_bytes = |patience: &str| {
+            street.rig.fleet.netkit_json("a", &["tcp-verify", &to, BYTES, patience])
+        };
 
         street.ovd(&["guard", "off"])?;
         let stalled = move_bytes("2000");

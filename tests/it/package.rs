@@ -148,7 +148,8 @@ fn check_life(package: &Path, dir: &Path) -> Result<()> {
     run("dpkg-deb", &["-Znone", "--root-owner-group", "-b", &open, &second])?;
 
     let debs = debs.to_string_lossy();
-    let arguments = ["--mount", "--net", "--propagation", "private", "sh", "-c", PLAY, "play", &debs];
+    let arguments =
+        ["--mount", "--net", "--propagation", "private", "sh", "-c", PLAY, "play", &debs];
     let text = run("unshare", &arguments)?;
 
     let install = part(&text, "install");

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, GuardEgress, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service};
+use crate::types::{
+    DataPath, GuardEgress, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service,
+};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]

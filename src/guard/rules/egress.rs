@@ -89,10 +89,8 @@ impl Draft<'_> {
     /// would be its answer for ever. A flow of others goes to a port that somebody listens on.
     fn older_flows_of_ours(&mut self) {
         let ports = numbers(&self.intent.listening).map(|ports| format!("tcp dport != {ports} "));
-        let condition = format!(
-            "{}ct state {{ new, invalid }} tcp flags & (syn | ack) != syn",
-            ports.unwrap_or_default()
-        );
+        let condition =
+            format!("{}ct state new tcp flags & (syn | ack) != syn", ports.unwrap_or_default());
         self.add(Chain::Input, RuleName::OlderFlow, &condition, Verdict::Drop);
     }
 }
@@ -106,7 +104,7 @@ impl Egress {
             let (ip, port) = (to.ip().to_canonical(), to.port());
             places.entry((protocol, ip.is_ipv6())).or_default().insert(format!("{ip} . {port}"));
         }
-        let condition = |((protocol, is_ipv6), places): (_, BTreeSet<String>)| {
+        let condition = |((protocol, is_ipv6), places): ((Protocol, bool), BTreeSet<String>)| {
             let places: Vec<String> = places.into_iter().collect();
             format!("{} daddr . {protocol} dport {}", family(is_ipv6), set(&places))
         };

@@ -208,7 +208,11 @@ fn egress_lets_out_what_rules_and_ovmesh_need_and_nothing_else() {
             outside(Some("10.0.0.0/8"), &["10.1.0.0/16"], &["tcp/443", "icmp"]),
             outside(None, &[], &["udp/53", "tcp/dns"]),
             outside(Some("2001:db8::/32"), &[], &["icmp"]),
-            outside(Some("0.0.0.0/0"), &["192.0.2.0/24", "192.0.2.128/25"], &["tcp/80", "tcp/81-90"]),
+            outside(
+                Some("0.0.0.0/0"),
+                &["192.0.2.0/24", "192.0.2.128/25"],
+                &["tcp/80", "tcp/81-90"],
+            ),
         ],
         unspoken_passes: false,
     });
@@ -241,7 +245,7 @@ fn egress_lets_out_what_rules_and_ovmesh_need_and_nothing_else() {
     // Overlays' own packets are refused before any range may let them out.
     assert!(place(&lines, &["Output overlay_in_clear", "100.70.0.0/16"]) < out("answers"));
     place(&lines, &["Forward outside oifname { \"eth0\" }", "Reject"]);
-    place(&lines, &["Input older_flow", "tcp dport != { 22, 443 } ct state { new, invalid }"]);
+    place(&lines, &["Input older_flow", "tcp dport != { 22, 443 } ct state new tcp"]);
 
     intent.egress.as_mut().unwrap().unspoken_passes = true;
     assert!(!shown(&intent).iter().any(|line| line.starts_with("Output outside oifname")));

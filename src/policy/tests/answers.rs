@@ -154,7 +154,8 @@ fn the_overlay_is_the_one_they_share() {
         let overlay = overlay.map(|text| Name::new(text).unwrap());
         let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
         let question = CanQuestion { overlay, from, to, service: None };
-        can(&world, &question, &BTreeSet::new(), &BTreeMap::new(), NOW).map(|answer| answer.overlay.to_string())
+        can(&world, &question, &BTreeSet::new(), &BTreeMap::new(), NOW)
+            .map(|answer| answer.overlay.to_string())
     };
     assert_eq!(overlay("web", "db", None), Ok("default".to_owned()));
     assert_eq!(overlay("web", "loner", None), Ok("six".to_owned()));

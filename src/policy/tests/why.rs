@@ -72,7 +72,8 @@ fn an_overlay_is_named_where_the_two_share_several() {
         let address = facts.addresses[&O];
         facts.addresses.insert(OverlayId(9), address);
     }
-    let answer = can(&world, &question(Some("ops"), ""), &BTreeSet::new(), &BTreeMap::new(), NOW).unwrap();
+    let answer =
+        can(&world, &question(Some("ops"), ""), &BTreeSet::new(), &BTreeMap::new(), NOW).unwrap();
 
     assert_eq!(answer.allow_with, ["ovctl policy allow web db --overlay ops"]);
 }
@@ -135,7 +136,8 @@ fn a_rule_of_a_file_is_taken_out_of_the_file() {
     let mut world = town();
     add_rule(&mut world, 1, "deny role=web -> any");
     let places = BTreeMap::from([(RuleId(1), "net/policy.yaml:12".to_owned())]);
-    let steps = can(&world, &question(None, ""), &BTreeSet::new(), &places, NOW).unwrap().allow_with;
+    let steps =
+        can(&world, &question(None, ""), &BTreeSet::new(), &places, NOW).unwrap().allow_with;
 
     assert_eq!(
         steps,
