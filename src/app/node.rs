@@ -198,7 +198,7 @@ impl Settings {
 
     /// Lets root take away what a daemon with a user of its own left. Files are used as that user: what it put
     /// there (links, say) leads root nowhere where that user could not go itself.
-    pub(crate) fn as_owner(mut self) -> Result<Self, Problem> {
+    pub(crate) fn for_owner(mut self) -> Result<Self, Problem> {
         if let (0, Ok(found)) = (self.uid, fs::symlink_metadata(&self.state_dir))
             && found.uid() != 0
         {

@@ -28,13 +28,14 @@ pub fn hide_memory() -> io::Result<()> {
 ///
 /// When this process may not: it is not root.
 pub fn use_files_as(uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: the calls take a number each and touch no memory of ours. The highest is nobody's: with it they
-    // change nothing and tell who it is.
-    let (is_gid, is_uid) = unsafe {
-        libc::setfsgid(gid);
-        libc::setfsuid(uid);
-        (libc::setfsgid(u32::MAX), libc::setfsuid(u32::MAX))
-    };
+    // SAFETY: it takes a number and touches no memory of ours.
+    let set_gid = |gid| unsafe { libc::setfsgid(gid) };
+    // SAFETY: as above.
+    let set_uid = |uid| unsafe { libc::setfsuid(uid) };
+    set_gid(gid);
+    set_uid(uid);
+    // The highest is nobody's: with it they change nothing and tell who it is.
+    let (is_gid, is_uid) = (set_gid(u32::MAX), set_uid(u32::MAX));
     if (u32::try_from(is_uid), u32::try_from(is_gid)) == (Ok(uid), Ok(gid)) {
         Ok(())
     } else {
@@ -44,7 +45,8 @@ pub fn use_files_as(uid: u32, gid: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::fs::{File, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
     use std::thread;
 
     use super::*;
@@ -55,7 +57,7 @@ mod tests {
     fn one_thread_alone_uses_files_as_somebody_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ours");
-        File::create(&path).unwrap();
+        File::create(&path).unwrap().set_permissions(Permissions::from_mode(0o600)).unwrap();
         let theirs = path.clone();
 
         let opened = thread::spawn(move || {
