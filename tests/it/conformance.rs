@@ -214,10 +214,21 @@ impl Town {
             ways.insert((&flow.from, address));
             self.addresses.insert((flow.to.clone(), flow.overlay.clone()), address.to_owned());
         }
+        // Translated, so that answers come from the address that was asked.
+        let mut rules = "add table inet outside\nadd chain inet outside prerouting \
+                         { type nat hook prerouting priority dstnat; }\n"
+            .to_owned();
         let addresses: BTreeSet<&str> = ways.iter().map(|(_, address)| *address).collect();
         for address in addresses {
-            machine.run(&["ip", "address", "add", address, "dev", "lo"])?.success(address)?;
+            let (family, own) = match address.contains(':') {
+                true => ("ip6", machine.ip6.to_string()),
+                false => ("ip", machine.ip4.to_string()),
+            };
+            rules.push_str(&format!(
+                "add rule inet outside prerouting {family} daddr {address} dnat {family} to {own}\n"
+            ));
         }
+        machine.run(&["sh", "-c", "printf '%s' \"$0\" | nft -f -", &rules])?.success(&rules)?;
         for (from, address) in ways {
             let is_ipv6 = address.contains(':');
             let via = if is_ipv6 { machine.ip6.to_string() } else { machine.ip4.to_string() };
