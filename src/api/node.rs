@@ -11,6 +11,7 @@
 //! A node authenticates with `Authorization: Bearer CREDENTIAL`. Asking for what comes after a
 //! serial says that this serial is applied and persisted: it is the acknowledgement.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -183,9 +184,9 @@ pub struct NodeReport {
     /// At a SaP: entities that it hears from another address than those they say: somebody translates.
     #[serde(default)]
     pub translated: Vec<Translated>,
-    /// At an entity: whether its guard judges what it opens to addresses outside.
+    /// At an entity: the overlays whose rules about addresses outside its guard holds it to.
     #[serde(default)]
-    pub holds_egress: bool,
+    pub holds_egress: BTreeSet<OverlayId>,
 }
 
 /// A pair whose key somebody guesses at.

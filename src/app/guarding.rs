@@ -1,6 +1,6 @@
 //! Keeps the guard of this machine as tables say, and as its operator orders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,7 +26,7 @@ const ASKED_MAX: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuardSettings {
     pub(crate) mode: GuardMode,
-    /// None: as [`outside::usual`] has it.
+    /// None: as [`outside::judged`] has it.
     pub(crate) egress: Option<GuardEgress>,
     pub(crate) lock_ssh: bool,
     /// Where others ask for the health of programs.
@@ -38,6 +38,8 @@ pub(crate) struct GuardSettings {
 pub(crate) struct SharedGuard {
     table: tokio::sync::Mutex<Table>,
     status: Mutex<Option<GuardStatus>>,
+    /// The overlays whose rules about addresses outside are in force.
+    judged: Mutex<BTreeSet<OverlayId>>,
     is_broken: AtomicBool,
     put_back: AtomicU64,
 }
@@ -55,11 +57,10 @@ impl SharedGuard {
         Some(status)
     }
 
-    /// Whether what leaves for addresses outside is held to the rules about them.
-    pub(crate) fn holds_egress(&self) -> bool {
-        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
-        let judges = |status: &GuardStatus| status.in_force && status.egress == GuardEgress::Rules;
-        status.as_ref().is_some_and(judges) && self.holds()
+    /// The overlays whose rules about addresses outside what leaves is held to.
+    pub(crate) fn holds_egress(&self) -> BTreeSet<OverlayId> {
+        let judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.holds() { judged.clone() } else { BTreeSet::new() }
     }
 
     /// Whether packets of overlays may flow: the guard is in force, or is not wanted.
@@ -161,7 +162,11 @@ impl Guarding {
     ) {
         let mode = if self.ordered_off.is_some() { GuardMode::Off } else { self.settings.mode };
         let intent = self.intent(mode, table, devices, servers).await;
-        self.next_end = intent.egress.as_ref().and(outside::next_end(table, clock::wall()));
+        let judged = outside::judged(table, self.settings.egress);
+        self.next_end = match intent.egress {
+            Some(_) => outside::next_end(&judged, clock::wall()),
+            None => None,
+        };
         let held_egress = self.shared.holds_egress();
         let mut kept = self.shared.table.lock().await;
         let done = match mode {
@@ -193,6 +198,10 @@ impl Guarding {
             rules: Vec::new(),
         };
         *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        *self.shared.judged.lock().unwrap_or_else(PoisonError::into_inner) = match in_force {
+            true => judged.iter().map(|overlay| overlay.id).collect(),
+            false => BTreeSet::new(),
+        };
         if self.shared.holds_egress() != held_egress {
             health.poke();
         }
@@ -228,7 +237,10 @@ impl Guarding {
         match self.settings.mode {
             GuardMode::Off => GuardEgress::Off,
             GuardMode::Ports | GuardMode::All => {
-                self.settings.egress.unwrap_or_else(|| outside::usual(table))
+                self.settings.egress.unwrap_or(match outside::judged(table, None).as_slice() {
+                    [] => GuardEgress::Off,
+                    [_, ..] => GuardEgress::Rules,
+                })
             }
         }
     }
@@ -253,7 +265,10 @@ impl Guarding {
         let typed = std::env::var("SSH_CONNECTION").ok();
         let egress = match self.egress(table) {
             GuardEgress::Off => None,
-            GuardEgress::Rules => Some(outside::egress(table, servers, clock::wall())),
+            GuardEgress::Rules => {
+                let judged = outside::judged(table, self.settings.egress);
+                Some(outside::egress(table, &judged, servers, clock::wall()))
+            }
         };
         let sockets = self.sockets.get_or_insert_with(|| guard::sockets(typed.as_deref()));
         let spared = if self.settings.lock_ssh { Vec::new() } else { sockets.ssh_peers.clone() };

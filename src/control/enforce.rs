@@ -123,7 +123,9 @@ fn culprits(
     let mut found = BTreeSet::new();
     let mut looked_at = 0;
     for pairs in touched {
-        let holds = |id: &&NodeId| live.nodes.get(*id).is_some_and(|node| node.holds_egress);
+        let holds = |id: &&NodeId| {
+            live.nodes.get(*id).is_some_and(|node| node.holds_egress.contains(&pairs.overlay))
+        };
         found.extend(pairs.outside.intersection(behind).filter(holds));
         let paths = Paths::new(&live.world, pairs.overlay, now());
         let mut directions = vec![(&pairs.from, &pairs.to)];

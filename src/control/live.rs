@@ -84,8 +84,8 @@ pub(crate) struct NodeState {
     pub(crate) legs: BTreeMap<NodeId, Leg>,
     /// Of a SaP: entities behind NATs.
     pub(crate) translated: Vec<Translated>,
-    /// Whether its guard judges what it opens to addresses outside.
-    pub(crate) holds_egress: bool,
+    /// The overlays whose rules about addresses outside its guard holds it to.
+    pub(crate) holds_egress: BTreeSet<OverlayId>,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
@@ -114,7 +114,7 @@ impl NodeState {
             round_trips: Vec::new(),
             legs: BTreeMap::new(),
             translated: Vec::new(),
-            holds_egress: false,
+            holds_egress: BTreeSet::new(),
             endpoints: Vec::new(),
             news_from: Instant::now(),
             errands: VecDeque::new(),
@@ -233,10 +233,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The world, and whose guards judge what they open to addresses outside.
-    pub(crate) fn for_answers(&self) -> (Arc<World>, BTreeSet<NodeId>) {
-        let holding = self.nodes.iter().filter(|(_, node)| node.holds_egress);
-        (Arc::clone(&self.world), holding.map(|(id, _)| *id).collect())
+    /// The world, and in which overlays whose guards hold to what is said of addresses outside.
+    pub(crate) fn for_answers(&self) -> (Arc<World>, BTreeSet<(OverlayId, NodeId)>) {
+        let holding = self
+            .nodes
+            .iter()
+            .flat_map(|(id, node)| node.holds_egress.iter().map(move |overlay| (*overlay, *id)));
+        (Arc::clone(&self.world), holding.collect())
     }
 
     /// Remembers which serials carry the steps that rings have entered since `older`. Whoever publishes

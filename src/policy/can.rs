@@ -22,8 +22,8 @@ const NEAREST_MAX: usize = 3;
 /// A rule that differs in more ways was not meant for this pair.
 const DIFFERENCES_MAX: usize = 2;
 
-/// Answers `question`. `guards` are the members whose guards judge what they open outside; `places` are those
-/// of rules that came by files, as `FILE:LINE`.
+/// Answers `question`. `guards` are the members whose guards hold to what is said of addresses outside, by
+/// overlay; `places` are those of rules that came by files, as `FILE:LINE`.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ const DIFFERENCES_MAX: usize = 2;
 pub fn can(
     world: &World,
     question: &CanQuestion,
-    guards: &BTreeSet<NodeId>,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
     places: &BTreeMap<RuleId, String>,
     now: Timestamp,
 ) -> Result<CanAnswer, Problem> {
@@ -47,7 +47,8 @@ pub fn can(
     let Some((pair, first)) = denied.or(decided.first()) else {
         return Err(Problem::new(ProblemCode::Usage, "the question is about nobody"));
     };
-    let unenforced = asked.pairs.iter().find_map(|pair| unenforced(world, guards, pair));
+    let unenforced =
+        asked.pairs.iter().find_map(|pair| unenforced(world, asked.overlay, guards, pair));
     let mut why = match decided.len() {
         1 => reason(world, question, pair, *first),
         all => several_text(allowed_pairs, all),
@@ -88,10 +89,15 @@ pub fn can(
 }
 
 /// Why nobody holds to the verdict on a pair, where nobody does.
-fn unenforced(world: &World, guards: &BTreeSet<NodeId>, (from, to): &(End, End)) -> Option<String> {
+fn unenforced(
+    world: &World,
+    overlay: OverlayId,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
+    (from, to): &(End, End),
+) -> Option<String> {
     match (from, to) {
         (End::Member(_), End::Member(_)) => None,
-        (End::Member(id), End::Outside(_)) if guards.contains(id) => None,
+        (End::Member(id), End::Outside(_)) if guards.contains(&(overlay, *id)) => None,
         (End::Member(_), End::Outside(_)) => Some(format!(
             " outside the overlay: {} runs no guard with egress by rules",
             end_text(world, from)

@@ -43,16 +43,18 @@ pub(crate) fn imported(
     Ok(after)
 }
 
-/// What each of the imported NetworkPolicies means in this overlay. `guards` are the members whose guards judge
-/// what they open outside.
+/// What each of the imported NetworkPolicies means in this overlay. `guards` are the members whose guards hold
+/// to what is said of addresses outside, by overlay.
 pub(crate) fn report(
     world: &World,
     overlay: OverlayId,
     before: &Policy,
     after: &Policy,
     documents: &[Document],
-    guards: &BTreeSet<NodeId>,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
 ) -> Vec<ImportedPolicy> {
+    let here = guards.iter().filter(|(of, _)| *of == overlay);
+    let guards: BTreeSet<NodeId> = here.map(|(_, id)| *id).collect();
     let semantics = world.overlays.get(&overlay).map(|facts| facts.semantics).unwrap_or_default();
     let old: BTreeMap<String, &NetworkPolicy> =
         before.network_policies.values().map(|policy| (policy.full_name(), policy)).collect();
@@ -66,7 +68,7 @@ pub(crate) fn report(
                 Some(_) => "replaced",
             };
             let selects = selected(world, overlay, network);
-            let notes = notes(network, semantics, &selects, &isolated, guards);
+            let notes = notes(network, semantics, &selects, &isolated, &guards);
             let selects = selects.into_iter().map(|(name, _)| name).collect();
             ImportedPolicy { name, state: state.to_owned(), selects, notes }
         })

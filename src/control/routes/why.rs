@@ -90,7 +90,7 @@ struct Judged {
 fn judge(
     world: &World,
     question: &CanQuestion,
-    guards: &BTreeSet<NodeId>,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
     places: &BTreeMap<RuleId, String>,
     at: Timestamp,
 ) -> Result<Judged, Problem> {

@@ -16,7 +16,7 @@ fn ask(world: &World, from: &str, to: &str, what: &str) -> Result<CanAnswer, Pro
 
 fn ask_with(
     world: &World,
-    guards: &BTreeSet<NodeId>,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
     (from, to): (&str, &str),
     service: Option<Service>,
 ) -> Result<CanAnswer, Problem> {
@@ -264,7 +264,7 @@ fn an_address_is_its_member_or_outside_where_nothing_is_enforced() {
 fn what_a_guard_holds_to_is_enforced_outside_and_what_starts_there_is_not() {
     let world = with_rules(&["allow web -> 203.0.113.0/24", "allow 203.0.113.0/24 -> web"]);
     let ask = |guards: &[u32], ends: (&str, &str)| {
-        let guards = guards.iter().map(|&id| NodeId(id)).collect();
+        let guards = guards.iter().map(|&id| (O, NodeId(id))).collect();
         ask_with(&world, &guards, ends, None).unwrap()
     };
     let (out, back) = (("web", "203.0.113.9"), ("203.0.113.9", "web"));

@@ -13,9 +13,9 @@ spec:
   egress: [{to: [{ipBlock: {cidr: 203.0.113.0/24}}]}]
 ";
 
-async fn report(world: &World, credential: &str, holds_egress: bool) {
+async fn report(world: &World, credential: &str, overlays: Value) {
     let body = json!({"version": "0.1.0", "endpoints": ["198.51.100.7:6080"], "problems": [],
-        "roundTrips": [], "holdsEgress": holds_egress});
+        "roundTrips": [], "holdsEgress": overlays});
     let (status, value) =
         world.ask(Method::POST, "/v1/node/report", Some(credential), &body.to_string()).await;
     assert_eq!(status, StatusCode::NO_CONTENT, "{value}");
@@ -39,13 +39,15 @@ async fn answers_and_imports_say_whose_guards_hold_to_it() {
     let open = "not enforced outside the overlay: default/web runs no guard with egress by rules";
     assert!(import.contains(open) || import.contains(&open.replace("default/", "")), "{import}");
 
-    report(&world, &web, true).await;
+    report(&world, &web, json!([1])).await;
     let (enforced, why, import) = said().await;
     assert!(enforced && why.contains("the guard of the machine that starts the flow"), "{why}");
     assert!(!import.contains("not enforced"), "{import}");
 
-    report(&world, &web, false).await;
-    assert!(!said().await.0);
+    for other in [json!([]), json!([2])] {
+        report(&world, &web, other).await;
+        assert!(!said().await.0);
+    }
 }
 
 #[tokio::test]
@@ -62,7 +64,7 @@ async fn a_change_is_enforced_when_the_guards_that_hold_to_it_have_it() {
 
     // Nobody who has to do with it is late.
     assert_eq!(allow("203.0.113.0/24").await["enforced"], true);
-    report(&world, &web, true).await;
+    report(&world, &web, json!([1])).await;
     let late = allow("198.51.100.0/24").await;
 
     assert_eq!(late["enforced"], false, "{late}");
