@@ -257,6 +257,11 @@ impl Town {
             policies = policies
                 .replace(&format!("\"{}/", pod.ip), &format!("\"{}/", self.addresses[&place]));
         }
+        // Isolation in one overlay counts for the outside of all that a pod is in.
+        let other = if case.overlay() == "four" { "six" } else { "four" };
+        if self.policies.contains_key(other) {
+            self.apply(rig, other, "[]")?;
+        }
         self.apply(rig, case.overlay(), &policies)?;
         rig.settle()?;
         expect(rig, &self.addresses, &case.flows())

@@ -41,7 +41,7 @@ chroot "$dir/root" sh -e -c '
   echo token > /etc/ovmesh/ovd.token
   # What a stopped daemon leaves.
   nft add table inet ovmesh; nft add table inet others; ip link set lo up
-  ip route add unreachable 10.70.0.0/16 metric 4278198272
+  ip route add unreachable 10.70.0.0/16 metric 4278198272 proto static
   echo == before;   nft list tables; ip route
   echo == upgrade;  dpkg --no-triggers -i /tmp/second.deb; state; tail -1 /etc/ovmesh/ovd.toml
   echo == remove;   dpkg --no-triggers -r ovmesh; state; ls /usr/bin/ovd 2>&1 || true
