@@ -18,6 +18,7 @@ mod doors;
 mod drain;
 mod egress;
 mod failover;
+mod family;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]
