@@ -187,10 +187,16 @@ impl Town {
         for (machine, options) in &options {
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
             let overlays: Vec<&str> = overlays[machine].iter().copied().collect();
-            // Egress is by rules because the overlays are of Kubernetes semantics.
-            let guard: &[&str] =
-                if guarded.contains(machine) { &["--guard", "ports"] } else { &[] };
-            rig.launch_with(machine, Kind::Entity, &overlays, &options, guard)?;
+            if guarded.contains(machine) {
+                // Egress is by rules because the overlays are of Kubernetes semantics.
+                let guard = ["--guard", "ports"];
+                rig.fleet.launch_with(machine, Kind::Entity, &overlays, &options, &guard)?;
+            } else {
+                rig.launch(machine, Kind::Entity, &overlays, &options)?;
+            }
+        }
+        for machine in &guarded {
+            rig.fleet.node_mut(machine)?.wait_ready()?;
         }
         rig.wait_ready()?;
         let mut addresses = Addresses::new();

@@ -158,19 +158,7 @@ impl Rig {
         overlays: &[&str],
         token_options: &[&str],
     ) -> Result<()> {
-        self.launch_with(name, kind, overlays, token_options, &[])
-    }
-
-    /// As [`Self::launch`], with further options of `run`.
-    pub(crate) fn launch_with(
-        &mut self,
-        name: &str,
-        kind: Kind,
-        overlays: &[&str],
-        token_options: &[&str],
-        run_options: &[&str],
-    ) -> Result<()> {
-        self.fleet.launch_with(name, kind, overlays, token_options, run_options)?;
+        self.fleet.launch(name, kind, overlays, token_options)?;
         self.names.push(name.to_owned());
         Ok(())
     }
