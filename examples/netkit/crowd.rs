@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ovmesh::agent::client::{Client, Polled};
+use ovmesh::agent::client::{Client, Polled, TableQuery};
 use ovmesh::agent::sync::backoff;
 use ovmesh::api::Problem;
 use ovmesh::api::node::{JoinRequest, JoinToken};
@@ -77,19 +77,20 @@ async fn node(
         credential_hash: Secret::new(hash),
     };
     let turn = joining.acquire().await;
-    client.join(&request).await?;
+    let mut incarnation = client.join(&request).await?.incarnation;
     drop(turn);
     let credential = Secret::new(credential);
-    let (mut after, mut incarnation, mut failures) = (Serial(0), None, 0);
+    let (mut after, mut failures) = (Serial(0), 0);
     loop {
-        match client.table(&credential, after, incarnation.as_ref()).await {
+        let query = TableQuery { after, incarnation: &incarnation, refused: None, revision: None };
+        match client.table(&credential, &query).await {
             Ok(Polled::Nothing | Polled::Errand(_)) => failures = 0,
             Ok(Polled::Table(table)) => {
                 failures = 0;
                 if after == Serial(0) {
                     let _ = tell.send(Ok(()));
                 }
-                (after, incarnation) = (table.serial, Some(table.incarnation));
+                (after, incarnation) = (table.serial, table.incarnation);
             }
             Err(_) => {
                 failures += 1;

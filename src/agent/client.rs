@@ -17,7 +17,7 @@ use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeRepo
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::pin;
-use crate::types::{Incarnation, Secret, Serial};
+use crate::types::{Incarnation, Revision, Secret, Serial};
 
 /// For TCP and TLS together, for each address.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -117,7 +117,7 @@ impl Client {
         self.read(response).await
     }
 
-    /// Waits for a table newer than `after`, and so acknowledges `after`.
+    /// Waits for a table as asked, and so acknowledges the one in force.
     ///
     /// # Errors
     ///
@@ -125,14 +125,12 @@ impl Client {
     pub async fn table(
         &self,
         credential: &Secret,
-        after: Serial,
-        incarnation: Option<&Incarnation>,
+        query: &TableQuery<'_>,
     ) -> Result<Polled, Problem> {
-        let query = TableQuery { after, incarnation };
         let response = self
             .send(Method::GET, "/v1/node/table", Some(credential), |request| {
                 let request = request.header(header::ACCEPT_ENCODING, gzip::NAME);
-                request.query(&query).timeout(POLL_WITHIN)
+                request.query(query).timeout(POLL_WITHIN)
             })
             .await?;
         match response.status() {
@@ -271,11 +269,19 @@ impl Client {
     }
 }
 
-#[derive(Serialize)]
-struct TableQuery<'a> {
-    after: Serial,
+/// What a node has, and so what it waits for.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct TableQuery<'a> {
+    /// The serial of the table in force.
+    pub after: Serial,
+    /// The life of the server that this node follows.
+    pub incarnation: &'a Incarnation,
+    /// A life of which it refused a table.
     #[serde(skip_serializing_if = "Option::is_none")]
-    incarnation: Option<&'a Incarnation>,
+    pub refused: Option<&'a Incarnation>,
+    /// The revision of the table in force, where it refused another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<Revision>,
 }
 
 fn is_success(status: StatusCode) -> bool {

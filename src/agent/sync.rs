@@ -1,19 +1,20 @@
 //! Pulls tables: from disk first, then by long-poll. What comes is judged, handed to the caller, and
 //! persisted once the caller has applied it; the next poll acknowledges it.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use tokio::sync::mpsc;
 
-use super::client::{Client, Polled};
+use super::client::{Client, Polled, TableQuery};
 use super::health::{Health, Topic};
 use super::state::{Identity, StateDir};
 use crate::api::errand::Errand;
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
-use crate::types::{Incarnation, Serial, Timestamp};
+use crate::types::{Incarnation, Revision, Serial, Timestamp};
 
 /// First and longest wait after a request that failed, before chance makes it shorter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -41,27 +42,26 @@ enum Judgement {
     OtherLife,
 }
 
-/// `in_force` is the table in force; `joined` the life of the server that this node joined.
-fn judge(
-    in_force: Option<(&Incarnation, Serial)>,
-    joined: &Incarnation,
-    offered: (&Incarnation, Serial),
-) -> Judgement {
-    match in_force {
-        Some((incarnation, serial)) if incarnation == offered.0 => {
-            if offered.1 > serial {
-                Judgement::Newer
-            } else if offered.1 == serial {
-                Judgement::Same
-            } else {
-                Judgement::Older
-            }
-        }
-        // The identity names the life that was joined or accepted since.
-        Some(_) if offered.0 == joined => Judgement::Newer,
-        Some(_) => Judgement::OtherLife,
-        // Nothing to lose.
-        None => Judgement::Newer,
+/// What is said of a table beside its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Head {
+    incarnation: Incarnation,
+    serial: Serial,
+    revision: Revision,
+}
+
+/// `in_force` is the table in force; `joined` the life of the server that this node joined, which it follows
+/// while it has no table.
+fn judge(in_force: Option<&Head>, joined: &Incarnation, offered: &NodeTable) -> Judgement {
+    let followed = in_force.map_or(joined, |head| &head.incarnation);
+    if *followed != offered.incarnation {
+        let is_accepted = offered.succeeds.contains(followed);
+        return if is_accepted { Judgement::Newer } else { Judgement::OtherLife };
+    }
+    match in_force.map(|head| offered.serial.cmp(&head.serial)) {
+        None | Some(Ordering::Greater) => Judgement::Newer,
+        Some(Ordering::Equal) => Judgement::Same,
+        Some(Ordering::Less) => Judgement::Older,
     }
 }
 
@@ -74,7 +74,9 @@ pub struct Puller {
     health: Arc<Health>,
     clock: fn() -> Timestamp,
     errands: mpsc::Sender<Errand>,
-    in_force: Option<(Incarnation, Serial)>,
+    in_force: Option<Head>,
+    /// The life of the server of which a table was refused, for as long as the server stays with it.
+    refused: Option<Incarnation>,
     failures: u32,
 }
 
@@ -90,7 +92,17 @@ impl Puller {
         clock: fn() -> Timestamp,
         errands: mpsc::Sender<Errand>,
     ) -> Self {
-        Self { client, state, identity, health, clock, errands, in_force: None, failures: 0 }
+        Self {
+            client,
+            state,
+            identity,
+            health,
+            clock,
+            errands,
+            in_force: None,
+            refused: None,
+            failures: 0,
+        }
     }
 
     /// The table on disk, to be applied before anything is asked of the network.
@@ -109,7 +121,11 @@ impl Puller {
 
     /// The stored table is in force; it need not be written again.
     pub fn resume(&mut self, table: &NodeTable) {
-        self.in_force = Some((table.incarnation.clone(), table.serial));
+        self.in_force = Some(Head {
+            incarnation: table.incarnation.clone(),
+            serial: table.serial,
+            revision: table.revision,
+        });
     }
 
     /// Waits for the next table to apply; asks for ever. Asking acknowledges the one in force.
@@ -150,12 +166,16 @@ impl Puller {
         self.health.set(Topic::Table, vec![line]);
     }
 
-    async fn ask(&self) -> Result<Option<NodeTable>, ()> {
-        let (incarnation, after) = match &self.in_force {
-            Some((incarnation, serial)) => (Some(incarnation), *serial),
-            None => (None, Serial(0)),
+    async fn ask(&mut self) -> Result<Option<NodeTable>, ()> {
+        let head = self.in_force.as_ref();
+        let after = head.map_or(Serial(0), |head| head.serial);
+        let query = TableQuery {
+            after,
+            incarnation: head.map_or(&self.identity.incarnation, |head| &head.incarnation),
+            refused: self.refused.as_ref(),
+            revision: head.filter(|_| self.refused.is_some()).map(|head| head.revision),
         };
-        let answer = self.client.table(&self.identity.credential, after, incarnation).await;
+        let answer = self.client.table(&self.identity.credential, &query).await;
         let now = (self.clock)();
         let offered = match answer {
             Ok(offered) => {
@@ -163,10 +183,16 @@ impl Puller {
                 offered
             }
             Err(problem) => {
+                if problem.code == ProblemCode::Conflict && self.refused.is_some() {
+                    // Its time to wait was over: it asks on at once, to hear the word when it falls.
+                    self.failures = 0;
+                }
                 self.note(&problem, now);
                 return Err(());
             }
         };
+        // Who waits for an operator's word gets that word, or an error.
+        let refused = self.refused.take();
         let table = match offered {
             Polled::Table(table) => *table,
             Polled::Errand(errand) => {
@@ -182,9 +208,7 @@ impl Puller {
         if !self.is_ours(&table) {
             return self.complain("the server sent the table of another node");
         }
-        let in_force = self.in_force.as_ref().map(|(incarnation, serial)| (incarnation, *serial));
-        let offered = (&table.incarnation, table.serial);
-        match judge(in_force, &self.identity.incarnation, offered) {
+        match judge(self.in_force.as_ref(), &self.identity.incarnation, &table) {
             Judgement::Newer => {
                 self.health.set(Topic::Server, Vec::new());
                 Ok(Some(table))
@@ -196,10 +220,13 @@ impl Puller {
                  keeping the one in force",
                 table.serial
             )),
-            Judgement::OtherLife => self.complain(
-                "the server was restored; keeping the table in force until it is accepted: \
-                 run ovctl restore --accept",
-            ),
+            Judgement::OtherLife => {
+                // A server that offers it again did not listen: without a pause it would be asked for ever.
+                let is_news = refused.as_ref() != Some(&table.incarnation);
+                self.refused = Some(table.incarnation);
+                self.failures = if is_news { 0 } else { self.failures };
+                self.complain(NOT_ACCEPTED)
+            }
         }
     }
 
@@ -225,6 +252,10 @@ impl Puller {
                 );
                 self.health.set(Topic::Server, vec![line]);
             }
+            ProblemCode::Conflict if self.refused.is_some() => {
+                self.health.server_answered(self.client.url(), None, now);
+                self.health.set(Topic::Server, vec![NOT_ACCEPTED.to_owned()]);
+            }
             ProblemCode::Failed
             | ProblemCode::Findings
             | ProblemCode::Usage
@@ -242,6 +273,10 @@ impl Puller {
     }
 }
 
+/// What is said for as long as a restored server is not accepted.
+const NOT_ACCEPTED: &str = "the server was restored; keeping the table in force until it is accepted: \
+                            run ovctl restore --accept";
+
 /// How the client says that the pin does not fit.
 const WRONG_SERVER: &str = "is not the one that made this token";
 
@@ -253,26 +288,47 @@ mod tests {
         Incarnation(text.to_owned())
     }
 
+    fn offered(incarnation: &Incarnation, serial: u64, succeeds: &[&Incarnation]) -> NodeTable {
+        let succeeds: Vec<String> = succeeds.iter().map(|life| life.to_string()).collect();
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "ovmesh/v1", "incarnation": incarnation, "succeeds": succeeds,
+            "serial": serial, "revision": 7,
+            "body": {"node": {"id": 3, "kind": "entity", "name": "a"},
+                "saps": [], "links": [], "overlays": []},
+        }))
+        .unwrap()
+    }
+
     #[test]
     fn truth_table_of_offered_tables() {
         use Judgement::{Newer, Older, OtherLife, Same};
-        let (a, b) = (life("a"), life("b"));
+        let (a, b, c) = (life("a"), life("b"), life("c"));
         // in force, joined, offered -> judgement
         let table = [
-            (None, &a, (&a, 1), Newer),
-            (None, &a, (&b, 1), Newer),
-            (Some((&a, 5)), &a, (&a, 6), Newer),
-            (Some((&a, 5)), &a, (&a, 5), Same),
-            (Some((&a, 5)), &a, (&a, 4), Older),
-            (Some((&a, 5)), &a, (&b, 6), OtherLife),
-            (Some((&a, 5)), &a, (&b, 1), OtherLife),
-            (Some((&a, 5)), &b, (&b, 1), Newer),
+            (None, &a, offered(&a, 1, &[]), Newer),
+            // It lost its tables, and knows whom it joined.
+            (None, &a, offered(&b, 1, &[]), OtherLife),
+            (None, &a, offered(&b, 1, &[&a]), Newer),
+            (Some((&a, 5)), &a, offered(&a, 6, &[]), Newer),
+            (Some((&a, 5)), &a, offered(&a, 5, &[]), Same),
+            (Some((&a, 5)), &a, offered(&a, 4, &[]), Older),
+            (Some((&a, 5)), &a, offered(&a, 4, &[&a]), Older),
+            // A restore, before and after it is accepted; serials of another life mean nothing.
+            (Some((&a, 5)), &a, offered(&b, 6, &[]), OtherLife),
+            (Some((&a, 5)), &a, offered(&b, 6, &[&c]), OtherLife),
+            (Some((&a, 5)), &a, offered(&b, 1, &[&c, &a]), Newer),
+            // The server of before comes back: that it was joined once says nothing any more.
+            (Some((&b, 1)), &a, offered(&a, 9, &[]), OtherLife),
+            (Some((&b, 1)), &a, offered(&b, 2, &[&a]), Newer),
         ];
         for (in_force, joined, offered, expected) in table {
-            let in_force_serial = in_force.map(|(life, serial)| (life, Serial(serial)));
-            let offered_serial = (offered.0, Serial(offered.1));
+            let head = in_force.map(|(life, serial)| Head {
+                incarnation: life.clone(),
+                serial: Serial(serial),
+                revision: Revision(1),
+            });
 
-            let judgement = judge(in_force_serial, joined, offered_serial);
+            let judgement = judge(head.as_ref(), joined, &offered);
 
             assert_eq!(judgement, expected, "{in_force:?} {joined:?} {offered:?}");
         }

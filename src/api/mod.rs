@@ -5,6 +5,7 @@
 //! newer server. Every top-level document carries `"apiVersion": "ovmesh/v1"`.
 
 pub mod admin;
+pub mod backup;
 pub mod can;
 pub mod errand;
 pub mod flows;

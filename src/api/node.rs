@@ -4,12 +4,16 @@
 //! |---|---|---|
 //! | `POST /v1/join/check` [`JoinCheck`] | holder of a token | [`JoinPreview`]; consumes nothing |
 //! | `POST /v1/join` [`JoinRequest`] | holder of a token | [`JoinAnswer`]; consumes the token |
-//! | `GET /v1/node/table?after=SERIAL&incarnation=I` | node | [`super::table::NodeTable`], or 204 after [`POLL_SECS`] |
+//! | `GET /v1/node/table?after=SERIAL&incarnation=I` | node | [`super::table::NodeTable`], or 204 after [`POLL_SECS`]; 409 when it keeps a table (below) |
 //! | `POST /v1/node/report` [`NodeReport`] | node | 204 |
 //! | `POST /v1/node/leave` | node | 204 |
 //!
 //! A node authenticates with `Authorization: Bearer CREDENTIAL`. Asking for what comes after a
 //! serial says that this serial is applied and persisted: it is the acknowledgement.
+//!
+//! A node that was offered a table of another incarnation, which does not succeed its own, says so with
+//! `&refused=I&revision=R` (the revision that it keeps) and waits for an operator's word: it gets a table when
+//! that has fallen, 409 when its time is over.
 
 use std::collections::BTreeSet;
 use std::fmt;

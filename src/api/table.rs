@@ -22,6 +22,9 @@ pub struct NodeTable {
     pub api_version: ApiVersion,
     /// The life of the server's database that counts `serial`.
     pub incarnation: Incarnation,
+    /// Former lives of it whose tables this one may replace, as an operator accepted; sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub succeeds: Vec<Incarnation>,
     /// Grows when `body` changes.
     pub serial: Serial,
     /// The revision of the policy that `body` was compiled from.

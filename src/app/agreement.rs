@@ -59,6 +59,7 @@ impl Net {
             let table = NodeTable {
                 api_version: ApiVersion::V1,
                 incarnation: Incarnation("aa".to_owned()),
+                succeeds: Vec::new(),
                 serial: Serial(1),
                 revision: Revision(1),
                 body,

@@ -7,6 +7,7 @@
 mod agreement;
 mod answers;
 mod applier;
+mod backup;
 mod control_loop;
 mod daemon;
 mod devices;

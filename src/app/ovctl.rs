@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use super::node::conclude;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{
-    Format, Global, KubernetesCommand, Ovctl, OvctlCommand, PolicyCommand, ServeArgs,
+    ChangeArgs, Format, Global, KubernetesCommand, Ovctl, OvctlCommand, PolicyCommand, ServeArgs,
 };
 use crate::cli::client::Client;
 use crate::cli::output::Output;
 use crate::cli::{
-    Outcome, audit, completion, dns, entity, flow, group, key, kubernetes, overlay, path, policy,
-    policy_offline, sap, status, token, why,
+    Outcome, audit, backup, completion, dns, entity, flow, group, key, kubernetes, overlay, path,
+    policy, policy_offline, sap, status, token, why,
 };
 
 /// Runs `ovctl` with the arguments of this process.
@@ -33,6 +33,13 @@ fn dispatch(
 ) -> Result<Outcome, Problem> {
     match command {
         OvctlCommand::Serve(args) => serve(global, args),
+        OvctlCommand::Backup(args) => local(super::backup::back_up(global, args, output)),
+        OvctlCommand::Restore(args) => match args.file.clone() {
+            Some(file) => local(super::backup::restore(global, args, file, output)),
+            None => ask(global, output, async |client, output| {
+                backup::accept(client, output, &ChangeArgs::default().options()).await
+            }),
+        },
         OvctlCommand::Completion(args) => {
             output.raw(&completion::script(&args));
             Ok(Outcome::Done)
@@ -104,6 +111,11 @@ fn ask(
         let client = Client::to_server(global, output)?;
         command(&client, output).await
     })
+}
+
+/// Runs what needs no server, on this thread alone.
+fn local(work: impl Future<Output = Result<Outcome, Problem>>) -> Result<Outcome, Problem> {
+    runtime(tokio::runtime::Builder::new_current_thread())?.block_on(work)
 }
 
 /// A tokio runtime with everything on.

@@ -15,7 +15,7 @@ use crate::config::node::default_paths;
 use crate::config::server::{ServerConfig, ServerConfigError, ServerFile};
 use crate::control::listen::{self, bind_tcp, bind_unix};
 use crate::control::tls::Identity;
-use crate::control::{Server, Settings, files, router};
+use crate::control::{Server, Settings, backup, files, router};
 use crate::sys::limits;
 use crate::sys::net::Network;
 
@@ -30,6 +30,8 @@ pub struct Started {
     pub urls: Vec<String>,
     server: Arc<Server>,
     identity: Identity,
+    /// The data directory is ours as long as it is there.
+    _lock: std::fs::File,
     tcp: tokio::net::TcpListener,
     unix: tokio::net::UnixListener,
     admins: Vec<u32>,
@@ -43,6 +45,8 @@ pub struct Started {
 /// When the data directory, the database, the key or a socket cannot be used.
 pub async fn start(config: ServerConfig, host_addresses: Vec<IpAddr>) -> Result<Started, Problem> {
     files::ensure_private_dir(&config.data_dir)?;
+    let lock = files::lock(&config.data_dir)?;
+    backup::finish(&config.data_dir)?;
     let identity = Identity::load_or_make(&config.data_dir)?;
     // Bound before the database is touched: a second server on the same host ends here.
     let tcp = bind_tcp(config.listen).await?;
@@ -72,6 +76,7 @@ pub async fn start(config: ServerConfig, host_addresses: Vec<IpAddr>) -> Result<
         urls,
         server,
         identity,
+        _lock: lock,
         tcp,
         unix,
         admins: config.admin_uids,
@@ -152,6 +157,11 @@ pub async fn run(
     };
     started.run(stop).await;
     Ok(())
+}
+
+/// Where the server that these arguments would start keeps its data.
+pub(super) fn data_dir(args: ServeArgs) -> Result<PathBuf, Problem> {
+    Ok(config(args, None)?.data_dir)
 }
 
 /// The file, overruled by the command line, checked.

@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod audit;
+pub mod backup;
 pub mod client;
 pub mod completion;
 mod credential;

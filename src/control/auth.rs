@@ -196,7 +196,12 @@ impl FromRequestParts<Arc<Server>> for Node {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, server: &Arc<Server>) -> Result<Self, Refusal> {
-        match caller(parts, server).await? {
+        let caller = caller(parts, server).await.inspect_err(|_| {
+            if let Some(secret) = bearer(parts).and_then(|text| text.to_owned().try_into().ok()) {
+                server.live().note_stranger(&store::hash_of(&secret));
+            }
+        })?;
+        match caller {
             Caller::Node(id) => Ok(Self(id)),
             Caller::Admin(_) | Caller::Viewer => Err(Refusal::forbidden(
                 Problem::new(ProblemCode::Unauthorized, "only a node may ask for its table")

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 
 use super::compile::not_compiled;
 use super::live::{Kept, Table};
-use super::store;
+use super::store::{self, lives::Lives};
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::types::{Incarnation, NodeId};
 
@@ -19,12 +19,13 @@ impl Table {
     pub(crate) async fn document(
         self,
         incarnation: Incarnation,
+        lives: Arc<Lives>,
         id: NodeId,
     ) -> Result<Bytes, Problem> {
         if let Kept::Document(document) = self.kept {
             return Ok(document);
         }
-        let work = move || Some(self.packed(&incarnation, &self.body(id)?));
+        let work = move || Some(self.packed(&incarnation, &lives, &self.body(id)?));
         let packed = tokio::task::spawn_blocking(work).await.map_err(not_compiled)?;
         packed.ok_or_else(|| {
             Problem::new(ProblemCode::Failed, "a table is not what it was when it was published")
@@ -41,10 +42,11 @@ impl Table {
     }
 
     /// A [`crate::api::table::NodeTable`] around the bytes of its body.
-    fn packed(&self, incarnation: &Incarnation, body: &str) -> Bytes {
+    fn packed(&self, incarnation: &Incarnation, lives: &Lives, body: &str) -> Bytes {
         let text = format!(
-            "{{\"apiVersion\":\"ovmesh/v1\",\"incarnation\":{},\"serial\":{},\"revision\":{},\"body\":{body}}}",
+            "{{\"apiVersion\":\"ovmesh/v1\",\"incarnation\":{},\"succeeds\":{},\"serial\":{},\"revision\":{},\"body\":{body}}}",
             store::to_json(incarnation),
+            store::to_json(&lives.accepted),
             self.serial,
             self.revision,
         );

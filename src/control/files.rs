@@ -1,6 +1,6 @@
 //! Private files: 0600 in a directory of 0700 that belongs to us, or we do not start.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -45,6 +45,28 @@ pub(crate) fn ensure_private_file(path: &Path) -> Result<(), Problem> {
         Err(error) => return Err(failed(format!("cannot make {}", path.display()), &error)),
     }
     check(path, "file", "0600")
+}
+
+/// Holds the data directory `dir` until the file is dropped: one server, or one restore, at a time.
+///
+/// # Errors
+///
+/// `Conflict` when another process holds it.
+pub fn lock(dir: &Path) -> Result<File, Problem> {
+    let path = dir.join("lock");
+    ensure_private_file(&path)?;
+    let cannot = |error: std::io::Error| failed(format!("cannot use {}", path.display()), &error);
+    let file = OpenOptions::new().write(true).open(&path).map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Problem::new(
+            ProblemCode::Conflict,
+            format!("the data directory {} is in use", dir.display()),
+        )
+        .why("a server runs on it, or a restore is under way")
+        .fix("stop that server, or name another place: --data-dir DIR")),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
 }
 
 fn check(path: &Path, what: &str, mode: &str) -> Result<(), Problem> {

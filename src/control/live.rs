@@ -14,6 +14,7 @@ use super::compile::Source;
 use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
 use super::store::keys::RingRow;
+use super::store::lives::Lives;
 use super::store::policies::Policies;
 use crate::api::admin::{NodeHealth, Pending};
 use crate::api::errand::Errand;
@@ -21,7 +22,7 @@ use crate::api::node::{Guessed, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::keys::rotation::Step;
 use crate::policy::{Leg, NodeFacts, World};
-use crate::types::{NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
+use crate::types::{Incarnation, NodeId, NodeKind, OverlayId, Revision, Secret, Serial, Timestamp};
 
 /// How long a node counts as online between two polls: it applies and persists a table meanwhile.
 const BETWEEN_POLLS: Duration = Duration::from_secs(3);
@@ -42,6 +43,9 @@ pub(crate) enum Kept {
     Document(Bytes),
 }
 
+/// Unknown credentials that are counted.
+const STRANGERS_MAX: usize = 1024;
+
 /// Guessed pairs that wait for the clockwork.
 const GUESSED_MAX: usize = 256;
 
@@ -55,6 +59,14 @@ pub(crate) struct Table {
     /// What its body can be compiled from again.
     pub(crate) source: Arc<Source>,
     pub(crate) revision: Revision,
+}
+
+/// A table of another life of this server, which a node has in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Keeps {
+    pub(crate) incarnation: Incarnation,
+    /// The revision that it was compiled from, once the node said so.
+    pub(crate) revision: Option<Revision>,
 }
 
 /// One node at the moment.
@@ -87,6 +99,8 @@ pub(crate) struct NodeState {
     /// The overlays whose rules about addresses outside its guard holds it to.
     pub(crate) holds_egress: BTreeSet<OverlayId>,
     pub(crate) endpoints: Vec<SocketAddr>,
+    /// What it keeps instead of a table of this server.
+    pub(crate) keeps: Option<Keeps>,
     /// When its next news may change tables.
     pub(crate) news_from: Instant,
     /// What its next poll brings it to do.
@@ -116,6 +130,7 @@ impl NodeState {
             translated: Vec::new(),
             holds_egress: BTreeSet::new(),
             endpoints: Vec::new(),
+            keeps: None,
             news_from: Instant::now(),
             errands: VecDeque::new(),
             wake: watch::Sender::new(0),
@@ -204,6 +219,9 @@ impl NodeState {
     /// Why it has not acknowledged, in words.
     pub(crate) fn why_behind(&self) -> String {
         match (self.is_online(), self.seen) {
+            (true, _) if self.keeps.is_some() => {
+                "keeps the tables of before the restore (ovctl restore --accept)".to_owned()
+            }
             (true, _) => "has not answered".to_owned(),
             (false, Some(seen)) => format!("offline since {seen}"),
             (false, None) => "offline since the server started".to_owned(),
@@ -230,6 +248,10 @@ pub(crate) struct Live {
     pub(crate) asked: BTreeMap<RingId, Serials>,
     /// Pairs whose keys somebody guesses at, and who said so, until the clockwork has looked at them.
     pub(crate) guessed: BTreeMap<Guessed, NodeId>,
+    /// The lives of the database, as tables say them.
+    pub(crate) lives: Arc<Lives>,
+    /// Hashes of credentials that ask for a table and are nobody's.
+    pub(crate) strangers: BTreeSet<[u8; 32]>,
 }
 
 impl Live {
@@ -240,6 +262,34 @@ impl Live {
             .iter()
             .flat_map(|(id, node)| node.holds_egress.iter().map(move |overlay| (*overlay, *id)));
         (Arc::clone(&self.world), holding.collect())
+    }
+
+    /// Takes what the database says of its lives; nodes are told when that is news.
+    pub(crate) fn take_lives(&mut self, lives: Lives) {
+        if *self.lives == lives {
+            return;
+        }
+        self.lives = Arc::new(lives);
+        for node in self.nodes.values_mut() {
+            if let Some(table) = node.shown.as_mut().filter(|t| matches!(t.kept, Kept::Document(_)))
+            {
+                table.kept = Kept::Nothing;
+            }
+            node.wake.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    /// The nodes that keep the table of a life that nobody let them leave.
+    pub(crate) fn keepers(&self) -> impl Iterator<Item = (NodeId, &Keeps)> {
+        let keepers = self.nodes.iter().filter_map(|(id, node)| Some((*id, node.keeps.as_ref()?)));
+        keepers.filter(|(_, keeps)| !self.lives.accepted.contains(&keeps.incarnation))
+    }
+
+    /// Remembers that somebody asks for a table with a credential that is nobody's.
+    pub(crate) fn note_stranger(&mut self, hash: &Secret) {
+        if self.strangers.len() < STRANGERS_MAX {
+            self.strangers.insert(*hash.expose());
+        }
     }
 
     /// Remembers which serials carry the steps that rings have entered since `older`. Whoever publishes

@@ -14,9 +14,11 @@
 //! | `keyset`, `rotation`, `driver` | keys, the steps of their rotation, the clockwork |
 //! | `flows` | what nodes say that happened, on its way to the database |
 //! | `errands`, `tracers` | what nodes are asked to do beside; packets of live tests |
+//! | `backup` | backups, and data directories made of them |
 //! | `listen`, `tls`, `auth`, `routes` | HTTP: accept loop, key, who asks, what is answered |
 
 mod auth;
+pub mod backup;
 mod compile;
 mod document;
 mod drain;

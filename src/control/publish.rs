@@ -78,6 +78,7 @@ impl Server {
         let (world, policies) = store::world::load_changed(conn, known, &changes).await?;
         let (world, policies) = (Arc::new(world), Arc::new(policies));
         let keys = Keys::load_changed(conn, &old.keys, &changes).await?;
+        let lives = store::lives::read(conn).await?;
         let loaded = started.elapsed();
         let (source, touched, compiled) = {
             let (world, at, old) = (Arc::clone(&world), now(), Arc::clone(&old));
@@ -99,6 +100,7 @@ impl Server {
         let first: Published = {
             let mut live = self.live();
             live.policies = policies;
+            live.take_lives(lives);
             take_over(&mut live, &source, &old_keys, &touched, compiled, (&published, &held));
             published
                 .iter()

@@ -25,6 +25,18 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+/// Refuses what is no key of a server; `path` is where it comes from.
+pub(crate) fn check_key(pem: &str, path: &Path) -> Result<(), Problem> {
+    KeyPair::from_pem(pem).map(drop).map_err(|error| {
+        Problem::new(
+            ProblemCode::Failed,
+            format!("there is no usable server key in {}", path.display()),
+        )
+        .why(error.to_string())
+        .fix("nodes know the server by this key alone: take another backup")
+    })
+}
+
 impl Identity {
     /// Loads the key in `data_dir`, or makes one. The certificate around it is made anew at each start:
     /// nodes look at the key alone, so it can never expire.

@@ -20,7 +20,7 @@ pub struct Serial(pub u64);
 
 /// One life of the server's database: 128 random bits in hex. A restore starts a new one, so that
 /// serials of different lives are never compared.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(pub String);
 

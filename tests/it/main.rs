@@ -8,6 +8,7 @@
 mod answers;
 mod architecture;
 mod attacks;
+mod backup;
 mod bad_input;
 mod conformance;
 mod corpora;

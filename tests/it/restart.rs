@@ -50,6 +50,48 @@ fn nodes_restart_from_their_tables_while_the_server_is_away() {
 }
 
 #[test]
+fn all_machines_start_again_without_the_server_also_from_a_broken_newest_table() {
+    play(&["s1"], &["a", "b"], |rig| {
+        rig.allow(&["a", "b", "--port", "udp/9"])?;
+        // One table more, so that there is one before the newest on every disk.
+        rig.allow(&["a", "b", "--port", "udp/11"])?;
+        rig.fleet.stop_server()?;
+
+        for name in ["a", "b", "s1"] {
+            rig.fleet.node_mut(name)?.kill()?;
+            // What a reboot takes: devices, with their addresses and routes.
+            let clear = "ip link del ov0 2> /dev/null; ip link show ov0 2> /dev/null";
+            let left = rig.fleet.machine(name)?.run(&["sh", "-c", clear])?;
+            ensure!(left.code != 0, "{name} still has its device: {}", left.stdout);
+        }
+        // And a disk that lost what was written last.
+        let newest = rig.fleet.machine("a")?.state_dir().join("ovd/table.json");
+        let whole = std::fs::read(&newest)?;
+        std::fs::write(&newest, &whole[..whole.len() / 2])?;
+        for name in ["s1", "b", "a"] {
+            rig.fleet.node_mut(name)?.start()?;
+        }
+
+        let _echoes = [rig.udp_echo("b", 9)?, rig.udp_echo("b", 10)?, rig.udp_echo("b", 11)?];
+        flows(rig, "every machine started again")?;
+        ensure!(rig.udp_ping("a", "b", 10, 2)? == 0, "policy is in force, too");
+        let status = rig.fleet.node("a")?.status()?;
+        let problems = status["problems"].to_string();
+        ensure!(problems.contains("table.json"), "{problems}");
+        ensure!(status["table"]["fromDisk"] == true, "{status}");
+        // It is the one before: it does not know the newest rule, which the others do.
+        ensure!(rig.udp_ping("a", "b", 11, 2)? == 0, "the broken table is in force");
+        let problems = rig.fleet.node("b")?.status()?["problems"].to_string();
+        ensure!(!problems.contains("table.json"), "b's table is whole: {problems}");
+
+        rig.fleet.start_server()?;
+        rig.reconnected()?;
+        rig.settle()?;
+        flows_on(rig, 11, "the server came back")
+    });
+}
+
+#[test]
 fn an_expired_rule_stops_with_the_server_away() {
     play(&["s1"], &["a", "b"], |rig| {
         let _echoes = [rig.udp_echo("b", 9)?, rig.udp_echo("b", 10)?];

@@ -30,6 +30,7 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
     NodeTable {
         api_version: ApiVersion::V1,
         incarnation: Incarnation("aa".to_owned()),
+        succeeds: Vec::new(),
         serial: Serial(1),
         revision: Revision(1),
         body: TableBody {

@@ -30,6 +30,7 @@ fn table(serial: u64) -> NodeTable {
     NodeTable {
         api_version: ApiVersion::V1,
         incarnation: Incarnation("aa".to_owned()),
+        succeeds: Vec::new(),
         serial: Serial(serial),
         revision: Revision(1),
         body: TableBody {

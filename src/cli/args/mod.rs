@@ -8,6 +8,7 @@
     reason = "these doc comments are help texts for terminals, where `[::]:7443` is an address"
 )]
 
+mod backup;
 mod dns;
 mod flow;
 mod kubernetes;
@@ -25,6 +26,7 @@ use clap::{Args, ValueEnum};
 use crate::api::admin::ChangeOptions;
 use crate::types::{HumanDuration, Revision};
 
+pub use backup::{BackupArgs, DataArgs, RestoreArgs};
 pub use dns::{DnsCommand, DnsExportArgs, DnsForm};
 pub use flow::{FlowArgs, FlowCommand};
 pub use kubernetes::{InjectArgs, KubernetesCommand};

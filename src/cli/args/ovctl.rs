@@ -9,9 +9,9 @@ use clap::{
 };
 
 use super::{
-    CanArgs, ChangeArgs, DnsCommand, EXIT_CODES, EntityRef, FlowCommand, Format, GroupCommand,
-    KubernetesCommand, LabelEdit, NamespaceCommand, PathCommand, PolicyCommand, RotateTarget,
-    ServiceCommand, TokenCommand,
+    BackupArgs, CanArgs, ChangeArgs, DnsCommand, EXIT_CODES, EntityRef, FlowCommand, Format,
+    GroupCommand, KubernetesCommand, LabelEdit, NamespaceCommand, PathCommand, PolicyCommand,
+    RestoreArgs, RotateTarget, ServiceCommand, TokenCommand,
 };
 use crate::api::admin::Semantics;
 use crate::api::{Problem, ProblemCode};
@@ -170,6 +170,25 @@ Example:
     /// Flows: what happened, allowed and denied, by which rule
     #[command(subcommand, visible_alias = "flows")]
     Flow(FlowCommand),
+    /// Make a backup of the server on this machine, which may be running
+    #[command(after_help = "\
+Run it as the server's user, or root. One file, for its owner alone: it holds the server's key and all
+authorization keys.
+
+Example:
+  ovctl backup /var/backups/ovmesh-$(date +%F).db")]
+    Backup(BackupArgs),
+    /// Make a server of a backup; nodes keep the tables that they have until --accept
+    #[command(after_help = "\
+The server must be stopped, and run it as the server's user. What was changed after the backup is as it
+was before: look at it, put it right, and then let nodes follow.
+
+Examples:
+  ovctl restore ovmesh.db                          then: ovctl serve
+  ovctl restore --accept                           once all is right: nodes follow
+  ovctl restore ovmesh.db --rekey                  the backup was in other hands
+  ovctl restore ovmesh.db --replace                there is a server, which shall go")]
+    Restore(RestoreArgs),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:

@@ -7,6 +7,7 @@ mod live_test;
 mod node;
 mod paths;
 mod policies;
+mod restore;
 mod rules;
 mod views;
 mod why;
@@ -129,6 +130,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/v1/keys", get(views::keys))
         .route("/v1/keys/rotate", post(admin::rotate_keys))
         .route("/v1/audit", get(views::audit))
+        .route("/v1/restore/accept", post(restore::accept))
         .route("/v1/flows", get(flows::list))
         .route("/v1/join/check", post(node::check))
         .route("/v1/join", post(node::join))

@@ -17,11 +17,11 @@ use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeRepo
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::control::auth::Node;
 use crate::control::listen::Origin;
-use crate::control::live::Kept;
+use crate::control::live::{Keeps, Kept, Live};
 use crate::control::publish::Hold;
 use crate::control::server::{Server, now};
 use crate::control::store::{self, audit, join as joining, nodes, paths};
-use crate::types::{Incarnation, NodeId, Serial};
+use crate::types::{Incarnation, NodeId, Revision, Serial};
 
 type Shared = State<Arc<Server>>;
 
@@ -70,6 +70,10 @@ pub(super) struct TableQuery {
     #[serde(default)]
     after: u64,
     incarnation: Option<Incarnation>,
+    /// The life of which it refused a table, because nobody accepted it.
+    refused: Option<Incarnation>,
+    /// Of the table in force, from who refused another.
+    revision: Option<Revision>,
 }
 
 /// Counts a poll while it is open, also when its client goes away.
@@ -98,14 +102,22 @@ pub(super) async fn table(
     if let Some(Origin::Tls { slot, .. }) = extensions.get::<Origin>() {
         slot.becomes_poll();
     }
-    let is_same = query.incarnation.as_ref().is_none_or(|mine| *mine == server.incarnation);
-    let after = if is_same { Serial(query.after) } else { Serial(0) };
+    let other = query.incarnation.filter(|theirs| *theirs != server.incarnation);
+    let after = if other.is_none() { Serial(query.after) } else { Serial(0) };
+    // It said no once; asking again would not change its mind, an operator's word does.
+    let must_wait = query.refused.as_ref() == Some(&server.incarnation);
+    let refuses = |live: &Live| {
+        let is_accepted = |life| live.lives.accepted.contains(life);
+        must_wait && other.as_ref().is_some_and(|life| !is_accepted(life))
+    };
     let (mut wake, number) = {
         let mut live = server.live();
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
         state.polls += 1;
         state.poll_number += 1;
         state.seen = Some(now());
+        state.keeps =
+            other.clone().map(|life| Keeps { incarnation: life, revision: query.revision });
         state.acknowledge(after);
         // It has this one; should it lose it, it is compiled again.
         if let Some(table) = state.shown.as_mut().filter(|table| table.serial == after) {
@@ -123,15 +135,19 @@ pub(super) async fn table(
         let new = {
             let live = server.live();
             let state = live.nodes.get(&id).ok_or_else(gone)?;
-            state.shown.clone().filter(|table| table.serial > after)
+            let shown = state.shown.clone().filter(|table| table.serial > after);
+            shown.filter(|_| !refuses(&live)).map(|table| (table, Arc::clone(&live.lives)))
         };
-        if let Some(table) = new {
+        if let Some((table, lives)) = new {
             let serial = table.serial;
-            let document = table.document(server.incarnation.clone(), id).await?;
+            let document =
+                table.document(server.incarnation.clone(), Arc::clone(&lives), id).await?;
             let mut live = server.live();
+            let live_lives = Arc::clone(&live.lives);
             let shown = live.nodes.get_mut(&id).and_then(|state| state.shown.as_mut());
             // Should the answer be lost, the next question gets the same bytes.
-            if let Some(table) = shown.filter(|table| table.serial == serial) {
+            let is_told = Arc::ptr_eq(&live_lives, &lives);
+            if let Some(table) = shown.filter(|table| table.serial == serial && is_told) {
                 table.kept = Kept::Document(document.clone());
             }
             drop(live);
@@ -139,20 +155,24 @@ pub(super) async fn table(
         }
         {
             let mut live = server.live();
+            let refuses = refuses(&live);
             let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
-            if state.poll_number != number || *stopping.borrow() {
+            let is_over =
+                state.poll_number != number || *stopping.borrow() || Instant::now() >= deadline;
+            if is_over && refuses {
+                return Err(not_accepted());
+            }
+            if is_over {
                 return Ok(StatusCode::NO_CONTENT.into_response());
             }
-            if let Some(errand) = state.errands.pop_front() {
+            if !refuses && let Some(errand) = state.errands.pop_front() {
                 return Ok((StatusCode::ACCEPTED, Json(errand)).into_response());
             }
         }
         tokio::select! {
             changed = wake.changed() => if changed.is_err() { return Err(gone()); },
             _ = stopping.changed() => {}
-            () = tokio::time::sleep_until(deadline) => {
-                return Ok(StatusCode::NO_CONTENT.into_response());
-            }
+            () = tokio::time::sleep_until(deadline) => {}
         }
     }
 }
@@ -164,6 +184,14 @@ fn restless() -> Refusal {
             .why("each change makes new tables for others; one a second is enough")
             .fix("look at its network; it reports again by itself"),
     )
+}
+
+/// Nobody let the node follow this life of the server.
+fn not_accepted() -> Refusal {
+    Problem::new(ProblemCode::Conflict, "the server was restored, and nobody accepted that yet")
+        .why("its tables may be older than the one in force")
+        .fix("ovctl restore --accept")
+        .into()
 }
 
 /// The node was deleted.

@@ -14,7 +14,7 @@ use crate::api::admin::{
 use crate::api::policy::Namespace;
 use crate::api::{Problem, ProblemCode};
 use crate::control::auth::Viewer;
-use crate::control::live::{Live, NodeState};
+use crate::control::live::{Keeps, Live, NodeState};
 use crate::control::policies;
 use crate::control::rotation;
 use crate::control::server::{Server, now};
@@ -25,7 +25,7 @@ use crate::control::store::{
 };
 use crate::keys::rotation::Step;
 use crate::policy::{self, Drain};
-use crate::types::{ApiVersion, EntityName, Name, NodeKind, OverlayId, RuleId};
+use crate::types::{ApiVersion, EntityName, Name, NodeId, NodeKind, OverlayId, RuleId};
 
 type Shared = State<Arc<Server>>;
 
@@ -259,6 +259,7 @@ fn problems(live: &Live, overlays: &[Overlay]) -> Vec<String> {
             ));
         }
     }
+    lines.extend(restore_problems(live));
     for (id, node) in &live.nodes {
         for problem in &node.problems {
             lines.push(format!("{}: {problem}", rotation::name_of(&live.world, *id)));
@@ -268,6 +269,38 @@ fn problems(live: &Live, overlays: &[Overlay]) -> Vec<String> {
         for name in crate::control::selection::dangling(&live.world, [&rule.from, &rule.to]) {
             lines.push(format!("rule {id} dangles: {name} is gone (ovctl policy revoke {id})"));
         }
+    }
+    lines
+}
+
+/// What is left to do after a restore, or when nodes come from another life of this server.
+fn restore_problems(live: &Live) -> Vec<String> {
+    let keepers: Vec<(NodeId, &Keeps)> = live.keepers().collect();
+    let newest = keepers.iter().filter_map(|(_, keeps)| keeps.revision).max();
+    let until = newest.map_or_else(String::new, |newest| format!(", up to revision {newest}"));
+    let kept = match keepers.len() {
+        0 => "no node that is connected keeps other tables".to_owned(),
+        1 => format!("1 node keeps its table{until}"),
+        count => format!("{count} nodes keep their tables{until}"),
+    };
+    let mut lines = Vec::new();
+    match live.lives.backup_made {
+        Some(made) if live.lives.waits => lines.push(format!(
+            "restored from a backup of {made}, not accepted: {kept}; put right what changed since \
+             (ovctl policy list, ovctl entity list, ovctl token list), then: ovctl restore --accept"
+        )),
+        _ if !keepers.is_empty() => lines.push(format!(
+            "{kept} of another life of this server: if that one is gone for good, \
+             ovctl restore --accept makes them follow this one"
+        )),
+        _ => {}
+    }
+    let strangers = live.strangers.len();
+    if live.lives.backup_made.is_some() && strangers > 0 {
+        lines.push(format!(
+            "unknown credentials that ask for tables: {strangers}; nodes that joined after the backup \
+             was made leave and join again"
+        ));
     }
     lines
 }

@@ -312,7 +312,8 @@ impl Server {
         let body = table.source.blueprint.table(&*table.source.keys, id)?;
         let (incarnation, serial) = (Incarnation("aa".to_owned()), table.serial);
         let (api_version, revision) = (ApiVersion::V1, table.revision);
-        Some(NodeTable { api_version, incarnation, serial, revision, body })
+        let succeeds = Vec::new();
+        Some(NodeTable { api_version, incarnation, succeeds, serial, revision, body })
     }
 
     /// What a node's table would be if it were compiled anew.

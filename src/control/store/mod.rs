@@ -6,12 +6,14 @@
 //! credential's text, only SHA-256.
 
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod changes;
 pub(crate) mod cidr;
 pub(crate) mod confirmations;
 pub(crate) mod flows;
 pub(crate) mod join;
 pub(crate) mod keys;
+pub(crate) mod lives;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;
 pub(crate) mod overlays;

@@ -231,7 +231,7 @@ async fn overlays_have_either_semantics_and_names_of_their_own() {
 
 /// What a server of the first version wrote: web may talk to db, over sap-1.
 const FIRST_VERSION: &str = "
-    INSERT INTO meta VALUES (1, '0123456789abcdef0123456789abcdef', 7);
+    INSERT INTO meta (one, incarnation, revision) VALUES (1, '0123456789abcdef0123456789abcdef', 7);
     INSERT INTO overlays (id, name, cidr, semantics, silent, created)
         VALUES (1, 'default', '10.70.0.0/16', 'default-deny', 0, 1);
     INSERT INTO nodes (id, kind, namespace, name, ephemeral, all_overlays, joined, version)
