@@ -73,7 +73,7 @@ async fn a_rule_that_ends_is_taken_from_the_tables_and_others_stay() {
     let world = world_with(|_| {}).await;
     let web = world.join("web", "entity", json!({})).await;
     let db = world.join("db", "entity", json!({})).await;
-    for (from, to, expires) in [("web", "db", json!("1s")), ("db", "web", Value::Null)] {
+    for (from, to, expires) in [("web", "db", json!("3s")), ("db", "web", Value::Null)] {
         let rule = json!({"action": "allow", "from": from, "to": to, "expires": expires});
         let (status, value) = world.post("/v1/rules", rule).await;
         assert_eq!(status, StatusCode::OK, "{value}");
