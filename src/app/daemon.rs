@@ -266,6 +266,7 @@ impl Shared {
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
             guessed: self.guesses().take(),
+            holds_egress: self.guard.holds_egress(),
         }
     }
 }
@@ -303,6 +304,7 @@ pub(crate) async fn run(
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    client.addresses().remember(state.server_addresses());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
     let puller = Puller::new(
         Arc::clone(&client),
@@ -345,7 +347,6 @@ pub(crate) async fn run(
         place,
         guarding,
         in_force: None,
-        server: None,
     };
     applier.find_endpoints().await;
     applier.follow_guard().await;

@@ -18,6 +18,7 @@ mod guard_command;
 mod guarding;
 mod guessing;
 pub mod node;
+mod outside;
 pub mod ovctl;
 pub mod ovd;
 pub mod ovsap;
