@@ -198,6 +198,18 @@ impl Fleet {
         overlays: &[&str],
         token_options: &[&str],
     ) -> Result<()> {
+        self.launch_with(name, kind, overlays, token_options, &[])
+    }
+
+    /// As [`Self::launch`], with further options of `run`.
+    pub(crate) fn launch_with(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        overlays: &[&str],
+        token_options: &[&str],
+        run_options: &[&str],
+    ) -> Result<()> {
         let machine = self.world.machine(name)?;
         let mut options = vec!["--role", kind.role()];
         for overlay in overlays {
@@ -205,7 +217,7 @@ impl Fleet {
         }
         options.extend(token_options);
         let token = self.token(&options)?;
-        self.start_node(machine, kind, &token, &[])
+        self.start_node(machine, kind, &token, run_options)
     }
 
     /// Joins a machine that is there already, with a token and further options of `run`.

@@ -2,6 +2,7 @@
 //! pinned key only, and reads answers up to a bound.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::addresses::{Addresses, Resolver};
 use crate::api::errand::{Errand, ErrandReport};
 use crate::api::flows::FlowReport;
 use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
@@ -48,6 +50,7 @@ pub enum Polled {
 pub struct Client {
     http: reqwest::Client,
     urls: Vec<String>,
+    addresses: Arc<Addresses>,
     /// Index of the address that answered last: tried first.
     preferred: AtomicUsize,
 }
@@ -65,6 +68,7 @@ impl Client {
         if urls.is_empty() {
             return Err(broken("no address of the server is known".to_owned()));
         }
+        let addresses = Arc::new(Addresses::new(&urls));
         let tls = pin::client_config(pin).map_err(|error| broken(error.to_string()))?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -72,11 +76,12 @@ impl Client {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_WITHIN)
+            .dns_resolver(Arc::new(Resolver(Arc::clone(&addresses))))
             .tcp_keepalive(Duration::from_secs(15))
             .user_agent(concat!("ovmesh/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| broken(reasons(&error)))?;
-        Ok(Self { http, urls, preferred: AtomicUsize::new(0) })
+        Ok(Self { http, urls, addresses, preferred: AtomicUsize::new(0) })
     }
 
     /// The address that answered last, or the first one.
@@ -84,6 +89,12 @@ impl Client {
     pub fn url(&self) -> &str {
         let preferred = self.preferred.load(Ordering::Relaxed);
         self.urls.get(preferred).map_or("", String::as_str)
+    }
+
+    /// Where all of them are.
+    #[must_use]
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
     }
 
     /// Asks what a token is good for.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod client;
 pub mod denials;
 pub mod explain;

@@ -7,6 +7,7 @@
 //!   table.json          the newest table that was applied
 //!   table.prev.json     the one before, for when the newest cannot be read
 //!   devices.json        overlay id -> TUN device
+//!   server.json         the server's name -> its addresses, as last known
 //!   NAME.tmp            a file being written; left by a crash, harmless
 //! ```
 //!
@@ -24,6 +25,7 @@ use std::time::UNIX_EPOCH;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Known;
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{
@@ -35,6 +37,7 @@ const IDENTITY: &str = "identity.json";
 const TABLE: &str = "table.json";
 const TABLE_BEFORE: &str = "table.prev.json";
 const DEVICES: &str = "devices.json";
+const SERVER: &str = "server.json";
 
 /// The longest file that is read.
 const FILE_MAX_BYTES: u64 = 256 << 20;
@@ -231,6 +234,23 @@ impl StateDir {
         self.write(DEVICES, devices)
     }
 
+    /// The last known addresses of the server; empty when none were kept or the file is broken.
+    #[must_use]
+    pub fn server_addresses(&self) -> Known {
+        let kept: Option<Known> =
+            self.uid().and_then(|uid| read(&self.path.join(SERVER), uid)).ok().flatten();
+        kept.unwrap_or_default()
+    }
+
+    /// Keeps the addresses of the server.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` when it cannot be written.
+    pub fn save_server_addresses(&self, known: &Known) -> Result<(), Problem> {
+        self.write(SERVER, known)
+    }
+
     /// Undoes opening: for a join that failed. Removes what opening made, and nothing that was there.
     pub fn abandon(self) {
         if self.made.contains(&self.path) {
@@ -249,7 +269,7 @@ impl StateDir {
     /// `Failed` when a file cannot be removed.
     pub fn erase(self) -> Result<(), Problem> {
         // The identity goes last: a leave that broke off can be repeated.
-        for name in [TABLE, TABLE_BEFORE, DEVICES, LOCK, IDENTITY] {
+        for name in [TABLE, TABLE_BEFORE, DEVICES, SERVER, LOCK, IDENTITY] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

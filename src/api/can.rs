@@ -39,7 +39,7 @@ pub struct CanAnswer {
     pub rule: Option<RuleId>,
     /// Why, in one sentence.
     pub why: String,
-    /// Whether nodes hold to the verdict: nothing enforces rules about addresses outside.
+    /// Whether nodes hold to the verdict: of addresses outside only guards with egress by rules do.
     pub enforced: bool,
     /// How many ordered pairs of ends were asked about.
     pub pairs: u64,

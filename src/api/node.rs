@@ -15,6 +15,7 @@
 //! `&refused=I&revision=R` (the revision that it keeps) and waits for an operator's word: it gets a table when
 //! that has fallen, 409 when its time is over.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -187,6 +188,9 @@ pub struct NodeReport {
     /// At a SaP: entities that it hears from another address than those they say: somebody translates.
     #[serde(default)]
     pub translated: Vec<Translated>,
+    /// At an entity: the overlays whose rules about addresses outside its guard holds it to.
+    #[serde(default)]
+    pub holds_egress: BTreeSet<OverlayId>,
 }
 
 /// A pair whose key somebody guesses at.

@@ -131,6 +131,9 @@ pub struct OverlayTable {
     pub destination_keys: Vec<DestinationKeyRow>,
     /// Pairs whose own generation is not 0, towards a destination in `destination_keys`.
     pub pair_generations: Vec<PairGenerationRow>,
+    /// At an entity: what it may open to addresses outside, for its guard. Empty at a SaP.
+    #[serde(default)]
+    pub outside: OutsideTable,
     /// At an entity: the key to stamp for each destination that it may send to (to open a flow or to
     /// reply). Sorted by member. Empty at a SaP.
     pub send_keys: Vec<SendKeyRow>,
@@ -199,6 +202,35 @@ pub struct IsolationRow {
     pub egress: Option<RuleId>,
     /// The first of the policies that isolate the flows that others start to it.
     pub ingress: Option<RuleId>,
+}
+
+/// What an entity may open to addresses that belong to no member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutsideTable {
+    /// Whether what no row speaks of passes: no NetworkPolicy isolates the flows that it starts, in an
+    /// overlay of `kubernetes` semantics.
+    pub unspoken_passes: bool,
+    /// Sorted by rule, in the order that the rule names them.
+    pub rows: Vec<OutsideRow>,
+}
+
+/// What a rule, or an item of a NetworkPolicy's `egress`, says of addresses outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutsideRow {
+    /// The rule or NetworkPolicy.
+    pub id: RuleId,
+    /// What it does, and when it is asked.
+    pub tier: Tier,
+    /// The addresses; none means all.
+    pub cidr: Option<Prefix>,
+    /// What is cut out of `cidr`.
+    pub except: Vec<Prefix>,
+    /// Protocols and ports; empty means all. Never [`Service::Named`]: the outside has no names for ports.
+    pub services: Vec<Service>,
+    /// When the rule ends; nodes enforce it themselves.
+    pub not_after: Option<Timestamp>,
 }
 
 /// The path of the pairs between two sets.

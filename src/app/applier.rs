@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::daemon::{End, Place, Plane, Shared};
-use super::endpoints::{prefer_reachable, server_address};
+use super::endpoints::prefer_reachable;
 use super::guarding::Guarding;
 use super::handover::{Estate, Predecessor};
 use super::{control_loop, devices, node};
@@ -96,8 +96,6 @@ pub(crate) struct Applier<'a> {
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
-    /// Where the server is, as far as it is known.
-    pub(crate) server: Option<SocketAddr>,
     /// What the next process gets.
     pub(crate) estate: Estate,
     /// Who forwards as long as this process is not ready to.
@@ -308,7 +306,8 @@ impl Applier<'_> {
         let stored = if self.in_force.is_none() { self.state.table().0 } else { None };
         let table = self.in_force.as_ref().or(stored.as_ref());
         let names = table.map(|table| devices::names(self.state, table)).unwrap_or_default();
-        guarding.follow(table, &names, self.server, &self.shared.health).await;
+        let servers = self.client.addresses().all();
+        guarding.follow(table, &names, &servers, &self.shared.health).await;
     }
 
     /// Makes the guard again where that is due, and what waited for it.
@@ -346,9 +345,8 @@ impl Applier<'_> {
     }
 
     pub(crate) async fn find_endpoints(&mut self) {
-        // Without an answer the last one is the best guess.
-        self.server = server_address(self.client.url()).await.or(self.server);
-        let found = self.place.wanted.pick(self.in_force.as_ref(), self.server);
+        let server = self.find_server().await;
+        let found = self.place.wanted.pick(self.in_force.as_ref(), server);
         let lines = if found.is_empty() {
             vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
         } else {
@@ -362,6 +360,19 @@ impl Applier<'_> {
             facts.endpoints = found;
             self.shared.health.poke();
         }
+    }
+
+    /// Where the server is, as far as it is known: a guard may stand before the name servers next time.
+    async fn find_server(&self) -> Option<SocketAddr> {
+        let addresses = self.client.addresses();
+        addresses.refresh().await;
+        let known = addresses.known();
+        if known != self.state.server_addresses()
+            && let Err(problem) = self.state.save_server_addresses(&known)
+        {
+            tracing::warn!(why = %problem.why, "cannot keep the addresses of the server");
+        }
+        addresses.first(self.client.url())
     }
 
     /// One line for people, once the first table is in force.

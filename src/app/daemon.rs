@@ -311,6 +311,7 @@ impl Shared {
                 .map(|peer| RoundTrip { sap: peer.peer, micros: peer.round_trip.map(micros) })
                 .collect(),
             guessed: self.guesses().take(),
+            holds_egress: self.guard.holds_egress(),
         }
     }
 }
@@ -377,6 +378,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    client.addresses().remember(state.server_addresses());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
     let puller = Puller::new(
         Arc::clone(&client),
@@ -424,7 +426,6 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         place,
         guarding,
         in_force: None,
-        server: None,
         estate,
         predecessor,
         is_open: false,

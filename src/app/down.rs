@@ -28,7 +28,7 @@ const STOP_POLL: Duration = Duration::from_millis(50);
 ///
 /// When the daemon does not stop, or something cannot be taken away.
 pub(super) fn run(options: RunOptions) -> Result<(), Problem> {
-    let settings = Settings::new(NodeKind::Entity, options)?;
+    let settings = Settings::new(NodeKind::Entity, options)?.for_owner()?;
     if StateDir::peek_identity(&settings.state_dir, settings.uid)?.is_none() {
         return Err(Problem::new(ProblemCode::NotFound, "this machine has not joined")
             .why(format!("there is no identity in {}", settings.state_dir.display())));

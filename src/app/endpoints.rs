@@ -2,7 +2,6 @@
 //! kernel picks towards its SaPs, its direct peers and the server.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use crate::api::table::NodeTable;
 use crate::sys::net::source_towards;
@@ -84,33 +83,9 @@ pub(crate) fn prefer_reachable(table: &mut NodeTable) {
     }
 }
 
-/// How long the resolver may take: the tables wait for it.
-const RESOLVE_WITHIN: Duration = Duration::from_secs(1);
-
-/// The address behind `https://HOST:PORT`, asking the resolver for names.
-pub(crate) async fn server_address(url: &str) -> Option<SocketAddr> {
-    let authority = url.strip_prefix("https://")?.split('/').next()?;
-    let with_port = match authority.rsplit_once(':') {
-        Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => authority.to_owned(),
-        Some(_) | None => format!("{authority}:443"),
-    };
-    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host(with_port)).await;
-    found.ok()?.ok()?.next()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn urls_give_addresses() {
-        let v4 = server_address("https://127.0.0.1:7443").await;
-        let v6 = server_address("https://[::1]:7443/").await;
-
-        assert_eq!(v4, Some("127.0.0.1:7443".parse().unwrap()));
-        assert_eq!(v6, Some("[::1]:7443".parse().unwrap()));
-        assert_eq!(server_address("http://127.0.0.1:1").await, None);
-    }
 
     #[test]
     fn what_was_said_goes_before_what_was_found() {

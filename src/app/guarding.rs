@@ -1,11 +1,12 @@
 //! Keeps the guard of this machine as tables say, and as its operator orders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::outside;
 use crate::agent::health::{Health, Topic};
 use crate::api::local::{GuardRule, GuardStatus, Order};
 use crate::api::table::NodeTable;
@@ -25,6 +26,8 @@ const ASKED_MAX: usize = 16;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GuardSettings {
     pub(crate) mode: GuardMode,
+    /// None: as [`outside::judged`] has it.
+    pub(crate) egress: Option<GuardEgress>,
     pub(crate) lock_ssh: bool,
     /// Where others ask for the health of programs.
     pub(crate) health_port: Option<u16>,
@@ -35,6 +38,8 @@ pub(crate) struct GuardSettings {
 pub(crate) struct SharedGuard {
     table: tokio::sync::Mutex<Table>,
     status: Mutex<Option<GuardStatus>>,
+    /// The overlays whose rules about addresses outside are in force.
+    judged: Mutex<BTreeSet<OverlayId>>,
     is_broken: AtomicBool,
     put_back: AtomicU64,
 }
@@ -50,6 +55,12 @@ impl SharedGuard {
             status.rules = guard::counts().unwrap_or_default().into_iter().map(shown).collect();
         }
         Some(status)
+    }
+
+    /// The overlays whose rules about addresses outside what leaves is held to.
+    pub(crate) fn holds_egress(&self) -> BTreeSet<OverlayId> {
+        let judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.holds() { judged.clone() } else { BTreeSet::new() }
     }
 
     /// Whether packets of overlays may flow: the guard is in force, or is not wanted.
@@ -93,6 +104,8 @@ pub(crate) struct Guarding {
     shared: Arc<SharedGuard>,
     /// What was there when the guard came; looked at once, because later there is only what it let in.
     sockets: Option<Sockets>,
+    /// When something that may leave may not any more.
+    next_end: Option<Timestamp>,
     ordered_off: Option<Off>,
 }
 
@@ -110,7 +123,15 @@ impl Guarding {
         network: Network,
         shared: Arc<SharedGuard>,
     ) -> Self {
-        Self { settings, data_port, network, shared, sockets: None, ordered_off: None }
+        Self {
+            settings,
+            data_port,
+            network,
+            shared,
+            sockets: None,
+            next_end: None,
+            ordered_off: None,
+        }
     }
 
     /// Whether packets of overlays may flow.
@@ -118,15 +139,16 @@ impl Guarding {
         self.shared.holds()
     }
 
-    /// Whether it is to be followed now: it is broken, or the time without it is over.
+    /// Whether it is to be followed now: it is broken, the time without it is over, or a rule has ended.
     pub(crate) fn is_due(&mut self) -> bool {
+        let now = clock::wall();
         if let Some(Off::Until(until)) = self.ordered_off
-            && until <= clock::wall()
+            && until <= now
         {
             self.order(Order::GuardOn);
             return true;
         }
-        !self.holds()
+        !self.holds() || self.next_end.is_some_and(|end| end <= now)
     }
 
     /// Makes the guard what `table` asks for; without one it knows no overlay yet. `devices` are the names
@@ -135,29 +157,35 @@ impl Guarding {
         &mut self,
         table: Option<&NodeTable>,
         devices: &BTreeMap<OverlayId, String>,
-        server: Option<SocketAddr>,
+        servers: &[SocketAddr],
         health: &Health,
     ) {
         let mode = if self.ordered_off.is_some() { GuardMode::Off } else { self.settings.mode };
-        let intent = self.intent(mode, table, devices, server).await;
-        let mut table = self.shared.table.lock().await;
+        let intent = self.intent(mode, table, devices, servers).await;
+        let judged = outside::judged(table, self.settings.egress);
+        self.next_end = match intent.egress {
+            Some(_) => outside::next_end(&judged, clock::wall()),
+            None => None,
+        };
+        let held_egress = self.shared.holds_egress();
+        let mut kept = self.shared.table.lock().await;
         let done = match mode {
             // One of an earlier start, or one that was ordered away just now.
-            GuardMode::Off => match table.remove().await {
+            GuardMode::Off => match kept.remove().await {
                 Err(error) if guard::is_missing(&error) => Ok(()),
                 removed => removed,
             },
             GuardMode::Ports | GuardMode::All => {
-                table.put(guard::render(&guard::rules(&intent))).await
+                kept.put(guard::render(&guard::rules(&intent))).await
             }
         };
-        let in_force = table.is_kept();
-        drop(table);
+        let in_force = kept.is_kept();
+        drop(kept);
         self.shared.is_broken.store(done.is_err(), Ordering::Relaxed);
         health.set(Topic::Guard, self.problems(done.err().as_ref()));
         let status = GuardStatus {
             mode: self.settings.mode,
-            egress: GuardEgress::Off,
+            egress: self.egress(table),
             in_force,
             underlay_open: is_open(mode, &intent),
             off_until: match self.ordered_off {
@@ -170,6 +198,13 @@ impl Guarding {
             rules: Vec::new(),
         };
         *self.shared.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        *self.shared.judged.lock().unwrap_or_else(PoisonError::into_inner) = match in_force {
+            true => judged.iter().map(|overlay| overlay.id).collect(),
+            false => BTreeSet::new(),
+        };
+        if self.shared.holds_egress() != held_egress {
+            health.poke();
+        }
     }
 
     /// Notes an order; [`Self::follow`] carries it out.
@@ -198,22 +233,43 @@ impl Guarding {
         error.map(|error| format!("guard: {error}")).into_iter().chain(ordered).collect()
     }
 
+    fn egress(&self, table: Option<&NodeTable>) -> GuardEgress {
+        match self.settings.mode {
+            GuardMode::Off => GuardEgress::Off,
+            GuardMode::Ports | GuardMode::All => {
+                self.settings.egress.unwrap_or(match outside::judged(table, None).as_slice() {
+                    [] => GuardEgress::Off,
+                    [_, ..] => GuardEgress::Rules,
+                })
+            }
+        }
+    }
+
     async fn intent(
         &mut self,
         mode: GuardMode,
         table: Option<&NodeTable>,
         devices: &BTreeMap<OverlayId, String>,
-        server: Option<SocketAddr>,
+        servers: &[SocketAddr],
     ) -> Intent {
         let uplinks = match mode {
             GuardMode::Off => Vec::new(),
             GuardMode::Ports | GuardMode::All => {
-                let towards: Vec<IpAddr> =
-                    hops(table).chain(server).map(|to| to.ip().to_canonical()).collect();
+                let towards: Vec<IpAddr> = hops(table)
+                    .chain(servers.iter().copied())
+                    .map(|to| to.ip().to_canonical())
+                    .collect();
                 self.network.uplinks(&towards).await.unwrap_or_default()
             }
         };
         let typed = std::env::var("SSH_CONNECTION").ok();
+        let egress = match self.egress(table) {
+            GuardEgress::Off => None,
+            GuardEgress::Rules => {
+                let judged = outside::judged(table, self.settings.egress);
+                Some(outside::egress(table, &judged, servers, clock::wall()))
+            }
+        };
         let sockets = self.sockets.get_or_insert_with(|| guard::sockets(typed.as_deref()));
         let spared = if self.settings.lock_ssh { Vec::new() } else { sockets.ssh_peers.clone() };
         Intent {
@@ -225,6 +281,7 @@ impl Guarding {
             uplinks,
             ssh_peers: spared,
             ssh_ports: sockets.ssh_ports.clone(),
+            egress,
             listening: sockets.listening.clone(),
         }
     }

@@ -19,6 +19,7 @@ mod guarding;
 mod guessing;
 mod handover;
 pub mod node;
+mod outside;
 pub mod ovctl;
 pub mod ovd;
 pub mod ovsap;

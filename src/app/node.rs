@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::endpoints::{self, Wanted};
+use super::endpoints::Wanted;
 use super::guarding::GuardSettings;
 use super::handover::{self, Inheritance};
+use crate::agent::addresses::Addresses;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
 use crate::agent::state::{Identity, StateDir};
@@ -26,7 +28,7 @@ use crate::local::Socket;
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, GuardMode, HealthTarget, Lanes, Name, NodeKind};
+use crate::types::{DataPath, GuardEgress, GuardMode, HealthTarget, Lanes, Name, NodeKind};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +51,8 @@ pub struct RunOptions {
     pub lanes: Option<Lanes>,
     /// What the guard closes.
     pub guard: Option<GuardMode>,
+    /// What the guard lets out.
+    pub egress: Option<GuardEgress>,
     /// Whether the guard may cut off who is connected by ssh.
     pub lock_ssh: bool,
     /// Whether to take the place of the process that runs.
@@ -67,6 +71,7 @@ impl From<OvdRunArgs> for RunOptions {
     fn from(args: OvdRunArgs) -> Self {
         Self {
             guard: args.guard,
+            egress: args.egress,
             lock_ssh: args.lock_ssh,
             health: args.health_listen.map(|listen| (listen, args.health_targets)),
             dns_listen: args.dns_listen,
@@ -87,6 +92,7 @@ impl From<RunArgs> for RunOptions {
             listen: args.listen,
             lanes: args.lanes,
             guard: None,
+            egress: None,
             lock_ssh: false,
             takeover: args.takeover,
             log: args.log,
@@ -166,6 +172,14 @@ impl Settings {
             if options.endpoints.is_empty() { file.endpoints } else { options.endpoints };
         let health_port = options.health.as_ref().map(|(listen, _)| listen.port());
         let listen = listen(options.listen.or(file.listen), &endpoints)?;
+        let guard =
+            options.guard.or(file.guard).unwrap_or_else(|| file::default_guard(environment));
+        let egress = options.egress.or(file.egress);
+        if (guard, egress) == (GuardMode::Off, Some(GuardEgress::Rules)) {
+            return Err(usage("egress by rules needs the guard, which is off".to_owned())
+                .why("the guard is what holds packets to addresses outside")
+                .fix("leave out --egress (egress in ovd.toml), or give --guard ports"));
+        }
         Ok(Self {
             kind,
             join: options.join,
@@ -179,16 +193,29 @@ impl Settings {
             health: options.health,
             dns_listen: options.dns_listen,
             guard: GuardSettings {
-                mode: options
-                    .guard
-                    .or(file.guard)
-                    .unwrap_or_else(|| file::default_guard(environment)),
+                mode: guard,
+                egress,
                 lock_ssh: options.lock_ssh || file.lock_ssh,
                 health_port,
             },
             takeover: options.takeover,
             uid,
         })
+    }
+
+    /// Lets root take away what a daemon with a user of its own left. Files are used as that user: what it put
+    /// there (links, say) leads root nowhere where that user could not go itself.
+    pub(crate) fn for_owner(mut self) -> Result<Self, Problem> {
+        if let (0, Ok(found)) = (self.uid, fs::symlink_metadata(&self.state_dir))
+            && found.uid() != 0
+        {
+            process::use_files_as(found.uid(), found.gid()).map_err(|error| {
+                let what = format!("cannot use {} as its owner", self.state_dir.display());
+                Problem::new(ProblemCode::Failed, what).why(error.to_string())
+            })?;
+            self.uid = found.uid();
+        }
+        Ok(self)
     }
 
     /// The state directory, held by this process.
@@ -273,8 +300,9 @@ impl Settings {
         };
         let wanted = self.wanted(bound);
         join::join(&joiner, state, async |url: &str| {
-            let server = endpoints::server_address(url).await;
-            let found = wanted.pick(None, server);
+            let addresses = Addresses::new(&[url.to_owned()]);
+            addresses.refresh().await;
+            let found = wanted.pick(None, addresses.first(url));
             if found.is_empty() {
                 return Err(Problem::new(
                     ProblemCode::Failed,

@@ -91,7 +91,7 @@ pub fn join(options: RunOptions) -> Result<(), Problem> {
 ///
 /// When `ovd` runs, the server cannot be told, or something cannot be removed.
 pub fn leave(options: RunOptions) -> Result<(), Problem> {
-    let settings = Settings::new(NodeKind::Entity, options)?;
+    let settings = Settings::new(NodeKind::Entity, options)?.for_owner()?;
     node::runtime()?.block_on(async {
         let (state, identity) = node::say_goodbye(&settings).await?;
         down::sweep(&state).await?;

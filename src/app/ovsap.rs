@@ -75,7 +75,7 @@ pub fn join(options: RunOptions) -> Result<(), Problem> {
 ///
 /// When `ovsap` runs, the server cannot be told, or something cannot be removed.
 pub fn leave(options: RunOptions) -> Result<(), Problem> {
-    let settings = Settings::new(NodeKind::Sap, options)?;
+    let settings = Settings::new(NodeKind::Sap, options)?.for_owner()?;
     node::runtime()?.block_on(async {
         let (state, identity) = node::say_goodbye(&settings).await?;
         state.erase()?;

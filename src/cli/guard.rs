@@ -10,7 +10,7 @@ use super::client::{Answer, Client};
 use super::output::{Output, Table};
 use crate::api::local::{GuardStatus, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
-use crate::types::GuardMode;
+use crate::types::{GuardEgress, GuardMode};
 
 /// Does what `ovd guard` asks; `others` looks for other tools on this machine, by name and meaning.
 ///
@@ -116,6 +116,8 @@ pub(super) fn summary(guard: &GuardStatus) -> String {
         line.push_str(&format!(", off until {until}"));
     } else if guard.mode != GuardMode::Off && !guard.in_force {
         line.push_str(", NOT in force");
+    } else if guard.egress == GuardEgress::Rules {
+        line.push_str(", egress by rules");
     }
     if guard.underlay_open {
         line.push_str("; underlay open: ");
@@ -162,7 +164,7 @@ pub(super) fn rules(guard: &GuardStatus) -> Table {
 mod tests {
     use super::*;
     use crate::api::local::GuardRule;
-    use crate::types::{GuardEgress, Timestamp};
+    use crate::types::Timestamp;
 
     fn guard() -> GuardStatus {
         GuardStatus {
@@ -186,6 +188,10 @@ mod tests {
     #[test]
     fn one_line_says_how_it_is() {
         assert_eq!(summary(&guard()), "guard     ports");
+        let rules = GuardStatus { egress: GuardEgress::Rules, ..guard() };
+        assert_eq!(summary(&rules), "guard     ports, egress by rules");
+        let lifted = GuardStatus { off_until: Some(Timestamp(0)), in_force: false, ..rules };
+        assert!(!summary(&lifted).contains("egress"));
         let open = GuardStatus { underlay_open: true, ..guard() };
         assert!(summary(&open).contains("underlay open: no port"), "{}", summary(&open));
         let off = GuardStatus {

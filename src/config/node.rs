@@ -7,7 +7,8 @@
 //! endpoints = ["192.0.2.7"]          # IP or IP:PORT; none: what the kernel picks
 //! name = "web"
 //! lanes = 1                          # 1 to 64; more on machines with CPUs to spare
-//! guard = "ports"                    # or "all", "off"; ovd only, as the next one
+//! guard = "ports"                    # or "all", "off"; ovd only, as the next two
+//! egress = "off"                     # or "rules": what leaves by other interfaces
 //! lock_ssh = false                   # whether the guard may cut off who is connected by ssh
 //! log = "info"
 //! log_format = "text"                # or "json"
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::{GuardMode, Lanes, Name};
+use crate::types::{GuardEgress, GuardMode, Lanes, Name};
 
 /// Where sockets of the system are.
 pub(super) const RUN_DIR: &str = "/run/ovmesh";
@@ -57,6 +58,8 @@ pub struct NodeFile {
     pub lanes: Option<Lanes>,
     /// What the guard closes.
     pub guard: Option<GuardMode>,
+    /// What the guard lets out.
+    pub egress: Option<GuardEgress>,
     /// Whether the guard may cut off who is connected by ssh.
     pub lock_ssh: bool,
     /// The log filter.
@@ -77,6 +80,7 @@ struct Raw {
     name: Option<String>,
     lanes: Option<i64>,
     guard: Option<String>,
+    egress: Option<String>,
     #[serde(default)]
     lock_ssh: bool,
     log: Option<String>,
@@ -172,6 +176,13 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
                 .map_err(|error| refuse(format!("guard is `{}`, {error}", word.escape_debug())))
         })
         .transpose()?;
+    let egress = raw
+        .egress
+        .map(|word| {
+            word.parse()
+                .map_err(|error| refuse(format!("egress is `{}`, {error}", word.escape_debug())))
+        })
+        .transpose()?;
     let is_log_json = match raw.log_format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -198,6 +209,7 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         name,
         lanes,
         guard,
+        egress,
         lock_ssh: raw.lock_ssh,
         log: raw.log,
         is_log_json,
@@ -288,6 +300,7 @@ mod tests {
             ("lanes = 0", &["lanes", "`0`", "1 to 64"]),
             ("lanes = 65", &["lanes", "`65`", "1 to 64"]),
             ("lanes = 'many'", &["line 1", "many", "expected i64"]),
+            ("egress = 'on'", &["egress", "`on`", "off or rules"]),
             ("guard = 'on'", &["guard", "`on`", "ports, all or off"]),
             ("log_format = 'xml'", &["log_format", "xml", "json"]),
             ("state_dir = 'here'", &["state_dir", "here", "absolute"]),

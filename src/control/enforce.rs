@@ -30,6 +30,8 @@ pub(crate) struct Touched {
     pub(crate) to: BTreeSet<NodeId>,
     /// Also the pairs the other way.
     pub(crate) both: bool,
+    /// Members who may open other flows to addresses outside: their own guards hold them to it, and nobody else.
+    pub(crate) outside: BTreeSet<NodeId>,
 }
 
 /// Waits for `published` as long as `limit`, and says how far it came. Without a limit it only looks.
@@ -121,6 +123,10 @@ fn culprits(
     let mut found = BTreeSet::new();
     let mut looked_at = 0;
     for pairs in touched {
+        let holds = |id: &&NodeId| {
+            live.nodes.get(*id).is_some_and(|node| node.holds_egress.contains(&pairs.overlay))
+        };
+        found.extend(pairs.outside.intersection(behind).filter(holds));
         let paths = Paths::new(&live.world, pairs.overlay, now());
         let mut directions = vec![(&pairs.from, &pairs.to)];
         if pairs.both {

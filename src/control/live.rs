@@ -96,6 +96,8 @@ pub(crate) struct NodeState {
     pub(crate) legs: BTreeMap<NodeId, Leg>,
     /// Of a SaP: entities behind NATs.
     pub(crate) translated: Vec<Translated>,
+    /// The overlays whose rules about addresses outside its guard holds it to.
+    pub(crate) holds_egress: BTreeSet<OverlayId>,
     pub(crate) endpoints: Vec<SocketAddr>,
     /// What it keeps instead of a table of this server.
     pub(crate) keeps: Option<Keeps>,
@@ -126,6 +128,7 @@ impl NodeState {
             round_trips: Vec::new(),
             legs: BTreeMap::new(),
             translated: Vec::new(),
+            holds_egress: BTreeSet::new(),
             endpoints: Vec::new(),
             keeps: None,
             news_from: Instant::now(),
@@ -252,6 +255,15 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// The world, and in which overlays whose guards hold to what is said of addresses outside.
+    pub(crate) fn for_answers(&self) -> (Arc<World>, BTreeSet<(OverlayId, NodeId)>) {
+        let holding = self
+            .nodes
+            .iter()
+            .flat_map(|(id, node)| node.holds_egress.iter().map(move |overlay| (*overlay, *id)));
+        (Arc::clone(&self.world), holding.collect())
+    }
+
     /// Takes what the database says of its lives; nodes are told when that is news.
     pub(crate) fn take_lives(&mut self, lives: Lives) {
         if *self.lives == lives {

@@ -18,7 +18,7 @@ mod table;
 pub use interference::{Interference, interference};
 pub use nft::{chains, is_missing};
 pub use render::render;
-pub use rules::{Intent, Member, Rule, RuleName, rules};
+pub use rules::{Egress, Intent, Member, Outside, Rule, RuleName, rules};
 pub use services::Services;
 pub use sockets::{Sockets, sockets};
 pub use table::{Condition, Count, Table, check_machine, counts, sweep};

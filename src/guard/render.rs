@@ -33,6 +33,7 @@ impl Verdict {
             Self::Accept => "accept",
             Self::Drop => "drop",
             Self::Reject => "reject with icmpx type admin-prohibited",
+            Self::ClampMss => "tcp option maxseg size set rt mtu",
         }
     }
 }

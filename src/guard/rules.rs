@@ -11,8 +11,11 @@
 use std::fmt;
 use std::net::IpAddr;
 
+pub use self::egress::{Egress, Outside};
 use super::Services;
 use crate::types::{GuardMode, Prefix, Protocol};
+
+mod egress;
 
 /// What a guard is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct Intent {
     pub ssh_peers: Vec<IpAddr>,
     /// The local ports that those came in by.
     pub ssh_ports: Vec<u16>,
+    /// What may leave by other interfaces; none is everything but what is for an overlay.
+    pub egress: Option<Egress>,
     /// The TCP ports that were listened on when the guard came: flows to them may be older than it.
     pub listening: Vec<u16>,
 }
@@ -81,11 +86,17 @@ pub enum RuleName {
     ServiceForwarded,
     OlderFlow,
     Closed,
+    MssClamped,
+    Answers,
+    Ovmesh,
+    OutsideDenied,
+    OutsideAllowed,
+    Outside,
 }
 
 impl RuleName {
     /// All of them, in the order of status.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 21] = [
         Self::OverlayAddressElsewhere,
         Self::OverlaySourceElsewhere,
         Self::OverlayInClear,
@@ -94,6 +105,12 @@ impl RuleName {
         Self::ServiceForwarded,
         Self::OlderFlow,
         Self::Closed,
+        Self::OutsideDenied,
+        Self::Outside,
+        Self::OutsideAllowed,
+        Self::Answers,
+        Self::Ovmesh,
+        Self::MssClamped,
         Self::OwnReplies,
         Self::Ssh,
         Self::Gue,
@@ -122,6 +139,12 @@ impl RuleName {
             Self::ServiceForwarded => "service_forwarded",
             Self::OlderFlow => "older_flow",
             Self::Closed => "closed",
+            Self::MssClamped => "mss_clamped",
+            Self::Answers => "answers",
+            Self::Ovmesh => "ovmesh",
+            Self::OutsideDenied => "outside_denied",
+            Self::OutsideAllowed => "outside_allowed",
+            Self::Outside => "outside",
         }
     }
 
@@ -144,8 +167,16 @@ impl RuleName {
             Self::ServiceElsewhere => "for a service port, not over an overlay",
             Self::ServiceTranslated => "for a service port that NAT put another port in front of",
             Self::ServiceForwarded => "for a service port, would have been handed on",
-            Self::OlderFlow => "of a service, in a flow that is older than the guard",
+            Self::OlderFlow => "of a flow that is older than the guard",
             Self::Closed => "anything else from outside of overlays",
+            Self::MssClamped => {
+                "opening TCP segments between containers and an overlay, made to fit its MTU"
+            }
+            Self::Answers => "answers to what was let in",
+            Self::Ovmesh => "to the server, SaPs and direct peers",
+            Self::OutsideDenied => "to the outside, denied by a rule",
+            Self::OutsideAllowed => "to the outside, allowed by a rule or policy",
+            Self::Outside => "to the outside, and nothing allows it",
         }
     }
 }
@@ -159,6 +190,8 @@ pub enum Verdict {
     Drop,
     /// It ends here, and its sender on this machine hears of it at once.
     Reject,
+    /// It goes on, with no larger segments allowed than its way takes.
+    ClampMss,
 }
 
 /// One rule.
@@ -180,11 +213,15 @@ pub fn rules(intent: &Intent) -> Vec<Rule> {
     let mut draft = Draft::new(intent);
     if intent.mode != GuardMode::Off {
         draft.overlays_stay_inside();
+        draft.fit_into_overlays();
         draft.replies_and_ssh();
         match intent.mode {
             GuardMode::Off => {}
             GuardMode::Ports => draft.close_services(),
             GuardMode::All => draft.close_all(),
+        }
+        if let Some(egress) = &intent.egress {
+            draft.close_outside(egress);
         }
     }
     draft.rules
@@ -216,6 +253,11 @@ impl<'a> Draft<'a> {
             Chain::Output => &self.to_outside,
         };
         let condition = format!("{side} {condition}");
+        self.push(chain, name, condition, verdict);
+    }
+
+    /// A rule that says its interfaces itself.
+    fn push(&mut self, chain: Chain, name: RuleName, condition: String, verdict: Verdict) {
         self.rules.push(Rule { chain, name, condition, verdict });
     }
 
@@ -236,12 +278,8 @@ impl<'a> Draft<'a> {
             let target = format!("{family} daddr {ranges}");
             self.add(Chain::Output, RuleName::OverlayInClear, &target, Verdict::Reject);
             // Wherever it came from, the overlay's own device too.
-            self.rules.push(Rule {
-                chain: Chain::Forward,
-                name: RuleName::OverlayInClear,
-                condition: format!("{} {target}", self.to_outside),
-                verdict: Verdict::Drop,
-            });
+            let condition = format!("{} {target}", self.to_outside);
+            self.push(Chain::Forward, RuleName::OverlayInClear, condition, Verdict::Drop);
         }
     }
 
@@ -280,6 +318,19 @@ impl<'a> Draft<'a> {
             GuardMode::All => true,
         };
         self.intent.listening.iter().copied().filter(|&port| is_closed(port)).collect()
+    }
+
+    /// Containers behind this machine know the MTU of their bridge and not the overlay's. Both ends of
+    /// a flow are told, whoever starts it: `rt mtu` is the smaller one of the way there and the way back.
+    fn fit_into_overlays(&mut self) {
+        if self.intent.members.is_empty() {
+            return;
+        }
+        let devices = interfaces(self.intent.members.iter().map(|member| member.device.as_str()));
+        for way in ["iifname", "oifname"] {
+            let condition = format!("{way} {devices} tcp flags & (syn | rst) == syn");
+            self.push(Chain::Forward, RuleName::MssClamped, condition, Verdict::ClampMss);
+        }
     }
 
     fn close_services(&mut self) {
@@ -357,12 +408,8 @@ impl<'a> Draft<'a> {
     fn forward_from_uplinks(&mut self, condition: &str) {
         if !self.intent.uplinks.is_empty() {
             let uplinks = interfaces(self.intent.uplinks.iter().map(String::as_str));
-            self.rules.push(Rule {
-                chain: Chain::Forward,
-                name: RuleName::ServiceForwarded,
-                condition: format!("iifname {uplinks} {condition}"),
-                verdict: Verdict::Drop,
-            });
+            let condition = format!("iifname {uplinks} {condition}");
+            self.push(Chain::Forward, RuleName::ServiceForwarded, condition, Verdict::Drop);
         }
     }
 
@@ -412,6 +459,10 @@ fn by_family(prefixes: Vec<Prefix>) -> Vec<(&'static str, String)> {
         .filter(|(_, prefixes)| !prefixes.is_empty())
         .map(|(family, prefixes)| (family, set(&prefixes)))
         .collect()
+}
+
+fn family(is_ipv6: bool) -> &'static str {
+    if is_ipv6 { "ip6" } else { "ip" }
 }
 
 fn set(items: &[impl fmt::Display]) -> String {

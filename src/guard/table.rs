@@ -1,10 +1,12 @@
 //! The guard's table on this machine: put in force, put back, taken away.
 
+use std::net::SocketAddr;
+
 use super::nft;
 use super::render::{TABLE, render};
-use super::rules::{Intent, Member, RuleName, rules};
+use super::rules::{Egress, Intent, Member, RuleName, rules};
 use crate::sys::{SysError, nftables};
-use crate::types::GuardMode;
+use crate::types::{GuardMode, Protocol};
 
 /// The table that this process keeps in force. It stays when the process ends, however it ends.
 #[derive(Debug, Default)]
@@ -149,6 +151,10 @@ pub fn check_machine() -> Result<(), SysError> {
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: Vec::new(),
         ssh_ports: Vec::new(),
+        egress: Some(Egress {
+            ovmesh: [(Protocol::Udp, SocketAddr::from(([10, 0, 0, 1], 1)))].into(),
+            ..Egress::default()
+        }),
         listening: vec![1],
     };
     for mode in [GuardMode::Ports, GuardMode::All] {

@@ -1,6 +1,6 @@
 //! `can`: the evaluator's verdict, with the reason and the rules that almost matched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::path_text;
 use super::evaluate::{Pair, Paths, ends_text};
@@ -14,7 +14,7 @@ use crate::api::admin::{CanAnswer, CanQuestion, NearRule, PairVerdict, PathNames
 use crate::api::can::EXAMPLES_MAX;
 use crate::api::table::{Action, PathHops};
 use crate::api::{Problem, ProblemCode};
-use crate::types::{ApiVersion, OverlayId, RuleId, Service, Timestamp};
+use crate::types::{ApiVersion, NodeId, OverlayId, RuleId, Service, Timestamp};
 
 /// How many rules that almost matched are told.
 const NEAREST_MAX: usize = 3;
@@ -22,10 +22,8 @@ const NEAREST_MAX: usize = 3;
 /// A rule that differs in more ways was not meant for this pair.
 const DIFFERENCES_MAX: usize = 2;
 
-/// What is said of ends outside, about which nothing is enforced.
-const NOT_ENFORCED: &str = "; not enforced: packets of addresses outside do not cross the overlay";
-
-/// Answers `question`. `places` are those of rules that came by files, as `FILE:LINE`.
+/// Answers `question`. `guards` are the members whose guards hold to what is said of addresses outside, by
+/// overlay; `places` are those of rules that came by files, as `FILE:LINE`.
 ///
 /// # Errors
 ///
@@ -33,6 +31,7 @@ const NOT_ENFORCED: &str = "; not enforced: packets of addresses outside do not 
 pub fn can(
     world: &World,
     question: &CanQuestion,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
     places: &BTreeMap<RuleId, String>,
     now: Timestamp,
 ) -> Result<CanAnswer, Problem> {
@@ -48,15 +47,14 @@ pub fn can(
     let Some((pair, first)) = denied.or(decided.first()) else {
         return Err(Problem::new(ProblemCode::Usage, "the question is about nobody"));
     };
-    let is_outside =
-        |(from, to): &(End, End)| matches!(from, End::Outside(_)) || matches!(to, End::Outside(_));
-    let enforced = !asked.pairs.iter().any(is_outside);
+    let unenforced =
+        asked.pairs.iter().find_map(|pair| unenforced(world, asked.overlay, guards, pair));
     let mut why = match decided.len() {
         1 => reason(world, question, pair, *first),
         all => several_text(allowed_pairs, all),
     };
     let mut path = None;
-    if let ([(End::Member(from), End::Member(to))], true) = (&asked.pairs[..], enforced) {
+    if let [(End::Member(from), End::Member(to))] = &asked.pairs[..] {
         let paths = path_between(world, asked.overlay, *from, *to, now);
         path = paths.first().and_then(|hops| path_names(world, hops));
         if let (true, None, Some(pair)) =
@@ -66,8 +64,9 @@ pub fn can(
             why.push_str(&no_path_text(world, asked.overlay, &pair, now));
         }
     }
-    if !enforced {
-        why.push_str(NOT_ENFORCED);
+    if let Some(unenforced) = &unenforced {
+        why.push_str("; not enforced");
+        why.push_str(unenforced);
     }
     Ok(CanAnswer {
         api_version: ApiVersion::V1,
@@ -76,7 +75,7 @@ pub fn can(
         revision: world.revision,
         rule: first.rule().filter(|_| decided.iter().all(|(_, decision)| decision == first)),
         why,
-        enforced,
+        enforced: unenforced.is_none(),
         pairs: count(decided.len()),
         allowed_pairs: count(allowed_pairs),
         examples: examples(world, question, &decided),
@@ -87,6 +86,26 @@ pub fn can(
         path,
         allow_with: allow_with(world, question, &asked, places, now),
     })
+}
+
+/// Why nobody holds to the verdict on a pair, where nobody does.
+fn unenforced(
+    world: &World,
+    overlay: OverlayId,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
+    (from, to): &(End, End),
+) -> Option<String> {
+    match (from, to) {
+        (End::Member(_), End::Member(_)) => None,
+        (End::Member(id), End::Outside(_)) if guards.contains(&(overlay, *id)) => None,
+        (End::Member(_), End::Outside(_)) => Some(format!(
+            " outside the overlay: {} runs no guard with egress by rules",
+            end_text(world, from)
+        )),
+        (End::Outside(_), _) => {
+            Some(": what is started outside does not cross the overlay".to_owned())
+        }
+    }
 }
 
 fn count(number: usize) -> u64 {

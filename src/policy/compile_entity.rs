@@ -8,7 +8,7 @@ use super::evaluate::backwards;
 use super::plan::{Isolated, Plan, Way};
 use super::prefer::Place;
 use super::set::Set;
-use super::{KeySource, NodeFacts, World};
+use super::{KeySource, NodeFacts, World, outside};
 use crate::api::table::PathHops;
 use crate::types::{NodeId, Tier};
 
@@ -67,7 +67,9 @@ pub(super) fn compile(
     }
     draft.destination_keys(alone);
     draft.send_keys(peers);
-    Part { table: draft.finish(world, plan, keys, owner), saps }
+    let mut table = draft.finish(world, plan, keys, owner);
+    table.outside = outside::table(plan, owner);
+    Part { table, saps }
 }
 
 /// The orders of the default SaPs that are not that of the table, and with whom `owner` prefers them.

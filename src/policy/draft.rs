@@ -206,6 +206,7 @@ impl<'a> Draft<'a> {
             empty_saps: plan.empty_saps.clone(),
             destination_keys,
             pair_generations,
+            outside: Default::default(),
             send_keys,
         }
     }

@@ -24,6 +24,7 @@ mod lint;
 mod matrix;
 mod model;
 mod nearest;
+mod outside;
 mod placement;
 mod plan;
 mod prefer;
@@ -70,6 +71,7 @@ pub use model::{
     World,
 };
 pub use nearest::did_you_mean;
+pub use outside::outside_sources;
 pub use placement::plan_saps;
 pub use prefer::zone;
 pub use question::{Asked, asked, overlays_of, strangers};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::evaluate::{PathSource, default_saps, is_walkable};
 use super::judge::tier;
 use super::kubernetes::Direction;
+use super::outside::{self, OutsideWay};
 use super::prefer::Preference;
 use super::roster::Roster;
 use super::select::{is_in_force, member};
@@ -36,6 +37,8 @@ pub(super) struct Plan {
     pub(super) preference: Preference,
     /// Each direction of each rule, by rule id, and each item of each NetworkPolicy.
     pub(super) ways: Vec<Way>,
+    /// What members may open to addresses outside, by rule id.
+    pub(super) outside: Vec<OutsideWay>,
     /// What was set for single pairs, then the rules that ask for a path, by rule id: of two that speak of
     /// a pair the first one counts.
     pub(super) paths: Vec<Claim>,
@@ -49,6 +52,8 @@ pub(super) struct Plan {
     denials_to: Index,
     /// The claims about a member's pairs, as indexes into `paths`.
     paths_of: Index,
+    /// What a member may open to addresses outside, as indexes into `outside`.
+    outside_from: Index,
 }
 
 /// Members that are isolated in one direction.
@@ -147,12 +152,14 @@ impl Plan {
             preference: Preference::new(world, &default_saps, roster.members().iter()),
             default_saps,
             ways: Vec::new(),
+            outside: outside::ways(world, &roster, overlay, now),
             paths: Vec::new(),
             ways_from: Index::default(),
             ways_to: Index::default(),
             denials_from: Index::default(),
             denials_to: Index::default(),
             paths_of: Index::default(),
+            outside_from: Index::default(),
         };
         if plan.facts.is_audit {
             let everybody = plan.members.clone();
@@ -285,6 +292,11 @@ impl Plan {
         self.paths_of.of(id).into_iter().map(|at| &self.paths[at])
     }
 
+    /// What the member may open to addresses outside, in the order of the rules.
+    pub(super) fn outside_of(&self, id: NodeId) -> impl Iterator<Item = &OutsideWay> + '_ {
+        self.outside_from.of(id).into_iter().map(|at| &self.outside[at])
+    }
+
     /// The first denial of all services, from number `at` on, that starts at `from` or ends at `to`.
     pub(super) fn denial_from(
         &self,
@@ -317,6 +329,8 @@ impl Plan {
         self.denials_to = Index::new(denials().map(|(at, way)| (at, &way.to_all)));
         let ends = claims().flat_map(|(at, claim)| [(at, &claim.from), (at, &claim.to)]);
         self.paths_of = Index::new(ends);
+        let outside = self.outside.iter().enumerate();
+        self.outside_from = Index::new(outside.map(|(at, way)| (at, &way.from)));
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::NodeFacts;
 use super::compile::Blueprint;
 use super::evaluate::PathSource;
+use super::outside::OutsideWay;
 use super::plan::{Claim, Plan, Way};
 use crate::api::table::PathHops;
 use crate::types::{NodeId, NodeKind, OverlayId, RuleId};
@@ -55,6 +56,7 @@ impl<'a> Touched<'a> {
                 (Some(old), Some(new)) if are_alike(old, new) => {
                     self.by_ways(old, new);
                     self.by_claims(old, new);
+                    self.by_outside(old, new);
                 }
                 (old, new) => {
                     self.saps_of(id);
@@ -97,6 +99,16 @@ impl<'a> Touched<'a> {
                     self.nodes.extend(&moved);
                     self.nodes.extend(old.from.iter().chain(&new.from));
                 }
+            }
+        }
+    }
+
+    /// Only who starts such flows hears of them.
+    fn by_outside(&mut self, old: &'a Plan, new: &'a Plan) {
+        for (_, [before, after]) in both_sides(&outside_by_rule(old), &outside_by_rule(new)) {
+            if before != after {
+                let ways = [before, after].into_iter().flatten().copied().flatten();
+                self.nodes.extend(ways.flat_map(|way| &way.from));
             }
         }
     }
@@ -233,6 +245,12 @@ fn both_sides<'m, K: Ord + Copy, V>(
 fn by_rule(ways: &[Way]) -> BTreeMap<RuleId, &[Way]> {
     let rules = ways.chunk_by(|one, next| one.rule == next.rule);
     rules.filter_map(|ways| Some((ways.first()?.rule, ways))).collect()
+}
+
+/// What each rule says of the outside; it stands together.
+fn outside_by_rule(plan: &Plan) -> BTreeMap<RuleId, &[OutsideWay]> {
+    let rules = plan.outside.chunk_by(|one, next| one.rule() == next.rule());
+    rules.filter_map(|ways| Some((ways.first()?.rule(), ways))).collect()
 }
 
 /// Whether two plans of one overlay differ in ways and claims alone. Where unspoken flows pass, whoever

@@ -1,8 +1,9 @@
 //! The conformance cases with real packets: one fleet with the pods of all cases, and the policies of one
 //! case after the other. The same files are answered offline in `policy::tests::conformance`.
 //!
-//! Pods are where the server puts them, so a case's addresses are read as those of its pods. Rows about
-//! addresses outside are left to the offline test: nothing guards that way.
+//! Pods are where the server puts them, so a case's addresses are read as those of its pods. Addresses outside
+//! are those of one machine that is in no overlay; pods that ask it run a guard, which enforces egress there.
+//! What the outside asks of pods is left to the offline test: that way a guard knows ports, not policies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use crate::fleet::Kind;
 use crate::probes::{Addresses, Flow, expect, serve};
-use crate::support::{Rig, play};
+use crate::support::{Rig, Running, play};
 
 type Labels = BTreeMap<String, String>;
 
@@ -66,9 +67,9 @@ impl Case {
         if self.pods.iter().any(|pod| pod.ip.contains(':')) { "six" } else { "four" }
     }
 
-    /// The rows between pods.
+    /// The rows of what pods start; an end that is an address outside stays as it is written.
     fn flows(&self) -> Vec<Flow> {
-        let inside = |row: &&Row| !row.from.starts_with("ip:") && !row.to.starts_with("ip:");
+        let by_pods = |row: &&Row| outside(&row.from).is_none();
         let flow = |row: &Row| Flow {
             from: row.from.replace('/', "-"),
             to: row.to.replace('/', "-"),
@@ -76,8 +77,13 @@ impl Case {
             service: format!("{}/{}", row.protocol.to_lowercase(), row.port),
             passes: row.allowed,
         };
-        self.expect.iter().filter(inside).map(flow).collect()
+        self.expect.iter().filter(by_pods).map(flow).collect()
     }
+}
+
+/// The address of an end outside.
+fn outside(end: &str) -> Option<&str> {
+    end.strip_prefix("ip:")
 }
 
 /// All cases, by name.
@@ -126,7 +132,10 @@ fn hold(cases: &[Case]) {
     play(&[], &[], |rig| {
         let mut town = Town::build(rig, cases)?;
         let all: Vec<Flow> = cases.iter().flat_map(Case::flows).collect();
-        let _servers = serve(rig, &all)?;
+        let (to_outside, inside) =
+            all.iter().cloned().partition::<Vec<_>, _>(|flow| outside(&flow.to).is_some());
+        let _servers = serve(rig, &inside)?;
+        let _outside = town.serve_outside(rig, &to_outside)?;
         // The control of everything that is refused later: nothing but policy stands in its way.
         let open = all.into_iter().map(|flow| Flow { passes: true, ..flow });
         let open: BTreeSet<Flow> = open.collect();
@@ -169,10 +178,25 @@ impl Town {
                 }
             }
         }
+        let guarded: BTreeSet<String> = cases
+            .iter()
+            .flat_map(Case::flows)
+            .filter(|flow| outside(&flow.to).is_some())
+            .map(|flow| flow.from)
+            .collect();
         for (machine, options) in &options {
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
             let overlays: Vec<&str> = overlays[machine].iter().copied().collect();
-            rig.launch(machine, Kind::Entity, &overlays, &options)?;
+            if guarded.contains(machine) {
+                // Egress is by rules because the overlays are of Kubernetes semantics.
+                let guard = ["--guard", "ports"];
+                rig.fleet.launch_with(machine, Kind::Entity, &overlays, &options, &guard)?;
+            } else {
+                rig.launch(machine, Kind::Entity, &overlays, &options)?;
+            }
+        }
+        for machine in &guarded {
+            rig.fleet.node_mut(machine)?.wait_ready()?;
         }
         rig.wait_ready()?;
         let mut addresses = Addresses::new();
@@ -183,6 +207,44 @@ impl Town {
             }
         }
         Ok(Self { addresses, labels: BTreeMap::new(), policies: BTreeMap::new() })
+    }
+
+    /// Makes a machine with the addresses that pods ask outside, and ways there.
+    fn serve_outside(&mut self, rig: &Rig, flows: &[Flow]) -> Result<Running> {
+        let machine = rig.world.machine("outside")?;
+        let mut services: BTreeSet<&str> = BTreeSet::new();
+        let mut ways: BTreeSet<(&str, &str)> = BTreeSet::new();
+        for flow in flows {
+            let address = outside(&flow.to).context("a flow to the outside")?;
+            services.insert(&flow.service);
+            ways.insert((&flow.from, address));
+            self.addresses.insert((flow.to.clone(), flow.overlay.clone()), address.to_owned());
+        }
+        // Translated, so that answers come from the address that was asked.
+        let mut rules = "add table inet outside\nadd chain inet outside prerouting \
+                         { type nat hook prerouting priority dstnat; }\n"
+            .to_owned();
+        let addresses: BTreeSet<&str> = ways.iter().map(|(_, address)| *address).collect();
+        for address in addresses {
+            let (family, own) = match address.contains(':') {
+                true => ("ip6", machine.ip6.to_string()),
+                false => ("ip", machine.ip4.to_string()),
+            };
+            rules.push_str(&format!(
+                "add rule inet outside prerouting {family} daddr {address} dnat {family} to {own}\n"
+            ));
+        }
+        machine.run(&["sh", "-c", "printf '%s' \"$0\" | nft -f -", &rules])?.success(&rules)?;
+        for (from, address) in ways {
+            let is_ipv6 = address.contains(':');
+            let via = if is_ipv6 { machine.ip6.to_string() } else { machine.ip4.to_string() };
+            let add = ["ip", "route", "add", address, "via", &via];
+            rig.fleet.machine(from)?.run(&add)?.success(address)?;
+        }
+        rig.run_on(
+            &machine,
+            &[&["probe-serve"][..], &services.into_iter().collect::<Vec<_>>()].concat(),
+        )
     }
 
     /// Puts a case in force and looks at its flows.
@@ -200,6 +262,11 @@ impl Town {
             let place = (pod.machine(), case.overlay().to_owned());
             policies = policies
                 .replace(&format!("\"{}/", pod.ip), &format!("\"{}/", self.addresses[&place]));
+        }
+        // Isolation in one overlay counts for the outside of all that a pod is in.
+        let other = if case.overlay() == "four" { "six" } else { "four" };
+        if self.policies.contains_key(other) {
+            self.apply(rig, other, "[]")?;
         }
         self.apply(rig, case.overlay(), &policies)?;
         rig.settle()?;

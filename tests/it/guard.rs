@@ -51,16 +51,16 @@ const OVERLAY_WAYS: [&str; 4] =
     ["tcp/8080@OVERLAY", "udp/5353@OVERLAY", "tcp/7070@OVERLAY", "tcp/9090@OVERLAY"];
 
 /// A server, a SaP, `a` that may use what `b` serves, and a neighbour `x` that may not.
-struct Street<'a> {
-    rig: &'a mut Rig,
-    b: Machine,
-    x: Machine,
+pub(crate) struct Street<'a> {
+    pub(crate) rig: &'a mut Rig,
+    pub(crate) b: Machine,
+    pub(crate) x: Machine,
     overlay: IpAddr,
 }
 
 impl<'a> Street<'a> {
     /// Joins `b` with options of `ovd run`.
-    fn new(rig: &'a mut Rig, options: &[&str]) -> Result<Self> {
+    pub(crate) fn new(rig: &'a mut Rig, options: &[&str]) -> Result<Self> {
         let b = rig.world.machine("b")?;
         let token =
             rig.fleet.token(&["--role", "entity", "--overlay", LAB, "--port", "admin=tcp/9443"])?;
@@ -75,7 +75,7 @@ impl<'a> Street<'a> {
     }
 
     /// Which of `questions` are answered when `machine` asks them.
-    fn answered(&self, machine: &Machine, questions: &[&str]) -> Result<Vec<String>> {
+    pub(crate) fn answered(&self, machine: &Machine, questions: &[&str]) -> Result<Vec<String>> {
         let mut words = vec![self.rig.netkit(), "probe".to_owned(), PATIENCE_MS.to_owned()];
         words.extend(questions.iter().map(|question| self.address(question)));
         let answer = parse(&machine.run(&words)?.success("netkit probe")?)?;
@@ -90,11 +90,12 @@ impl<'a> Street<'a> {
             .replace("B4", &self.b.ip4.to_string())
             .replace("B6", &self.b.ip6.to_string())
             .replace("X4", &self.x.ip4.to_string())
+            .replace("X6", &self.x.ip6.to_string())
             .replace("OVERLAY", &self.overlay.to_string())
     }
 
     /// Every one of `ways` is answered.
-    fn expect_open(&self, machine: &Machine, ways: &[&str]) -> Result<()> {
+    pub(crate) fn expect_open(&self, machine: &Machine, ways: &[&str]) -> Result<()> {
         let mut last = Vec::new();
         poll(SOON, "every way to be open", || {
             last = self.answered(machine, ways)?;
@@ -110,7 +111,7 @@ impl<'a> Street<'a> {
         Ok(())
     }
 
-    fn ovd(&self, words: &[&str]) -> Result<String> {
+    pub(crate) fn ovd(&self, words: &[&str]) -> Result<String> {
         self.rig.fleet.node("b")?.command(words)?.success(&words.join(" "))
     }
 
@@ -118,29 +119,29 @@ impl<'a> Street<'a> {
         parse(&self.ovd(&["guard", "show", "-o", "json"])?)
     }
 
-    fn count(&self, rule: &str) -> Result<u64> {
+    pub(crate) fn count(&self, rule: &str) -> Result<u64> {
         let guard = self.guard()?;
         let rules = guard["rules"].as_array().context("no rules")?;
         let found = rules.iter().find(|row| row["name"] == rule);
         found.and_then(|row| row["packets"].as_u64()).with_context(|| format!("no {rule}: {guard}"))
     }
 
-    fn run(&self, machine: &Machine, words: &[&str]) -> Result<Running> {
+    pub(crate) fn run(&self, machine: &Machine, words: &[&str]) -> Result<Running> {
         self.rig.run_on(machine, words)
     }
 
     /// A connection to an echo server that goes on and on.
-    fn stream(&self, machine: &Machine, target: &str) -> Result<Counter> {
+    pub(crate) fn stream(&self, machine: &Machine, target: &str) -> Result<Counter> {
         self.rig.counter_on(machine, "tcp-stream", &[&self.address(target)], &[])
     }
 }
 
-fn expect_going(stream: &Counter) -> Result<()> {
+pub(crate) fn expect_going(stream: &Counter) -> Result<()> {
     stream.expect_growth("received", 4).context("the stream does not go on")
 }
 
 /// Nothing arrives any more; a line that was on its way may.
-fn expect_stopped(stream: &Counter) -> Result<()> {
+pub(crate) fn expect_stopped(stream: &Counter) -> Result<()> {
     let quiet = |state: &Value| state["sinceLastMillis"].as_u64().is_some_and(|ms| ms > 700);
     poll(SOON, "the stream to stop", || {
         let state = stream.read()?;
@@ -148,12 +149,12 @@ fn expect_stopped(stream: &Counter) -> Result<()> {
     })
 }
 
-fn shell(machine: &Machine, script: &str) -> Result<String> {
+pub(crate) fn shell(machine: &Machine, script: &str) -> Result<String> {
     machine.run(&["sh", "-e", "-c", script])?.success(script)
 }
 
 /// Puts the translations in force and a container behind `b`, on the bridge interface `c0`.
-fn put_container(street: &Street<'_>) -> Result<Process> {
+pub(crate) fn put_container(street: &Street<'_>) -> Result<Process> {
     let netkit = street.rig.netkit();
     let inside = format!(
         "ip link set lo up; until ip link show eth0 2> /dev/null; do sleep 0.05; done; \
@@ -188,6 +189,10 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
         street.expect_open(&street.x, &WAYS_IN)?;
         street.expect_open(&a, &OVERLAY_WAYS)?;
         ensure!(street.guard()?["underlayOpen"] == true);
+        poll(SOON, "the server to hear of it", || {
+            let shown = street.rig.fleet.ovctl_json(&["entity", "show", "b"])?.to_string();
+            Ok(shown.contains("guard: off until").then_some(()))
+        })?;
 
         street.ovd(&["guard", "on"])?;
         street.expect_closed(&WAYS_IN)?;
@@ -201,6 +206,7 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
         for rule in rules {
             ensure!(street.count(rule)? > 0, "{rule} counted nothing: {}", street.guard()?);
         }
+        ensure!(street.count("mss_clamped")? > 0, "the container's segments were not clamped");
         let services = street.guard()?["services"].to_string();
         ensure!(services.contains("tcp/9443") && services.contains("tcp/8080"), "{services}");
 

@@ -17,6 +17,7 @@ mod crowd;
 mod direction;
 mod doors;
 mod drain;
+mod egress;
 mod failover;
 mod family;
 mod flags;

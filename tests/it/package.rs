@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::binaries;
+use crate::support::play;
 
 /// Installs in the copy. `systemctl` is a recorder: no copy of a root has a systemd that runs.
 const PLAY: &str = r#"
@@ -23,7 +24,7 @@ for place in run tmp; do mount -t tmpfs tmpfs "$dir/root/$place"; done
 mount -t proc proc "$dir/root/proc"
 mount --bind /dev "$dir/root/dev"
 mkdir -p "$dir/root/run/systemd/system" "$dir/root/tmp/bin"
-cp "$packages"/*.deb "$dir/root/tmp/"
+cp -r "$packages"/* "$dir/root/tmp/"
 printf '#!/bin/sh\necho "systemctl $*"\n' > "$dir/root/tmp/bin/systemctl"
 chmod 755 "$dir/root/tmp/bin/systemctl"
 
@@ -35,11 +36,17 @@ chroot "$dir/root" sh -e -c '
   ovctl --version; ovd --version; ovsap --version
   # An operator was here.
   echo "name = \"web\"" >> /etc/ovmesh/ovd.toml
-  mkdir -p -m 700 /var/lib/ovmesh/ovd; echo secret > /var/lib/ovmesh/ovd/identity.json
+  mkdir -p /var/lib/ovmesh; cp -r /tmp/state /var/lib/ovmesh/ovd
+  chmod 700 /var/lib/ovmesh/ovd; chown -R ovd:ovd /var/lib/ovmesh/ovd
   echo token > /etc/ovmesh/ovd.token
+  # What a stopped daemon leaves.
+  nft add table inet ovmesh; nft add table inet others; ip link set lo up
+  ip route add unreachable 10.70.0.0/16 metric 4278198272 proto static
+  echo == before;   nft list tables; ip route
   echo == upgrade;  dpkg --no-triggers -i /tmp/second.deb; state; tail -1 /etc/ovmesh/ovd.toml
   echo == remove;   dpkg --no-triggers -r ovmesh; state; ls /usr/bin/ovd 2>&1 || true
-  cat /var/lib/ovmesh/ovd/identity.json; tail -1 /etc/ovmesh/ovd.toml
+  ls /var/lib/ovmesh/ovd; tail -1 /etc/ovmesh/ovd.toml
+  echo == after;    nft list tables; ip route
   echo == purge;    dpkg --no-triggers -P ovmesh; state 2>&1 || true
   getent passwd ovd ovsap ovmesh || echo no users
   dpkg --audit
@@ -118,9 +125,20 @@ fn check_contents(package: &str) -> Result<()> {
     Ok(())
 }
 
+/// Joins a machine and takes what its daemon keeps.
+fn take_state(to: &Path) -> Result<()> {
+    play(&[], &["b"], |rig| {
+        rig.fleet.node_mut("b")?.stop()?;
+        let state = rig.fleet.machine("b")?.state_dir().join("ovd");
+        run("cp", &["-r", &state.to_string_lossy(), &to.to_string_lossy()]).map(drop)
+    });
+    Ok(())
+}
+
 fn check_life(package: &Path, dir: &Path) -> Result<()> {
     let debs = dir.join("debs");
     std::fs::create_dir(&debs)?;
+    take_state(&debs.join("state"))?;
     std::fs::rename(package, debs.join("first.deb"))?;
     let (first, second) = (debs.join("first.deb"), debs.join("second.deb"));
     let (first, second) = (first.to_string_lossy(), second.to_string_lossy());
@@ -130,7 +148,8 @@ fn check_life(package: &Path, dir: &Path) -> Result<()> {
     run("dpkg-deb", &["-Znone", "--root-owner-group", "-b", &open, &second])?;
 
     let debs = debs.to_string_lossy();
-    let arguments = ["--mount", "--propagation", "private", "sh", "-c", PLAY, "play", &debs];
+    let arguments =
+        ["--mount", "--net", "--propagation", "private", "sh", "-c", PLAY, "play", &debs];
     let text = run("unshare", &arguments)?;
 
     let install = part(&text, "install");
@@ -153,7 +172,10 @@ fn check_life(package: &Path, dir: &Path) -> Result<()> {
         "{text}"
     );
     ensure!(remove.contains("No such file"), "{text}");
-    ensure!(remove.contains("secret") && remove.contains("name = \"web\""), "{text}");
+    ensure!(remove.contains("identity.json") && remove.contains("name = \"web\""), "{text}");
+    let (before, after) = (part(&text, "before"), part(&text, "after"));
+    ensure!(before.contains("inet ovmesh") && before.contains("unreachable 10.70"), "{text}");
+    ensure!(after.trim() == "table inet others", "not as it was before:\n{text}");
     ensure!(part(&text, "purge").contains("no users"), "{text}");
     let left: Vec<_> = part(&text, "left")
         .lines()

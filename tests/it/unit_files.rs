@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::binaries;
 use crate::package::is_root;
-use crate::support::{LAB, SOON, play};
+use crate::support::{LAB, LAB_CIDR, SOON, play};
 use crate::world::{Machine, Process, poll};
 
 const SERVICES: [&str; 4] =
@@ -317,6 +317,13 @@ fn programs_run_as_their_units_say() {
         let mut again = Service::start(&machine, "ovd.service", None)?;
         again.wait_for("READY=1")?;
         again.stop()?;
+        // What it leaves on purpose, root takes away, also where it is another user's.
+        let left = "nft list tables; ip route show type unreachable; ip -o link show type tun";
+        let left = || machine.run(&["sh", "-c", left])?.success(left);
+        let before = left()?;
+        ensure!(before.contains("inet ovmesh") && before.contains(LAB_CIDR), "{before}");
+        machine.run(&[name.as_str(), "down"])?.success("ovd down")?;
+        ensure!(left()?.trim().is_empty(), "{}", left()?);
         ovsap.stop()?;
 
         let machine = rig.world.machine("spare")?;

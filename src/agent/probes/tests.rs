@@ -55,6 +55,7 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 }],
                 sets: Vec::new(),
                 unspoken_passes: false,
+                outside: Default::default(),
                 isolated: vec![],
                 rules: Vec::new(),
                 paths: Vec::new(),

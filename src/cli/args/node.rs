@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
-use crate::types::{DataPath, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service};
+use crate::types::{
+    DataPath, GuardEgress, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service,
+};
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
 #[derive(Parser, Clone, Debug)]
@@ -171,6 +173,10 @@ pub struct OvdRunArgs {
     /// What is closed outside of overlays: ports, all or off [default: all in a pod, else ports]
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,
+    /// What may leave outside of overlays: off (anything) or rules [default: rules in overlays of
+    /// kubernetes semantics, else off]
+    #[arg(long, value_name = "MODE")]
+    pub egress: Option<GuardEgress>,
     /// Let the guard cut off who is connected by ssh when it comes
     #[arg(long)]
     pub lock_ssh: bool,

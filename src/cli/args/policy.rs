@@ -55,7 +55,7 @@ Examples:
 Examples:
   ovctl policy can web db -p tcp/5432
   ovctl policy can role=web group:backends         allowed when each of the pairs is
-  ovctl policy can web ip:203.0.113.9 -p tcp/443   what policy means; not enforced outside
+  ovctl policy can web ip:203.0.113.9 -p tcp/443   and whether web's guard holds to it
   ovctl policy can web db && echo open")]
     Can(CanArgs),
     /// Propose rules that allow exactly what an audit recorded

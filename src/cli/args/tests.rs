@@ -3,7 +3,7 @@
 use clap::{CommandFactory as _, Parser as _};
 
 use super::*;
-use crate::types::{GuardMode, Selector};
+use crate::types::{GuardEgress, GuardMode, Selector};
 
 fn ovctl(line: &str) -> Result<Ovctl, clap::Error> {
     Ovctl::try_parse_from(std::iter::once("ovctl").chain(line.split_whitespace()))
@@ -148,11 +148,12 @@ fn nodes_run_with_and_without_a_token() {
     };
 
     assert_eq!(run("ovd run"), OvdRunArgs::default());
-    let OvdRunArgs { run, guard, lock_ssh, .. } = run(
+    let OvdRunArgs { run, guard, egress, lock_ssh, .. } = run(
         "ovd run --join @/t --endpoint 192.0.2.1 --endpoint [2001:db8::1]:7 --name web \
-                   --listen 127.0.0.1:6081 --state-dir d --socket s --log debug --guard all --lock-ssh",
+                   --listen 127.0.0.1:6081 --state-dir d --socket s --log debug --guard all --egress rules --lock-ssh",
     );
     assert_eq!((guard, lock_ssh), (Some(GuardMode::All), true));
+    assert_eq!(egress, Some(GuardEgress::Rules));
     assert_eq!(run.join, Some(JoinSource::File("/t".into())));
     assert_eq!(run.endpoints[0].or_port(6080).to_string(), "192.0.2.1:6080");
     assert_eq!(run.endpoints[1].or_port(6080).to_string(), "[2001:db8::1]:7");

@@ -10,7 +10,7 @@ use crate::control::selection;
 use crate::control::store::policies::Policy;
 use crate::policy::kubernetes::{Direction, NetworkPolicy, Peer, selected};
 use crate::policy::{BoundSelector, Document, World};
-use crate::types::{EntityName, OverlayId};
+use crate::types::{EntityName, NodeId, OverlayId};
 
 /// Most entities of an overlay that a note names one by one.
 const NAMED_MAX: usize = 5;
@@ -43,14 +43,18 @@ pub(crate) fn imported(
     Ok(after)
 }
 
-/// What each of the imported NetworkPolicies means in this overlay.
+/// What each of the imported NetworkPolicies means in this overlay. `guards` are the members whose guards hold
+/// to what is said of addresses outside, by overlay.
 pub(crate) fn report(
     world: &World,
     overlay: OverlayId,
     before: &Policy,
     after: &Policy,
     documents: &[Document],
+    guards: &BTreeSet<(OverlayId, NodeId)>,
 ) -> Vec<ImportedPolicy> {
+    let here = guards.iter().filter(|(of, _)| *of == overlay);
+    let guards: BTreeSet<NodeId> = here.map(|(_, id)| *id).collect();
     let semantics = world.overlays.get(&overlay).map(|facts| facts.semantics).unwrap_or_default();
     let old: BTreeMap<String, &NetworkPolicy> =
         before.network_policies.values().map(|policy| (policy.full_name(), policy)).collect();
@@ -64,7 +68,7 @@ pub(crate) fn report(
                 Some(_) => "replaced",
             };
             let selects = selected(world, overlay, network);
-            let notes = notes(network, semantics, &selects, &isolated);
+            let notes = notes(network, semantics, &selects, &isolated, &guards);
             let selects = selects.into_iter().map(|(name, _)| name).collect();
             ImportedPolicy { name, state: state.to_owned(), selects, notes }
         })
@@ -95,8 +99,9 @@ fn isolated(
 fn notes(
     network: &NetworkPolicy,
     semantics: Semantics,
-    selects: &[(EntityName, crate::types::NodeId)],
+    selects: &[(EntityName, NodeId)],
     isolated: &BTreeMap<&'static str, BTreeSet<EntityName>>,
+    guards: &BTreeSet<NodeId>,
 ) -> Vec<String> {
     let mut notes = Vec::new();
     if selects.is_empty() {
@@ -121,30 +126,51 @@ fn notes(
             }
             continue;
         };
+        let Some(where_not) = unenforced(direction, selects, guards) else { continue };
         for (index, rule) in rules.iter().enumerate() {
             let place = format!("{}[{index}]", direction.field());
             if rule.peers.is_empty() {
                 notes.push(format!(
-                    "{place} means everybody: towards addresses outside the overlay it is not enforced"
+                    "{place} means everybody: not enforced outside the overlay{where_not}"
                 ));
             }
             for peer in &rule.peers {
                 let Peer::Block(block) = peer else { continue };
                 notes.push(match semantics {
                     Semantics::Kubernetes => format!(
-                        "{place} {block}: enforced for members' addresses, not outside the overlay"
+                        "{place} {block}: enforced for members' addresses, not enforced outside the \
+                         overlay{where_not}"
                     ),
                     Semantics::DefaultDeny => {
-                        format!("{place} {block}: not enforced outside the overlay")
+                        format!("{place} {block}: not enforced outside the overlay{where_not}")
                     }
                 });
             }
         }
         if rules.is_empty() && direction == Direction::Egress {
-            notes.push("egress to addresses outside the overlay is not enforced".to_owned());
+            notes.push(format!("egress: not enforced outside the overlay{where_not}"));
         }
     }
     notes
+}
+
+/// Where what a policy says of addresses outside is not held to; none where it is, by everybody selected.
+fn unenforced(
+    direction: Direction,
+    selects: &[(EntityName, NodeId)],
+    guards: &BTreeSet<NodeId>,
+) -> Option<String> {
+    let open = selects.iter().filter(|(_, id)| !guards.contains(id));
+    let open: Vec<String> = open.map(|(name, _)| name.to_string()).collect();
+    match direction {
+        Direction::Ingress => Some(String::new()),
+        Direction::Egress if selects.is_empty() => Some(String::new()),
+        Direction::Egress if open.is_empty() => None,
+        Direction::Egress => {
+            let by_whom = if open.len() == 1 { "runs" } else { "run" };
+            Some(format!(": {} {by_whom} no guard with egress by rules", named(&open)))
+        }
+    }
 }
 
 fn named(names: &[String]) -> String {

@@ -278,7 +278,13 @@ fn touched(
         };
         if changes.iter().any(is_more) {
             let all = selection::selected(&settled.world, *overlay, &BoundSelector::Any);
-            touched.push(Touched { overlay: *overlay, from: all.clone(), to: all, both: false });
+            touched.push(Touched {
+                overlay: *overlay,
+                from: all.clone(),
+                to: all.clone(),
+                both: false,
+                outside: all,
+            });
             continue;
         }
         for change in changes {
@@ -299,6 +305,7 @@ pub(crate) fn covered(world: &World, rule: &RuleFacts) -> Touched {
         from: selection::selected(world, rule.overlay, &rule.from),
         to: selection::selected(world, rule.overlay, &rule.to),
         both: rule.both,
+        outside: policy::outside_sources(world, rule),
     }
 }
 

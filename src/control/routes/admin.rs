@@ -249,7 +249,9 @@ fn around(world: &World, id: NodeId) -> Vec<Touched> {
             let mut others =
                 selection::selected(world, overlay, &crate::policy::BoundSelector::Any);
             others.remove(&id);
-            Touched { overlay, from: BTreeSet::from([id]), to: others, both: true }
+            // Quarantine is not for the entity's own guard to enforce.
+            let outside = BTreeSet::new();
+            Touched { overlay, from: BTreeSet::from([id]), to: others, both: true, outside }
         })
         .collect()
 }

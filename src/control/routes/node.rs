@@ -252,6 +252,10 @@ pub(super) async fn report(
         state.round_trips.truncate(ROUND_TRIPS_MAX);
         state.translated = report.translated;
         state.translated.truncate(ROUND_TRIPS_MAX);
+        // Of overlays that it is not in it has nothing to say.
+        let own = world.nodes.get(&id).map(|own| &own.addresses);
+        state.holds_egress = report.holds_egress;
+        state.holds_egress.retain(|overlay| own.is_some_and(|own| own.contains_key(overlay)));
         let held = world.nodes.get(&id).map(|own| state.measure(&world, own)).unwrap_or_default();
         let is_news =
             state.version != version || state.endpoints != report.endpoints || !held.is_empty();

@@ -100,8 +100,13 @@ pub(super) async fn set_path(
     };
     let (before, after) = (to_value(&before), to_value(&wanted));
     let done = Done { result: view, action, before, after };
-    let touched =
-        Touched { overlay, from: BTreeSet::from([from]), to: BTreeSet::from([to]), both: true };
+    let touched = Touched {
+        overlay,
+        from: BTreeSet::from([from]),
+        to: BTreeSet::from([to]),
+        both: true,
+        outside: BTreeSet::new(),
+    };
     Ok(Json(draft.finish(done, Hold::Nobody, vec![touched]).await?))
 }
 

@@ -143,9 +143,10 @@ pub(super) async fn import(
     let mut after = change.world.clone();
     world::put_policy(&mut after, overlay, &policy);
     let facts = change.world.overlays.get(&overlay);
+    let (_, guards) = server.live().for_answers();
     let report = ImportReport {
         semantics: facts.map(|facts| facts.semantics).unwrap_or_default(),
-        policies: changes::report(&after, overlay, &before, &policy, &documents),
+        policies: changes::report(&after, overlay, &before, &policy, &documents, &guards),
         left_open: changes::left_open(&after, overlay, &policy),
         change: planned,
     };

@@ -1,5 +1,6 @@
 mod clock;
 mod flows;
+mod outside;
 mod paths;
 mod policies;
 mod tables;

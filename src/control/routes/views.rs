@@ -156,9 +156,10 @@ pub(super) async fn can(
     _: Viewer,
     Body(question): Body<CanQuestion>,
 ) -> Answer<CanAnswer> {
-    let world = Arc::clone(&server.live().world);
+    let (world, guards) = server.live().for_answers();
     let places = rule_rows::places(&mut *server.store.read().await?).await?;
-    Ok(Json(super::apart(move || policy::can(&world, &question, &places, now())).await??))
+    let answer = move || policy::can(&world, &question, &guards, &places, now());
+    Ok(Json(super::apart(answer).await??))
 }
 
 pub(super) async fn keys(

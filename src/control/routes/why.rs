@@ -1,7 +1,7 @@
 //! Why a flow passes or not: the evaluator's verdict, and what the server knows of everything else
 //! that the flow needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,13 +30,13 @@ pub(super) async fn why(
     Body(question): Body<CanQuestion>,
 ) -> Answer<WhyAnswer> {
     let at = now();
-    let world = Arc::clone(&server.live().world);
+    let (world, guards) = server.live().for_answers();
     if let Some(strangers) = policy::strangers(&world, &question) {
         return Ok(Json(no_overlay(&world, question.service, strangers, at)));
     }
     let places = rules::places(&mut *server.store.read().await?).await?;
     let judged = Arc::clone(&world);
-    let found = apart(move || judge(&judged, &question, &places, at)).await??;
+    let found = apart(move || judge(&judged, &question, &guards, &places, at)).await??;
     let Judged { whole, verdict, question, overlay, from, to } = found;
     let since = Timestamp(at.0.saturating_sub(SEEN_SECONDS));
     let (stages, seen) = match (&from, &to) {
@@ -90,10 +90,11 @@ struct Judged {
 fn judge(
     world: &World,
     question: &CanQuestion,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
     places: &BTreeMap<RuleId, String>,
     at: Timestamp,
 ) -> Result<Judged, Problem> {
-    let whole = policy::can(world, question, places, at)?;
+    let whole = policy::can(world, question, guards, places, at)?;
     let asked = policy::asked(world, question)?;
     let gone = || Problem::new(ProblemCode::NotFound, "an end of the question is gone");
     let (from, to) = policy::pair_to_explain(world, question, &asked, at).ok_or_else(gone)?;
@@ -103,7 +104,7 @@ fn judge(
         to: policy::selector_of(world, &to).ok_or_else(gone)?,
         service: question.service.clone(),
     };
-    let verdict = policy::can(world, &narrow, places, at)?;
+    let verdict = policy::can(world, &narrow, guards, places, at)?;
     Ok(Judged { whole, verdict, question: narrow, overlay: asked.overlay, from, to })
 }
 
@@ -160,6 +161,10 @@ fn no_overlay(
 /// What there is to say where one end is an address outside.
 fn outside(world: &World, verdict: &CanAnswer, address: IpAddr) -> Vec<Stage> {
     let overlay = &verdict.overlay;
+    let (judged, by) = match verdict.enforced {
+        true => (StageState::Ok, "the guard of the machine that starts the flow judges them"),
+        false => (StageState::Unsure, "no SaP and no ovd judges them"),
+    };
     vec![
         stage(
             StageName::Membership,
@@ -168,8 +173,8 @@ fn outside(world: &World, verdict: &CanAnswer, address: IpAddr) -> Vec<Stage> {
         ),
         stage(
             StageName::Path,
-            StageState::Unsure,
-            format!("packets of {address} do not cross {overlay}: no SaP and no ovd judges them"),
+            judged,
+            format!("packets of {address} do not cross {overlay}: {by}"),
         ),
         rules_stage(world, verdict),
     ]

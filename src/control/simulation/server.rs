@@ -167,7 +167,13 @@ impl Server {
         self.database.world.revision.0 += 1;
         let published = self.commit_and_publish(Hold::Nobody, now)?;
         let (from_set, to_set) = ([from].into(), [to].into());
-        let touched = Touched { overlay: OVERLAY, from: from_set, to: to_set, both: false };
+        let touched = Touched {
+            overlay: OVERLAY,
+            from: from_set,
+            to: to_set,
+            both: false,
+            outside: BTreeSet::new(),
+        };
         Some(Removal { published, touched, pair: (from, to) })
     }
 

@@ -21,6 +21,7 @@ fn intent(mode: GuardMode) -> Intent {
         uplinks: vec!["eth0".to_owned()],
         ssh_peers: vec!["192.0.2.7".parse().unwrap()],
         ssh_ports: vec![22],
+        egress: None,
         listening: vec![22, 443],
     }
 }
@@ -174,4 +175,78 @@ fn every_rule_has_a_counter_of_its_name() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), RuleName::ALL.len());
+}
+
+#[test]
+fn segments_into_overlays_are_clamped_before_anything_is_accepted() {
+    let lines = shown(&intent(GuardMode::Ports));
+
+    for way in ["iifname", "oifname"] {
+        let rule = format!("Forward mss_clamped {way} {{ \"ov0\", \"ov1\" }}");
+        let clamp = place(&lines, &[&rule, "== syn ClampMss"]);
+        assert!(clamp < place(&lines, &["Forward own_replies"]));
+    }
+}
+
+#[test]
+fn egress_lets_out_what_rules_and_ovmesh_need_and_nothing_else() {
+    let outside = |cidr: Option<&str>, except: &[&str], services: &[&str]| Outside {
+        cidr: cidr.map(|cidr| cidr.parse().unwrap()),
+        except: except.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        services: services.iter().map(|service| service.parse().unwrap()).collect(),
+    };
+    let mut intent = intent(GuardMode::Ports);
+    intent.egress = Some(Egress {
+        ovmesh: [
+            (Protocol::Udp, "192.0.2.9:6080".parse().unwrap()),
+            (Protocol::Udp, "[::ffff:192.0.2.8]:6081".parse().unwrap()),
+            (Protocol::Tcp, "[2001:db8::9]:7443".parse().unwrap()),
+        ]
+        .into(),
+        denied: vec![outside(Some("10.9.0.0/16"), &[], &[])],
+        allowed: vec![
+            outside(Some("10.0.0.0/8"), &["10.1.0.0/16"], &["tcp/443", "icmp"]),
+            outside(None, &[], &["udp/53", "tcp/dns"]),
+            outside(Some("2001:db8::/32"), &[], &["icmp"]),
+            outside(
+                Some("0.0.0.0/0"),
+                &["192.0.2.0/24", "192.0.2.128/25"],
+                &["tcp/80", "tcp/81-90"],
+            ),
+        ],
+        unspoken_passes: false,
+    });
+
+    let lines = shown(&intent);
+
+    let out =
+        |part: &str| place(&lines, &["Output", "oifname != { \"lo\", \"ov0\", \"ov1\" }", part]);
+    let last = out("}  Reject");
+    assert_eq!(lines.iter().rposition(|line| line.starts_with("Output")), Some(last));
+    let denied = out("ip daddr 10.9.0.0/16 Reject");
+    for part in [
+        "ip daddr 10.0.0.0/8 ip daddr != { 10.1.0.0/16 } tcp dport { 443 } Accept",
+        "ip daddr 10.0.0.0/8 ip daddr != { 10.1.0.0/16 } meta l4proto 1 Accept",
+        "meta nfproto ipv4 udp dport { 53 } Accept",
+        "meta nfproto ipv6 udp dport { 53 } Accept",
+        "ip6 daddr 2001:db8::/32 meta l4proto 58 Accept",
+        "meta nfproto ipv4 ip daddr != { 192.0.2.0/24 } tcp dport { 80-90 } Accept",
+    ] {
+        assert!((denied..last).contains(&out(part)), "{part}");
+    }
+    for part in [
+        "ip daddr . udp dport { 192.0.2.8 . 6081, 192.0.2.9 . 6080 } Accept",
+        "ip6 daddr . tcp dport { 2001:db8::9 . 7443 } Accept",
+        "ct direction reply Accept",
+        "sport 68",
+    ] {
+        assert!(out(part) < denied, "{part}");
+    }
+    // Overlays' own packets are refused before any range may let them out.
+    assert!(place(&lines, &["Output overlay_in_clear", "100.70.0.0/16"]) < out("answers"));
+    place(&lines, &["Forward outside oifname { \"eth0\" }", "Reject"]);
+    place(&lines, &["Input older_flow", "tcp dport != { 22, 443 } ct state new tcp"]);
+
+    intent.egress.as_mut().unwrap().unspoken_passes = true;
+    assert!(!shown(&intent).iter().any(|line| line.starts_with("Output outside oifname")));
 }

@@ -7,13 +7,22 @@ use crate::api::admin::{CanAnswer, CanQuestion, PathNames};
 use crate::api::{Problem, ProblemCode};
 use crate::policy::testing::{NOW, O, add_node, add_overlay, add_rule, service, town};
 use crate::policy::{BoundSelector, Decision, World, can, evaluate};
-use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
+use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId, Service};
 
 fn ask(world: &World, from: &str, to: &str, what: &str) -> Result<CanAnswer, Problem> {
     let service = (!what.is_empty()).then(|| service(what));
+    ask_with(world, &BTreeSet::new(), (from, to), service)
+}
+
+fn ask_with(
+    world: &World,
+    guards: &BTreeSet<(OverlayId, NodeId)>,
+    (from, to): (&str, &str),
+    service: Option<Service>,
+) -> Result<CanAnswer, Problem> {
     let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
     let question = CanQuestion { overlay: None, from, to, service };
-    can(world, &question, &BTreeMap::new(), NOW)
+    can(world, &question, guards, &BTreeMap::new(), NOW)
 }
 
 fn why(world: &World, from: &str, to: &str, what: &str) -> String {
@@ -145,7 +154,8 @@ fn the_overlay_is_the_one_they_share() {
         let overlay = overlay.map(|text| Name::new(text).unwrap());
         let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
         let question = CanQuestion { overlay, from, to, service: None };
-        can(&world, &question, &BTreeMap::new(), NOW).map(|answer| answer.overlay.to_string())
+        can(&world, &question, &BTreeSet::new(), &BTreeMap::new(), NOW)
+            .map(|answer| answer.overlay.to_string())
     };
     assert_eq!(overlay("web", "db", None), Ok("default".to_owned()));
     assert_eq!(overlay("web", "loner", None), Ok("six".to_owned()));
@@ -248,6 +258,22 @@ fn an_address_is_its_member_or_outside_where_nothing_is_enforced() {
     let near: Vec<&str> = shut.nearest.iter().map(|near| near.differs.as_str()).collect();
     assert_eq!(near, ["destination differs"]);
     assert_eq!(shut.allow_with, ["ovctl policy allow web 198.51.100.1/32 --port tcp/443"]);
+}
+
+#[test]
+fn what_a_guard_holds_to_is_enforced_outside_and_what_starts_there_is_not() {
+    let world = with_rules(&["allow web -> 203.0.113.0/24", "allow 203.0.113.0/24 -> web"]);
+    let ask = |guards: &[u32], ends: (&str, &str)| {
+        let guards = guards.iter().map(|&id| (O, NodeId(id))).collect();
+        ask_with(&world, &guards, ends, None).unwrap()
+    };
+    let (out, back) = (("web", "203.0.113.9"), ("203.0.113.9", "web"));
+
+    assert!(ask(&[1], out).enforced && !ask(&[1], out).why.contains("not enforced"));
+    assert!(ask(&[2], out).why.contains("not enforced outside the overlay: web runs no guard"));
+    assert!(!ask(&[1], back).enforced);
+    let both = ("any", "203.0.113.9");
+    assert!(!ask(&[1], both).enforced, "others run none");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod conformance;
 mod documents;
 mod lint;
 mod offline;
+mod outside;
 mod paths;
 mod preferences;
 mod property;

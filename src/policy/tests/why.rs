@@ -1,6 +1,6 @@
 //! The commands that `can` and `why` propose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::api::admin::{CanQuestion, PathNames, Semantics};
@@ -21,7 +21,7 @@ fn question(overlay: Option<&str>, what: &str) -> CanQuestion {
 }
 
 fn commands(world: &World, what: &str) -> Vec<String> {
-    can(world, &question(None, what), &BTreeMap::new(), NOW).unwrap().allow_with
+    can(world, &question(None, what), &BTreeSet::new(), &BTreeMap::new(), NOW).unwrap().allow_with
 }
 
 fn web_to_db() -> AskedPair {
@@ -72,7 +72,8 @@ fn an_overlay_is_named_where_the_two_share_several() {
         let address = facts.addresses[&O];
         facts.addresses.insert(OverlayId(9), address);
     }
-    let answer = can(&world, &question(Some("ops"), ""), &BTreeMap::new(), NOW).unwrap();
+    let answer =
+        can(&world, &question(Some("ops"), ""), &BTreeSet::new(), &BTreeMap::new(), NOW).unwrap();
 
     assert_eq!(answer.allow_with, ["ovctl policy allow web db --overlay ops"]);
 }
@@ -135,7 +136,8 @@ fn a_rule_of_a_file_is_taken_out_of_the_file() {
     let mut world = town();
     add_rule(&mut world, 1, "deny role=web -> any");
     let places = BTreeMap::from([(RuleId(1), "net/policy.yaml:12".to_owned())]);
-    let steps = can(&world, &question(None, ""), &places, NOW).unwrap().allow_with;
+    let steps =
+        can(&world, &question(None, ""), &BTreeSet::new(), &places, NOW).unwrap().allow_with;
 
     assert_eq!(
         steps,
