@@ -123,6 +123,7 @@ impl Rig {
         let flows = Arc::new(FlowTable::new(1 << 10).started(now()));
         let snapshots = Arc::new(Publisher::new(snapshot));
         let (plane, _port) = SapPlane::start(vec![sap], snapshots, flows).unwrap();
+        plane.open();
         let counters = plane.counters();
         Self { a, b, to_sap, key, counters, _plane: plane }
     }

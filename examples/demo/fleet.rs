@@ -355,6 +355,17 @@ impl Node {
         self.wait_ready()
     }
 
+    /// Starts the program beside the one that runs, to take over from it; returns that one's exit code.
+    pub(crate) fn take_over(&mut self) -> Result<i32> {
+        let name = self.machine.name.clone();
+        let mut before =
+            self.process.take().with_context(|| format!("nothing was started on {name}"))?;
+        self.spawn(&["--takeover"])?;
+        let code = before.wait(READY_TIMEOUT)?;
+        self.wait_ready()?;
+        Ok(code)
+    }
+
     /// Stops the program as an operator would.
     pub(crate) fn stop(&mut self) -> Result<i32> {
         self.process()?.stop()

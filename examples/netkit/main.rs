@@ -22,6 +22,7 @@ mod probe;
 mod refuse;
 mod relay;
 mod report;
+mod supervise;
 mod tcp_rate;
 mod tcp_raw;
 mod tcp_stream;
@@ -72,6 +73,9 @@ usage: netkit COMMAND ...
   ip-count ADDR FILE                     counts IP packets for ADDR, on every device, by TOS and TTL
   refuse udp-segment|udp-gro|tun-offload:BITS,... PROGRAM...
                                          runs it as on a kernel that does not know these
+  supervise keeping|forgetting PROGRAM...
+                                         starts it again whenever it ends, at once, with what it had kept, or
+                                         without; HUP restarts it, USR1 kills it, TERM ends both
   relay FILE SEED LOSS DUP REORDER MTU ADDR=MAC...
                                          hands on what comes for each ADDR, impaired (per 1000)
   crowd TOKENFILE NAME COUNT             COUNT nodes that join and apply tables, without packets
@@ -150,6 +154,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
         "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),
         "refuse" => refuse::run(rest.text(0)?, rest.0.get(1..).unwrap_or(&[])),
+        "supervise" => supervise::run(rest.text(0)?, rest.0.get(1..).unwrap_or(&[])),
         "relay" => relay::run(
             rest.text(0)?,
             &relay::Impairment {

@@ -10,6 +10,9 @@ use serde_json::json;
 
 use crate::report::{self, File};
 
+/// In bytes.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
 /// What [`send`] sends.
 pub(crate) struct Burst {
     pub(crate) source: SocketAddr,
@@ -167,5 +170,8 @@ pub(crate) fn any_for(target: SocketAddr) -> SocketAddr {
 }
 
 pub(crate) fn bind(address: SocketAddr) -> Result<UdpSocket> {
-    UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))
+    let socket = UdpSocket::bind(address).with_context(|| format!("cannot bind {address}"))?;
+    // What waited for a restart comes in one burst; the kernel may give less, which works too.
+    let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER);
+    Ok(socket)
 }

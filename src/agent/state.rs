@@ -17,6 +17,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
@@ -98,6 +99,33 @@ impl StateDir {
             .fix("stop that process, or give this one its own --state-dir")),
             Err(TryLockError::Error(error)) => Err(unusable(&path.join(LOCK), &error)),
         }
+    }
+
+    /// As [`Self::open`], when the process before this one hands over its lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`]; `Conflict` also when it is the lock of another directory.
+    pub fn inherit(path: &Path, uid: u32, lock: OwnedFd) -> Result<Self, Problem> {
+        check(path, uid)?;
+        let lock = File::from(lock);
+        let unusable = |error: io::Error| unusable(&path.join(LOCK), &error);
+        let own = own_file(&path.join(LOCK), uid, |options| options).map_err(unusable)?;
+        let (own, given) = (own.metadata().map_err(unusable)?, lock.metadata().map_err(unusable)?);
+        if (own.dev(), own.ino()) != (given.dev(), given.ino()) {
+            return Err(Problem::new(
+                ProblemCode::Conflict,
+                format!("the process before this one does not run on {}", path.display()),
+            )
+            .fix("give the same --state-dir and --socket as it has"));
+        }
+        Ok(Self { path: path.to_owned(), lock, made: Vec::new() })
+    }
+
+    /// The lock, for the process after this one.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
     }
 
     /// Reads who a node is without holding its directory; none when there is nothing.

@@ -1,14 +1,17 @@
 //! Makes this host do what tables say, and what its operator orders: snapshots, guard, devices, links.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::daemon::{Place, Plane, Shared};
+use super::daemon::{End, Place, Plane, Shared};
 use super::endpoints::prefer_reachable;
 use super::guarding::Guarding;
+use super::handover::{Estate, Predecessor};
 use super::{control_loop, devices, node};
 use crate::agent::client::Client;
 use crate::agent::health::Topic;
@@ -28,6 +31,9 @@ const TICK: Duration = Duration::from_secs(5);
 
 /// How often a broken guard is made again, and one that was lifted for a time is looked at.
 const MEND_EVERY: Duration = Duration::from_millis(500);
+
+/// How long it may take until this process can forward, when another waits for it to.
+const READY_WITHIN: Duration = Duration::from_secs(8);
 
 /// A table on its way from the puller, and where to say whether it could be applied.
 pub(crate) struct Delivery {
@@ -90,15 +96,23 @@ pub(crate) struct Applier<'a> {
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
+    /// What the next process gets.
+    pub(crate) estate: Estate,
+    /// Who forwards as long as this process is not ready to.
+    pub(crate) predecessor: Option<Predecessor>,
+    /// Whether the hallways read.
+    pub(crate) is_open: bool,
 }
 
 impl Applier<'_> {
-    /// Runs until it is ordered to stop.
+    /// Runs until it is ordered to stop, or has handed over.
     pub(crate) async fn run(
         &mut self,
         mut deliveries: mpsc::Receiver<Delivery>,
         orders: &mut mpsc::Receiver<Ordered>,
-    ) {
+        successors: &mut mpsc::Receiver<UnixStream>,
+    ) -> Result<End, Problem> {
+        let mut overdue = pin!(tokio::time::sleep(READY_WITHIN));
         let [mut tick, mut mend] = [TICK, MEND_EVERY].map(|every| {
             let mut interval = tokio::time::interval(every);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -107,8 +121,13 @@ impl Applier<'_> {
         loop {
             tokio::select! {
                 delivery = deliveries.recv() => {
-                    let Some(Delivery { table, from_disk, outcome }) = delivery else { return };
+                    let Some(Delivery { table, from_disk, outcome }) = delivery else {
+                        return Ok(End::Stopped);
+                    };
                     let result = self.apply(table, from_disk).await;
+                    if result.is_ok() {
+                        self.settle().await?;
+                    }
                     // The receiver is gone only when everything ends.
                     let _ = outcome.send(result);
                 }
@@ -116,11 +135,61 @@ impl Applier<'_> {
                     // Who asked may be gone.
                     let _ = outcome.send(self.obey(order).await);
                     if order == Order::Down {
-                        return;
+                        tracing::info!("stopping, by order");
+                        return Ok(End::Stopped);
                     }
+                }
+                Some(stream) = successors.recv() => {
+                    if self.hand_over(&stream) {
+                        return Ok(End::HandedOver);
+                    }
+                }
+                () = &mut overdue, if self.predecessor.is_some() => {
+                    return Err(Problem::new(ProblemCode::Failed, "cannot take over")
+                        .why("there is no table that could be put in force")
+                        .fix("stop the process that runs, and start without --takeover"));
                 }
                 _ = tick.tick() => self.tick().await,
                 _ = mend.tick(), if self.guarding.is_some() => self.mend_guard().await,
+            }
+        }
+    }
+
+    /// What follows a table that is in force. From the first one on packets are read, and not before: what
+    /// is read without a policy is dropped.
+    async fn settle(&mut self) -> Result<(), Problem> {
+        let is_first = !self.is_open;
+        if is_first {
+            if let Some(predecessor) = &mut self.predecessor {
+                predecessor.release()?;
+                self.predecessor = None;
+                tracing::info!("took over from the process before this one");
+            }
+            self.plane.open();
+            self.is_open = true;
+        }
+        self.find_endpoints().await;
+        if is_first {
+            self.introduce();
+        }
+        Ok(())
+    }
+
+    /// Hands over to the process that asks on `stream`. Everything else of this process stands still
+    /// meanwhile, so that two do not keep one state.
+    fn hand_over(&mut self, stream: &UnixStream) -> bool {
+        if !self.is_open {
+            tracing::warn!("asked to hand over before there is a table");
+            return false;
+        }
+        match self.plane.hand_over(stream, &self.estate) {
+            Ok(()) => {
+                tracing::info!("handed over to another process");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "handed nothing over: who asked for it is gone or not ready; going on");
+                false
             }
         }
     }
@@ -157,7 +226,6 @@ impl Applier<'_> {
             from_disk,
         });
         tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
-        let is_first = self.in_force.is_none();
         if let Some(names) = &self.place.names {
             names.replace(zone(&table));
         }
@@ -165,10 +233,6 @@ impl Applier<'_> {
         // The guard comes before the devices, so that no packet is sooner than the rules about it.
         self.follow_guard().await;
         self.follow_devices().await;
-        self.find_endpoints().await;
-        if is_first {
-            self.introduce();
-        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +13,7 @@ use super::applier::{Applier, pull};
 use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
+use super::handover::{self, Estate, Predecessor, UDP, queues_of};
 use super::service_manager::ServiceManager;
 use super::{answers, control_loop, errands, guessing, shutdown};
 use crate::agent::client::Client;
@@ -42,6 +44,9 @@ use crate::wire::control::Message;
 /// What counts as denied lately, in status.
 const LATELY: Duration = Duration::from_secs(600);
 
+/// How long the endpoints are looked for before the first table is in force.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
 /// How many notices of peers may wait.
 const HEARD_CAPACITY: usize = 64;
 
@@ -70,8 +75,48 @@ impl Plane {
         }
     }
 
-    fn stop(self) {
+    /// Lets the hallways read.
+    pub(crate) fn open(&mut self) {
         match self {
+            Self::Entity(plane, _) => plane.open(),
+            Self::Sap(plane) => plane.open(),
+        }
+    }
+
+    /// Stops reading, and hands what packets come and go by, and `estate`, to the process that asks on
+    /// `stream`; goes on when that does not come to be.
+    pub(crate) fn hand_over(
+        &mut self,
+        stream: &UnixStream,
+        estate: &Estate,
+    ) -> std::io::Result<()> {
+        let started = Instant::now();
+        self.shut();
+        let (sockets, queues) = match self {
+            Self::Entity(plane, _) => (plane.sockets().collect::<Vec<_>>(), plane.queues()),
+            Self::Sap(plane) => (plane.sockets().collect(), Vec::new()),
+        };
+        let sockets = sockets.iter().map(|socket| (UDP.to_owned(), socket.descriptor()));
+        let queues = queues.iter().map(|queue| (queues_of(queue.name()), queue.descriptor()));
+        let result = estate.hand_over(stream, sockets.chain(queues));
+        if result.is_err() {
+            self.open();
+        }
+        tracing::debug!(took = ?started.elapsed(), is_done = result.is_ok(), "handing over");
+        result
+    }
+
+    fn shut(&mut self) {
+        match self {
+            Self::Entity(plane, _) => plane.shut(),
+            Self::Sap(plane) => plane.shut(),
+        }
+    }
+
+    /// Ends the hallways; the devices vanish unless they are another process's.
+    fn end(self, is_anothers: bool) {
+        match self {
+            Self::Entity(plane, _) if is_anothers => plane.leave(),
             Self::Entity(plane, _) => plane.stop(),
             Self::Sap(plane) => plane.stop(),
         }
@@ -286,16 +331,45 @@ pub(crate) struct Place {
     pub(crate) names: Option<Names>,
 }
 
-/// Runs until SIGTERM or SIGINT; then stops the threads and lets the devices go. Nothing is deleted.
-pub(crate) async fn run(
-    shared: Shared,
-    state: StateDir,
-    mut plane: Plane,
-    port: ControlPort,
-    mut socket: Socket,
-    place: Place,
-    guarding: Option<Guarding>,
-) -> Result<(), Problem> {
+/// How a daemon ends well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By a signal or an order.
+    Stopped,
+    /// Another process does its work.
+    HandedOver,
+}
+
+/// A node that is put together and does not run yet.
+pub(crate) struct Daemon {
+    pub(crate) shared: Shared,
+    pub(crate) state: StateDir,
+    pub(crate) plane: Plane,
+    pub(crate) port: ControlPort,
+    pub(crate) socket: Socket,
+    pub(crate) place: Place,
+    /// None at a SaP.
+    pub(crate) guarding: Option<Guarding>,
+    pub(crate) manager: Arc<ServiceManager>,
+    pub(crate) estate: Estate,
+    pub(crate) predecessor: Option<Predecessor>,
+}
+
+/// Runs until SIGTERM, SIGINT, an order, or until another process has taken over; then stops the threads
+/// and lets the devices go. Nothing is deleted.
+pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
+    let Daemon {
+        shared,
+        state,
+        mut plane,
+        port,
+        mut socket,
+        place,
+        guarding,
+        manager,
+        mut estate,
+        predecessor,
+    } = daemon;
     let shared = Arc::new(shared);
     // A host without a clock of its own starts in the past, where rules that ended would hold again.
     if let Some(written) = state.table_written() {
@@ -337,8 +411,13 @@ pub(crate) async fn run(
     };
     let (said, heard) = mpsc::channel(HEARD_CAPACITY);
     let (orders, mut ordered) = mpsc::channel(1);
+    let (successors, mut successor) = mpsc::channel(1);
     let orders = guarding.is_some().then_some(orders);
     let broken = |what: &str, why: String| Problem::new(ProblemCode::Failed, what).why(why);
+    estate.add(handover::LOCK, state.descriptor());
+    if let Some(listener) = socket.descriptor() {
+        estate.add(handover::LOCAL, listener);
+    }
     let mut applier = Applier {
         shared: &shared,
         state: &state,
@@ -347,10 +426,13 @@ pub(crate) async fn run(
         place,
         guarding,
         in_force: None,
+        estate,
+        predecessor,
+        is_open: false,
     };
-    applier.find_endpoints().await;
+    // Packets may be waiting: a name server that is away must not keep them.
+    let _ = tokio::time::timeout(FIRST_LOOK, applier.find_endpoints()).await;
     applier.follow_guard().await;
-    let manager = ServiceManager::from_environment();
     // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
     manager.ready();
 
@@ -367,11 +449,11 @@ pub(crate) async fn run(
         signal = shutdown::requested() => match signal {
             Ok(signal) => {
                 tracing::info!(signal, "stopping");
-                Ok(())
+                Ok(End::Stopped)
             }
             Err(error) => Err(broken("cannot listen to signals", error.to_string())),
         },
-        result = socket.serve(status, denied, why, orders) => match result {
+        result = socket.serve(status, denied, why, orders, successors) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
         },
@@ -385,10 +467,7 @@ pub(crate) async fn run(
             Err(broken("the errand loop ended", String::new()))
         }
         () = pull(puller, send) => Err(broken("the table loop ended", String::new())),
-        () = applier.run(receive, &mut ordered) => {
-            tracing::info!("stopping, by order");
-            Ok(())
-        }
+        end = applier.run(receive, &mut ordered, &mut successor) => end,
         () = shared.guard.watch(&shared.health) => {
             Err(broken("the guard's watch ended", String::new()))
         }
@@ -400,6 +479,9 @@ pub(crate) async fn run(
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();
-    plane.stop();
-    result
+    // Another process works with the devices and the socket: the next one, or still the one before.
+    let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
+    socket.leave(is_anothers);
+    plane.end(is_anothers);
+    result.map(drop)
 }

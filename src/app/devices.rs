@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::handover::{Inheritance, queues_of};
 use crate::agent::health::{Health, Topic};
 use crate::agent::state::StateDir;
 use crate::api::table::{NodeTable, OverlayTable};
@@ -26,6 +27,11 @@ const UNDERLAY_MTU_USUAL: u32 = 1500;
 /// How many endpoints are asked for the path's MTU.
 const MTU_ASKED_MAX: usize = 16;
 
+/// How many packets wait in a device while no process reads: half a second of 2,000 a second, where the
+/// kernel has 500. As many as WireGuard holds for a peer; more would be delay when this process is the
+/// bottleneck.
+const QUEUE: u32 = 1024;
+
 /// A device in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -43,13 +49,24 @@ pub(crate) struct Devices {
     data_path: DataPath,
     lanes: Lanes,
     in_use: BTreeMap<OverlayId, Device>,
+    inheritance: Inheritance,
+    /// Names of devices that an earlier process had and nobody has asked for yet.
+    left: BTreeSet<String>,
     /// Whether something could not be set up and is to be tried again.
     is_incomplete: bool,
 }
 
 impl Devices {
-    pub(crate) fn new(network: Network, data_path: DataPath, lanes: Lanes) -> Self {
-        Self { network, data_path, lanes, in_use: BTreeMap::new(), is_incomplete: false }
+    /// `left` are the names of devices that an earlier process had.
+    pub(crate) fn new(
+        network: Network,
+        data_path: DataPath,
+        lanes: Lanes,
+        inheritance: Inheritance,
+        left: BTreeSet<String>,
+    ) -> Self {
+        let (in_use, is_incomplete) = (BTreeMap::new(), false);
+        Self { network, data_path, lanes, in_use, inheritance, left, is_incomplete }
     }
 
     /// The device of an overlay.
@@ -89,6 +106,7 @@ impl Devices {
         for id in gone {
             plane.remove_overlay(id);
             if let Some(device) = self.in_use.remove(&id) {
+                self.inheritance.manager.let_go(&queues_of(&device.name));
                 tracing::info!(overlay = device.overlay, device = device.name, "left the overlay");
                 health.set(Topic::Overlay(device.overlay), Vec::new());
                 // The overlay is no business of this host any more.
@@ -98,6 +116,11 @@ impl Devices {
             }
         }
         let names = names(state, table);
+        for left in std::mem::take(&mut self.left) {
+            if !names.values().any(|name| *name == left) {
+                self.let_go(&left).await;
+            }
+        }
         let mtu = self.overlay_mtu(table).await;
         for overlay in &table.body.overlays {
             let Some(address) = overlay.address else { continue };
@@ -112,6 +135,9 @@ impl Devices {
                     health.set(topic, vec![format!("overlay {}: {error}", overlay.name)]);
                 }
             }
+        }
+        if !self.is_incomplete {
+            self.inheritance.close_rest();
         }
     }
 
@@ -145,12 +171,53 @@ impl Devices {
         // Another address or a dead thread: a new device. The old one must be gone first.
         plane.remove_overlay(overlay.id);
         self.network.add_unreachable(overlay.cidr).await?;
-        let queues = Tun::open(name, self.data_path, self.lanes)?;
+        let queues = self.open(name).await?;
         self.network.configure(name, address, overlay.cidr, mtu).await?;
         plane.add_overlay(overlay.id, queues)?;
         tracing::info!(overlay = %overlay.name, device = name, %address, mtu, "in the overlay");
         self.in_use.insert(overlay.id, wanted);
         Ok(())
+    }
+
+    /// The queues of a device: those of the process before this one, with what waits in them, or new ones.
+    /// The device stays when this process crashes.
+    async fn open(&mut self, name: &str) -> Result<Vec<Tun>, SysError> {
+        let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
+        let adopted =
+            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
+        let queues = match adopted {
+            Some(queues) => queues,
+            None => {
+                let queues = match Tun::open(name, path, lanes) {
+                    // One that a crash has left behind, made for another number of lanes.
+                    Err(_) if self.network.remove_left(name).await? => {
+                        Tun::open(name, path, lanes)?
+                    }
+                    opened => opened?,
+                };
+                // Only now: a change on a device that is up loses what waits in it.
+                self.network.set_queue_len(name, QUEUE).await?;
+                for queue in &queues {
+                    self.inheritance.manager.keep(&kept, queue.descriptor());
+                }
+                queues
+            }
+        };
+        queues.iter().for_each(|queue| queue.persist(true));
+        Ok(queues)
+    }
+
+    /// Has a device vanish that an earlier process had for an overlay that this host is not in any more.
+    async fn let_go(&mut self, name: &str) {
+        let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
+        let adopted =
+            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
+        adopted.iter().flatten().for_each(|queue| queue.persist(false));
+        drop(adopted);
+        self.inheritance.manager.let_go(&kept);
+        if let Err(error) = self.network.remove_left(name).await {
+            tracing::warn!(%error, "a device of an earlier start stays");
+        }
     }
 
     /// What a wrapped packet may carry: the smallest path to any SaP or direct peer, less the

@@ -75,12 +75,17 @@ pub(super) async fn sweep(state: &StateDir) -> Result<(), Problem> {
             routes = routes.and(network.remove_unreachable(overlay.cidr).await);
         }
     }
+    let mut devices = Ok(());
+    for name in state.devices().values() {
+        // Of a daemon that crashed and did not come back.
+        devices = devices.and(network.remove_left(name).await.map(drop));
+    }
     let guard = match guard::sweep() {
         // A machine without nft never had one.
         Err(error) if guard::is_missing(&error) => Ok(()),
         swept => swept,
     };
-    routes.and(guard).map_err(node::failed)
+    routes.and(devices).and(guard).map_err(node::failed)
 }
 
 /// Whether systemd runs the daemon: it would start it again.

@@ -17,6 +17,7 @@ mod errands;
 mod guard_command;
 mod guarding;
 mod guessing;
+mod handover;
 pub mod node;
 mod outside;
 pub mod ovctl;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use super::endpoints::Wanted;
 use super::guarding::GuardSettings;
+use super::handover::{self, Inheritance};
 use crate::agent::addresses::Addresses;
 use crate::agent::client::Client;
 use crate::agent::join::{self, Joined, Joiner, Start};
@@ -23,6 +24,7 @@ use crate::cli::args::{
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
 use crate::config::{node as file, user};
+use crate::local::Socket;
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
@@ -53,6 +55,8 @@ pub struct RunOptions {
     pub egress: Option<GuardEgress>,
     /// Whether the guard may cut off who is connected by ssh.
     pub lock_ssh: bool,
+    /// Whether to take the place of the process that runs.
+    pub takeover: bool,
     /// The log filter.
     pub log: Option<String>,
     /// How packets are moved.
@@ -90,6 +94,7 @@ impl From<RunArgs> for RunOptions {
             guard: None,
             egress: None,
             lock_ssh: false,
+            takeover: args.takeover,
             log: args.log,
             data_path: args.data_path,
             health: None,
@@ -140,6 +145,7 @@ pub(crate) struct Settings {
     pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
     pub(crate) dns_listen: Option<SocketAddr>,
     pub(crate) guard: GuardSettings,
+    pub(crate) takeover: bool,
     pub(crate) uid: u32,
 }
 
@@ -192,6 +198,7 @@ impl Settings {
                 lock_ssh: options.lock_ssh || file.lock_ssh,
                 health_port,
             },
+            takeover: options.takeover,
             uid,
         })
     }
@@ -211,12 +218,43 @@ impl Settings {
         Ok(self)
     }
 
-    /// Binds the data socket of each lane; also says what they are bound to.
-    pub(crate) fn bind(&self) -> Result<(Vec<UdpSocket>, SocketAddr), Problem> {
-        let sockets =
-            UdpSocket::bind_lanes(self.listen, self.data_path, self.lanes).map_err(failed)?;
+    /// The state directory, held by this process.
+    pub(crate) fn state(&self, inheritance: &mut Inheritance) -> Result<StateDir, Problem> {
+        match inheritance.take_one(handover::LOCK) {
+            Some(lock) => StateDir::inherit(&self.state_dir, self.uid, lock),
+            None => StateDir::open(&self.state_dir, self.uid),
+        }
+    }
+
+    /// The data socket of each lane; also says what they are bound to.
+    pub(crate) fn bind(
+        &self,
+        inheritance: &mut Inheritance,
+    ) -> Result<(Vec<UdpSocket>, SocketAddr), Problem> {
+        let sockets = inheritance.adopt(handover::UDP, |descriptors| {
+            UdpSocket::adopt_lanes(descriptors, self.listen, self.data_path, self.lanes)
+        });
+        let sockets = match sockets {
+            Some(sockets) => sockets,
+            None => {
+                let sockets = UdpSocket::bind_lanes(self.listen, self.data_path, self.lanes);
+                let sockets = sockets.map_err(failed)?;
+                for socket in &sockets {
+                    inheritance.manager.keep(handover::UDP, socket.descriptor());
+                }
+                sockets
+            }
+        };
         let bound = sockets.first().map_or(self.listen, UdpSocket::local_addr);
         Ok((sockets, bound))
+    }
+
+    /// The local socket.
+    pub(crate) fn local(&self, inheritance: &mut Inheritance) -> Result<Socket, Problem> {
+        match inheritance.take_one(handover::LOCAL) {
+            Some(listener) => Socket::adopt(&self.socket, listener),
+            None => Socket::bind(&self.socket),
+        }
     }
 
     /// What this start means, and the token that it needs.

@@ -1,12 +1,14 @@
 //! `ovd`: an entity. One TUN device per overlay, egress and ingress hallways.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Place, Plane, Shared};
+use super::daemon::{self, Daemon, Place, Plane, Shared};
 use super::devices::Devices;
 use super::guarding::Guarding;
+use super::handover::{self, Estate, Inheritance};
 use super::node::{self, RunOptions, Settings};
 use super::{down, guard_command};
 use crate::agent::join::{Joined, Start};
@@ -17,10 +19,11 @@ use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
 use crate::dns::{Resolver, Upstream};
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::Snapshot;
 use crate::guard;
 use crate::health::HealthPort;
 use crate::local::Socket;
+use crate::sys::descriptors::Descriptors;
 use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::sys::udp::UdpSocket;
@@ -50,11 +53,13 @@ pub fn main() -> ExitCode {
 ///
 /// What keeps it from starting.
 pub fn run(options: RunOptions) -> Result<(), Problem> {
+    let started_with = Descriptors::from_environment();
     let settings = Settings::new(NodeKind::Entity, options)?;
-    let state = StateDir::open(&settings.state_dir, settings.uid)?;
     node::runtime()?.block_on(async {
-        let (state, ready) = prepare(&settings, state).await?;
-        start(&settings, state, ready).await
+        let mut inheritance = Inheritance::get(started_with, &settings).await?;
+        let state = settings.state(&mut inheritance)?;
+        let (state, ready) = prepare(&settings, state, &mut inheritance).await?;
+        start(&settings, state, ready, inheritance).await
     })
 }
 
@@ -109,26 +114,40 @@ struct Ready {
 
 /// Gets rights, ports and sockets, and joins where that is needed. A join that fails leaves nothing
 /// behind.
-async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
-    let ready = get_ready(settings, &state).await;
+async fn prepare(
+    settings: &Settings,
+    state: StateDir,
+    inheritance: &mut Inheritance,
+) -> Result<(StateDir, Ready), Problem> {
+    let ready = get_ready(settings, &state, inheritance).await;
     node::keep_if_joined(state, ready)
 }
 
-async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
+async fn get_ready(
+    settings: &Settings,
+    state: &StateDir,
+    inheritance: &mut Inheritance,
+) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    check_tun(settings)?;
-    if settings.guard.mode != GuardMode::Off {
-        guard::check_machine().map_err(node::failed)?;
+    // Where it ran before, packets may wait, and what is missing now is a problem that is told.
+    if !inheritance.has_devices() && state.devices().is_empty() {
+        check_tun(settings)?;
+        if settings.guard.mode != GuardMode::Off {
+            guard::check_machine().map_err(node::failed)?;
+        }
     }
-    let (sockets, bound) = settings.bind()?;
-    let socket = Socket::bind(&settings.socket)?;
+    let (sockets, bound) = settings.bind(inheritance)?;
+    let socket = settings.local(inheritance)?;
     let network = Network::open().map_err(node::failed)?;
     let health = match settings.health.clone() {
-        Some((listen, targets)) => Some(bind_health(listen, targets).await?),
+        Some((listen, targets)) => {
+            let inherited = inheritance.take_one(handover::HEALTH);
+            Some(bind_health(listen, targets, inherited).await?)
+        }
         None => None,
     };
     let resolver = match settings.dns_listen {
-        Some(listen) => Some(bind_resolver(listen).await?),
+        Some(listen) => Some(bind_resolver(listen, inheritance).await?),
         None => None,
     };
     let identity = identify(settings, state, start, bound, &network).await?;
@@ -138,7 +157,13 @@ async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Probl
 async fn bind_health(
     listen: SocketAddr,
     targets: Vec<HealthTarget>,
+    inherited: Option<OwnedFd>,
 ) -> Result<HealthPort, Problem> {
+    if let Some(inherited) = inherited
+        && let Ok(adopted) = HealthPort::adopt(inherited, listen, targets.clone())
+    {
+        return Ok(adopted);
+    }
     HealthPort::bind(listen, targets).await.map_err(|error| {
         Problem::new(ProblemCode::Failed, format!("cannot answer health on {listen}"))
             .why(error.to_string())
@@ -146,7 +171,16 @@ async fn bind_health(
     })
 }
 
-async fn bind_resolver(listen: SocketAddr) -> Result<Resolver, Problem> {
+async fn bind_resolver(
+    listen: SocketAddr,
+    inheritance: &mut Inheritance,
+) -> Result<Resolver, Problem> {
+    let inherited = [handover::DNS_UDP, handover::DNS_TCP].map(|name| inheritance.take_one(name));
+    if let [Some(udp), Some(tcp)] = inherited
+        && let Ok(adopted) = Resolver::adopt(udp, tcp, listen, Upstream::of_system())
+    {
+        return Ok(adopted);
+    }
     Resolver::bind(listen, Upstream::of_system()).await.map_err(|error| {
         Problem::new(ProblemCode::Failed, format!("cannot answer names on {listen}"))
             .why(error.to_string())
@@ -174,27 +208,52 @@ async fn identify(
     Ok(identity)
 }
 
-async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
+async fn start(
+    settings: &Settings,
+    state: StateDir,
+    ready: Ready,
+    mut inheritance: Inheritance,
+) -> Result<(), Problem> {
     let Ready { identity, sockets, bound, socket, network, health, resolver } = ready;
+    let mut estate = Estate::default();
     if let Some(health) = health {
+        estate.add(handover::HEALTH, health.descriptor());
         tokio::spawn(health.serve());
     }
     let names = resolver.as_ref().map(Resolver::names);
     if let Some(resolver) = resolver {
+        let [udp, tcp] = resolver.descriptors();
+        estate.add(handover::DNS_UDP, udp);
+        estate.add(handover::DNS_TCP, tcp);
         tokio::spawn(resolver.serve());
     }
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
-    // TCP flows that ran through the daemon before this one go on.
-    let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
+    // TCP flows that ran through the daemon before this one go on, also when it left nothing.
+    let flows = inheritance.flow_table(FLOWS, &mut estate).started(dataplane::now());
+    let flows = Arc::new(flows);
     let (plane, port) = EntityPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
-    let plane = Plane::Entity(plane, Devices::new(network, settings.data_path, settings.lanes));
+    let (manager, predecessor) = (Arc::clone(&inheritance.manager), inheritance.predecessor.take());
+    let left = state.devices().into_values().collect();
+    let devices = Devices::new(network, settings.data_path, settings.lanes, inheritance, left);
+    let plane = Plane::Entity(plane, devices);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
     let network = Network::open().map_err(node::failed)?;
     let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
-    let place = Place { wanted, names };
-    daemon::run(shared, state, plane, port, socket, place, Some(guarding)).await
+    daemon::run(Daemon {
+        shared,
+        state,
+        plane,
+        port,
+        socket,
+        place: Place { wanted, names },
+        guarding: Some(guarding),
+        manager,
+        estate,
+        predecessor,
+    })
+    .await
 }
 
 /// Makes a device for a moment: better to miss the right now than after the token is used up.

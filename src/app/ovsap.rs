@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Place, Plane, Shared};
+use super::daemon::{self, Daemon, Place, Plane, Shared};
+use super::handover::{Estate, Inheritance};
 use super::node::{self, RunOptions, Settings};
 use crate::agent::join::Start;
 use crate::agent::state::{Identity, StateDir};
@@ -12,8 +13,9 @@ use crate::api::Problem;
 use crate::cli::args::{Ovsap, OvsapCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, SapPlane};
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::Snapshot;
 use crate::local::Socket;
+use crate::sys::descriptors::Descriptors;
 use crate::sys::udp::UdpSocket;
 use crate::types::NodeKind;
 
@@ -37,11 +39,13 @@ pub fn main() -> ExitCode {
 ///
 /// What keeps it from starting.
 pub fn run(options: RunOptions) -> Result<(), Problem> {
+    let started_with = Descriptors::from_environment();
     let settings = Settings::new(NodeKind::Sap, options)?;
-    let state = StateDir::open(&settings.state_dir, settings.uid)?;
     node::runtime()?.block_on(async {
-        let (state, ready) = prepare(&settings, state).await?;
-        start(&settings, state, ready).await
+        let mut inheritance = Inheritance::get(started_with, &settings).await?;
+        let state = settings.state(&mut inheritance)?;
+        let (state, ready) = prepare(&settings, state, &mut inheritance).await?;
+        start(&settings, state, ready, inheritance).await
     })
 }
 
@@ -89,15 +93,23 @@ struct Ready {
 }
 
 /// Gets port and socket, and joins where that is needed. A join that fails leaves nothing behind.
-async fn prepare(settings: &Settings, state: StateDir) -> Result<(StateDir, Ready), Problem> {
-    let ready = get_ready(settings, &state).await;
+async fn prepare(
+    settings: &Settings,
+    state: StateDir,
+    inheritance: &mut Inheritance,
+) -> Result<(StateDir, Ready), Problem> {
+    let ready = get_ready(settings, &state, inheritance).await;
     node::keep_if_joined(state, ready)
 }
 
-async fn get_ready(settings: &Settings, state: &StateDir) -> Result<Ready, Problem> {
+async fn get_ready(
+    settings: &Settings,
+    state: &StateDir,
+    inheritance: &mut Inheritance,
+) -> Result<Ready, Problem> {
     let start = settings.start(state)?;
-    let (sockets, bound) = settings.bind()?;
-    let socket = Socket::bind(&settings.socket)?;
+    let (sockets, bound) = settings.bind(inheritance)?;
+    let socket = settings.local(inheritance)?;
     let identity = identify(settings, state, start, bound).await?;
     Ok(Ready { identity, sockets, bound, socket })
 }
@@ -116,15 +128,35 @@ async fn identify(
     }
 }
 
-async fn start(settings: &Settings, state: StateDir, ready: Ready) -> Result<(), Problem> {
+async fn start(
+    settings: &Settings,
+    state: StateDir,
+    ready: Ready,
+    mut inheritance: Inheritance,
+) -> Result<(), Problem> {
     let Ready { identity, sockets, bound, socket } = ready;
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
-    let flows = Arc::new(FlowTable::new(FLOWS).started(dataplane::now()));
+    let mut estate = Estate::default();
+    let flows = inheritance.flow_table(FLOWS, &mut estate).started(dataplane::now());
+    let flows = Arc::new(flows);
     let (plane, port) = SapPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
     let shared = Shared::new(identity, publisher, flows, plane.counters());
-    let place = Place { wanted, names: None };
-    daemon::run(shared, state, plane, port, socket, place, None).await
+    inheritance.close_rest();
+    let Inheritance { manager, predecessor, .. } = inheritance;
+    daemon::run(Daemon {
+        shared,
+        state,
+        plane,
+        port,
+        socket,
+        place: Place { wanted, names: None },
+        guarding: None,
+        manager,
+        estate,
+        predecessor,
+    })
+    .await
 }

@@ -1,13 +1,17 @@
-//! What a service manager is told: readiness, the end, and that we are alive (`sd_notify(3)`).
+//! What a service manager is told: readiness, the end, and that we are alive (`sd_notify(3)`); and what
+//! it keeps for the next start (`sd_pid_notify_with_fds(3)`).
 //!
 //! Datagrams to the socket that `NOTIFY_SOCKET` names. Without it nothing is told and nothing fails.
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
+
+use crate::sys::descriptors;
 
 /// The service manager that started this process, if one did.
 #[derive(Debug)]
@@ -58,6 +62,26 @@ impl ServiceManager {
         self.tell("STOPPING=1");
     }
 
+    /// Has `descriptor` kept for the next start, under this name.
+    pub(crate) fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) {
+        let Some((_, address)) = &self.socket else { return };
+        // Without FDPOLL=0 a data socket would be let go as soon as its error queue holds something.
+        let what = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
+        let send = || {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect_addr(address)?;
+            descriptors::send_with(&socket, what.as_bytes(), Some(descriptor))
+        };
+        if let Err(error) = send() {
+            tracing::warn!(%error, name, "the service manager keeps nothing for the next start");
+        }
+    }
+
+    /// Has everything of this name let go that is kept for the next start.
+    pub(crate) fn let_go(&self, name: &str) {
+        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
     /// Says for ever that the thread which runs this is alive.
     pub(crate) async fn keep_alive(&self) {
         let Some(pause) = self.watchdog else { return std::future::pending().await };
@@ -79,6 +103,8 @@ impl ServiceManager {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     fn environment(set: Vec<(&'static str, OsString)>) -> impl Fn(&str) -> Option<OsString> {
@@ -106,6 +132,16 @@ mod tests {
             manager.stopping();
             assert_eq!(heard(&socket), "READY=1");
             assert_eq!(heard(&socket), "STOPPING=1");
+
+            let (kept, other) = UnixDatagram::pair().unwrap();
+            manager.keep("udp", kept.as_fd());
+            let mut bytes = [0; 64];
+            let (len, copy) = descriptors::receive_with(&socket, &mut bytes).unwrap();
+            assert_eq!(&bytes[..len], b"FDSTORE=1\nFDNAME=udp\nFDPOLL=0");
+            UnixDatagram::from(copy.unwrap()).send(b"from the copy").unwrap();
+            assert_eq!(heard(&other), "from the copy");
+            manager.let_go("udp");
+            assert_eq!(heard(&socket), "FDSTOREREMOVE=1\nFDNAME=udp");
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn run(
 ) -> std::io::Result<()> {
     let mut batch = PacketBatch::new();
     let mut egress = Egress::new(overlay, teller);
-    while !common.is_stopped() {
+    while common.goes_on() {
         tun.read_batch(&mut batch)?;
         if batch.is_empty() {
             continue;

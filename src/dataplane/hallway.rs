@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,13 +28,50 @@ pub(super) struct Common {
     pub(super) snapshot: Reader<Snapshot>,
     pub(super) flows: Arc<FlowTable>,
     pub(super) counters: Arc<LaneCounters>,
-    pub(super) is_stopped: Arc<AtomicBool>,
+    pub(super) gate: Arc<Gate>,
 }
 
 impl Common {
-    /// Whether the thread is to end. Asked before every batch.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::Acquire)
+    /// Whether there is another batch to read. Asked before every batch; waits while the gate is shut.
+    pub(super) fn goes_on(&self) -> bool {
+        self.gate.passes()
+    }
+}
+
+/// What a hallway's thread is told. Shut, it leaves packets where they wait, for itself or for the
+/// process that comes after this one.
+#[derive(Debug)]
+pub(super) struct Gate(AtomicU8);
+
+const OPEN: u8 = 0;
+/// Told, and not heard yet.
+const SHUTTING: u8 = 1;
+const SHUT: u8 = 2;
+const ENDED: u8 = 3;
+
+impl Gate {
+    pub(super) fn open() -> Arc<Self> {
+        Arc::new(Self(AtomicU8::new(OPEN)))
+    }
+
+    pub(super) fn shut() -> Arc<Self> {
+        Arc::new(Self(AtomicU8::new(SHUT)))
+    }
+
+    fn passes(&self) -> bool {
+        loop {
+            match self.0.load(Ordering::Acquire) {
+                OPEN => return true,
+                ENDED => return false,
+                SHUTTING => {
+                    let now = (SHUTTING, SHUT);
+                    // Told something else meanwhile, it looks again.
+                    let _ =
+                        self.0.compare_exchange(now.0, now.1, Ordering::AcqRel, Ordering::Acquire);
+                }
+                _ => thread::park(),
+            }
+        }
     }
 }
 
@@ -67,22 +104,45 @@ pub(super) fn receive(udp: &UdpSocket, batch: &mut DatagramBatch) -> bool {
 /// One hallway's thread.
 #[derive(Debug)]
 pub(super) struct Hallway {
-    is_stopped: Arc<AtomicBool>,
+    gate: Arc<Gate>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Hallway {
-    /// Starts it; `is_stopped` is what its [`Common`] has.
+    /// Starts it; `gate` is what its [`Common`] has.
     pub(super) fn spawn(
         name: String,
-        is_stopped: Arc<AtomicBool>,
+        gate: Arc<Gate>,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<Self, SysError> {
         let thread = thread::Builder::new()
             .name(name.clone())
             .spawn(body)
             .map_err(|error| SysError::new(format!("cannot start the thread {name}"), error))?;
-        Ok(Self { is_stopped, thread: Some(thread) })
+        Ok(Self { gate, thread: Some(thread) })
+    }
+
+    /// Lets it read.
+    pub(super) fn open(&self) {
+        self.tell(OPEN);
+    }
+
+    /// Has it read nothing more, and waits until that is so: a batch at most. What it has read by then
+    /// has been sent or delivered.
+    pub(super) fn shut(&self) {
+        self.tell(SHUTTING);
+        let is_reading = || self.gate.0.load(Ordering::Acquire) == SHUTTING;
+        while is_reading() && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            self.nudge();
+            thread::park_timeout(NUDGE_EVERY);
+        }
+    }
+
+    fn tell(&self, what: u8) {
+        self.gate.0.store(what, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 
     /// Makes the thread look around once without a packet, if it is waiting for one.
@@ -96,7 +156,7 @@ impl Hallway {
 impl Drop for Hallway {
     /// Ends the thread after the batch at hand and waits for it.
     fn drop(&mut self) {
-        self.is_stopped.store(true, Ordering::Release);
+        self.tell(ENDED);
         // It may have looked just before, and begin to wait just now.
         while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             self.nudge();
@@ -140,6 +200,9 @@ pub(super) fn open(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// An ICMP echo 10.0.0.2 -> 10.0.0.1 of 38 bytes, in its datagram.
@@ -182,5 +245,44 @@ pub(super) mod tests {
     fn what_was_cut_by_its_buffer_is_dropped() {
         let cut = Meta { is_truncated: true, ..meta(0, 64) };
         assert_eq!(open(|_| true, &cut, &datagram(V4_DATA)), Err(DropReason::InnerLength));
+    }
+
+    #[test]
+    fn a_hallway_reads_when_it_is_open_and_leaves_the_rest_where_it_waits_when_it_is_shut() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (gate, read) = (Gate::shut(), Arc::new(AtomicU8::new(0)));
+        let mut left = theirs.try_clone().unwrap();
+        let hallway = Hallway::spawn("hallway".to_owned(), Arc::clone(&gate), {
+            let read = Arc::clone(&read);
+            move || {
+                while gate.passes() {
+                    // Interrupted by a nudge, it looks at the gate again.
+                    let count = (&theirs).read(&mut [0]).unwrap_or(0);
+                    read.fetch_add(count as u8, Ordering::Release);
+                }
+            }
+        });
+        let hallway = hallway.unwrap();
+        let count = || read.load(Ordering::Acquire);
+        let wait_for = |wanted| {
+            while count() != wanted {
+                thread::yield_now();
+            }
+        };
+
+        for round in 0..3 {
+            hallway.shut();
+            ours.write_all(&[0]).unwrap();
+            assert_eq!(count(), round, "it reads while it is shut");
+            hallway.open();
+            wait_for(round + 1);
+        }
+        hallway.shut();
+        ours.write_all(&[7]).unwrap();
+        drop(hallway);
+        // Whoever comes next finds it.
+        let mut byte = [0];
+        left.read_exact(&mut byte).unwrap();
+        assert_eq!((byte, count()), ([7], 3));
     }
 }

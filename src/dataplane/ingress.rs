@@ -53,7 +53,7 @@ pub(super) fn run(
 ) {
     let mut batch = DatagramBatch::new();
     let mut ingress = Ingress::new(punter, teller);
-    while !common.is_stopped() {
+    while common.goes_on() {
         let has_packets = receive(&common.udp, &mut batch);
         // Also without packets: a device that was removed goes away only when nobody holds it.
         let devices = devices.latest();

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::control::{ControlPort, Punter};
 use super::counters::{Counters, LaneCounters};
 use super::egress::TracerDoor;
-use super::hallway::{Common, Hallway, NUDGE_EVERY};
+use super::hallway::{Common, Gate, Hallway, NUDGE_EVERY};
 use super::ingress::Devices;
 use super::notice::{HostDoor, Listener, Teller};
 use super::publish::Publisher;
@@ -41,14 +40,14 @@ impl Shared {
         &self,
         udp: &Arc<UdpSocket>,
         counters: &Arc<LaneCounters>,
-        is_stopped: &Arc<AtomicBool>,
+        gate: &Arc<Gate>,
     ) -> Common {
         Common {
             udp: Arc::clone(udp),
             snapshot: self.snapshots.reader(),
             flows: Arc::clone(&self.flows),
             counters: Arc::clone(counters),
-            is_stopped: Arc::clone(is_stopped),
+            gate: Arc::clone(gate),
         }
     }
 }
@@ -83,6 +82,7 @@ impl EntityLane {
         drop(self.egress.remove(&overlay));
         let mut devices = Devices::clone(&self.devices.current());
         let queue = devices.remove(&overlay)?;
+        queue.persist(false);
         self.devices.publish(devices);
         Some(Arc::downgrade(&queue))
     }
@@ -100,11 +100,13 @@ pub struct EntityPlane {
     problems: Arc<Mutex<BTreeMap<OverlayId, String>>>,
     /// Numbers the egress threads.
     started: u32,
+    is_open: bool,
 }
 
 impl EntityPlane {
     /// Starts the ingress thread of each lane, one for each socket; overlays come with
-    /// [`Self::add_overlay`].
+    /// [`Self::add_overlay`]. Nothing is read before [`Self::open`], so that what arrives meanwhile waits
+    /// for a policy instead of being dropped without one.
     ///
     /// # Errors
     ///
@@ -121,18 +123,21 @@ impl EntityPlane {
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.into_iter().zip(shared.counters.lanes()) {
             let devices = Arc::new(Publisher::new(Devices::new()));
-            let is_stopped = Arc::default();
-            let common = shared.common(&udp, counters, &is_stopped);
+            let gate = Gate::shut();
+            let common = shared.common(&udp, counters, &gate);
             let (reader, punter, teller) = (devices.reader(), punter.clone(), teller.clone());
             let name = format!("ov-ingress-{}", lanes.len());
             let body = move || ingress::run(common, reader, punter, teller);
-            let ingress = Hallway::spawn(name, is_stopped, body)?;
+            let ingress = Hallway::spawn(name, gate, body)?;
             let (counters, egress) = (Arc::clone(counters), BTreeMap::new());
             lanes.push(EntityLane { udp, counters, devices, ingress, egress });
         }
         let mtus = Arc::new(Publisher::new(PathMtus::default()));
         let (listener, problems) = (Some(listener), Arc::default());
-        Ok((Self { shared, lanes, teller, listener, mtus, problems, started: 0 }, port))
+        Ok((
+            Self { shared, lanes, teller, listener, mtus, problems, started: 0, is_open: false },
+            port,
+        ))
     }
 
     /// Starts the egress threads of an overlay, one for each queue of its device, and lets ingress
@@ -161,12 +166,12 @@ impl EntityPlane {
         let Some(lane) = self.lanes.get_mut(lane) else {
             return Err(SysError::new("cannot use a device", "it has more queues than lanes"));
         };
-        let is_stopped = Arc::default();
-        let common = self.shared.common(&lane.udp, &lane.counters, &is_stopped);
+        let gate = if self.is_open { Gate::open() } else { Gate::shut() };
+        let common = self.shared.common(&lane.udp, &lane.counters, &gate);
         let problems = Arc::clone(&self.problems);
         let name = format!("ov-egress-{}", self.started);
         let (device, teller, mtus) = (Arc::clone(&queue), self.teller.clone(), self.mtus.reader());
-        let hallway = Hallway::spawn(name, is_stopped, move || {
+        let hallway = Hallway::spawn(name, gate, move || {
             if let Err(error) = caught(|| egress::run(&device, overlay, common, mtus, teller)) {
                 tracing::error!(device = device.name(), %error, "the overlay's device is gone");
                 let text = format!(
@@ -196,6 +201,36 @@ impl EntityPlane {
             self.lanes.iter().for_each(|lane| lane.ingress.nudge());
             std::thread::park_timeout(NUDGE_EVERY);
         }
+    }
+
+    /// Lets the hallways read.
+    pub fn open(&mut self) {
+        self.is_open = true;
+        self.hallways().for_each(Hallway::open);
+    }
+
+    /// Has the hallways read nothing more, and waits until that is so.
+    pub fn shut(&mut self) {
+        self.is_open = false;
+        self.hallways().for_each(Hallway::shut);
+    }
+
+    fn hallways(&self) -> impl Iterator<Item = &Hallway> {
+        self.lanes
+            .iter()
+            .flat_map(|lane| std::iter::once(&lane.ingress).chain(lane.egress.values()))
+    }
+
+    /// The data sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.lanes.iter().map(|lane| &*lane.udp)
+    }
+
+    /// The queues of all devices.
+    #[must_use]
+    pub fn queues(&self) -> Vec<Arc<Tun>> {
+        let devices = self.lanes.iter().map(|lane| lane.devices.current());
+        devices.flat_map(|devices| devices.values().cloned().collect::<Vec<_>>()).collect()
     }
 
     /// The overlays that have a thread.
@@ -237,8 +272,15 @@ impl EntityPlane {
         problems.values().cloned().collect()
     }
 
-    /// Stops all threads and waits for them, a batch at most; the devices vanish.
+    /// Stops all threads and waits for them, a batch at most; the devices vanish, unless somebody else
+    /// holds them.
     pub fn stop(self) {
+        self.queues().iter().for_each(|queue| queue.persist(false));
+        self.leave();
+    }
+
+    /// As [`Self::stop`]; the devices stay as they are.
+    pub fn leave(self) {
         drop(self);
     }
 }
@@ -248,11 +290,11 @@ impl EntityPlane {
 pub struct SapPlane {
     shared: Shared,
     listener: Option<Listener>,
-    _lanes: Vec<Hallway>,
+    lanes: Vec<(Arc<UdpSocket>, Hallway)>,
 }
 
 impl SapPlane {
-    /// Starts the transit threads, one for each socket.
+    /// Starts the transit threads, one for each socket. They read nothing before [`Self::open`].
     ///
     /// # Errors
     ///
@@ -268,13 +310,28 @@ impl SapPlane {
         let (teller, listener) = Listener::channel();
         let mut lanes = Vec::new();
         for (udp, counters) in sockets.iter().zip(shared.counters.lanes()) {
-            let (is_stopped, punter, teller) = (Arc::default(), punter.clone(), teller.clone());
-            let common = shared.common(udp, counters, &is_stopped);
+            let (gate, punter, teller) = (Gate::shut(), punter.clone(), teller.clone());
+            let common = shared.common(udp, counters, &gate);
             let name = format!("ov-transit-{}", lanes.len());
             let body = move || transit::run(common, punter, teller);
-            lanes.push(Hallway::spawn(name, is_stopped, body)?);
+            lanes.push((Arc::clone(udp), Hallway::spawn(name, gate, body)?));
         }
-        Ok((Self { shared, listener: Some(listener), _lanes: lanes }, port))
+        Ok((Self { shared, listener: Some(listener), lanes }, port))
+    }
+
+    /// Lets the hallways read.
+    pub fn open(&self) {
+        self.lanes.iter().for_each(|(_, hallway)| hallway.open());
+    }
+
+    /// Has the hallways read nothing more, and waits until that is so.
+    pub fn shut(&self) {
+        self.lanes.iter().for_each(|(_, hallway)| hallway.shut());
+    }
+
+    /// The data sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.lanes.iter().map(|(udp, _)| &**udp)
     }
 
     /// What the hallways tell. Whoever asks first gets it.

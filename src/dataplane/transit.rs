@@ -35,7 +35,7 @@ enum Judged {
 pub(super) fn run(mut common: Common, punter: Punter, teller: Teller) {
     let mut batch = DatagramBatch::new();
     let mut transit = Transit::new(punter, teller);
-    while !common.is_stopped() {
+    while common.goes_on() {
         if !receive(&common.udp, &mut batch) {
             transit.teller.too_long(&common.udp, None);
             continue;

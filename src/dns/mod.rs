@@ -23,6 +23,7 @@ mod zone;
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -105,6 +106,30 @@ impl Resolver {
         let udp = UdpSocket::bind(listen).await?;
         // The same port for both where the kernel chooses it.
         let tcp = TcpListener::bind(udp.local_addr()?).await?;
+        Self::over(udp, tcp, upstream)
+    }
+
+    /// Takes over the sockets of the process before this one. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When they are bound to something else, or no sockets.
+    pub fn adopt(
+        udp: OwnedFd,
+        tcp: OwnedFd,
+        listen: SocketAddr,
+        upstream: Upstream,
+    ) -> io::Result<Self> {
+        let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));
+        if [udp.local_addr()?, tcp.local_addr()?] != [listen; 2] {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        udp.set_nonblocking(true)?;
+        tcp.set_nonblocking(true)?;
+        Self::over(UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?, upstream)
+    }
+
+    fn over(udp: UdpSocket, tcp: TcpListener, upstream: Upstream) -> io::Result<Self> {
         let shared = Shared {
             zone: Mutex::default(),
             turn: AtomicUsize::new(0),
@@ -112,6 +137,12 @@ impl Resolver {
             places: Arc::new(Semaphore::new(AT_ONCE)),
         };
         Ok(Self { udp: Arc::new(udp), tcp, shared: Arc::new(shared) })
+    }
+
+    /// What the process after this one gets: the sockets for UDP and for TCP.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.udp.as_fd(), self.tcp.as_fd()]
     }
 
     /// Where it listens.

@@ -66,6 +66,14 @@ impl FlowKey {
         Self([l0, l1, h0, h1, ports, meta])
     }
 
+    /// Whether it is such as the functions above make of a flow: no free slot, no fragment, ends in their
+    /// order.
+    pub(super) fn is_flow(&self) -> bool {
+        let [l0, l1, h0, h1, _, meta] = self.0;
+        let kind = meta & 0xFF;
+        (Kind::Ports as u64..=Kind::EchoOfHigher as u64).contains(&kind) && [l0, l1] < [h0, h1]
+    }
+
     /// What the quota of the starter counts under.
     pub(super) fn starter(&self, is_lower: bool) -> (u64, u64, u64) {
         let [l0, l1, h0, h1, _, meta] = self.0;
@@ -92,12 +100,14 @@ impl FlowKey {
         } else {
             (high, low, high_port, low_port)
         };
-        let kind = meta & 0xFF;
-        let is_flow = kind == Kind::Ports as u64
-            || kind == Kind::EchoOfLower as u64
-            || kind == Kind::EchoOfHigher as u64;
         let protocol = (meta >> 8) as u8;
-        is_flow.then_some(Quoted { source, destination, protocol, source_port, destination_port })
+        self.is_flow().then_some(Quoted {
+            source,
+            destination,
+            protocol,
+            source_port,
+            destination_port,
+        })
     }
 }
 

@@ -6,19 +6,26 @@
 //! hop) are single words. The state word carries bits of the sequence number, so that a late update
 //! never lands on the slot's next flow.
 //!
+//! The slots may lie in memory that outlives the process, so that the next one finds them
+//! ([`FlowTable::within`], [`FlowTable::take_over`]).
+//!
 //! Two threads that open the same flow at once may make two entries; the first in the bucket is the
 //! one that everybody finds, and the other one ages out.
 
+mod left;
+mod slot;
 mod walk;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::Now;
 use super::by_source::BySource;
 use super::flow_key::{FlowKey, KEY_WORDS};
 use super::key_budget::KeyBudget;
-use super::records::{RecordMark, RecordTable};
+use super::records::RecordTable;
+pub(super) use slot::{Found, HopMark, Phase};
+use slot::{Slot, SlotWords, State, View};
 
 /// Slots of a bucket: how many a lookup touches at most. With eight, a source that is over its share
 /// found a bucket full of others' once in 100,000 times, in a table that was a quarter full.
@@ -26,6 +33,9 @@ const BUCKET: usize = 16;
 
 /// A source may have this part of the table (design section 3.6).
 const SHARE: usize = 8;
+
+/// Slots of the smallest table.
+const CAPACITY_MIN: usize = SHARE * BUCKET;
 
 /// Buckets that a source over its quota searches at most for flows of its own, of which the oldest gives
 /// way to the new one: eight times as many as it takes on average to see [`RECLAIM_CHOICE`].
@@ -40,62 +50,11 @@ const SOURCES: usize = 4096;
 /// Mid-stream TCP may make an entry for so long after a start (design section 3.6).
 const GRACE_MILLIS: u64 = 60_000;
 
-/// Where a flow is in its life; decides how long it may be idle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// TCP: the opening segment was seen.
-    Opening,
-    /// TCP: it was answered.
-    Answered,
-    /// TCP: the answer was acknowledged.
-    Established,
-    /// TCP: a FIN or RST was seen.
-    Closing,
-    /// Not TCP; at a SaP also TCP, as a memory of the verdict alone.
-    Stateless,
-    /// The starter's rule is gone: nothing passes, so that no reply starts a flow of its own.
-    Tombstone,
-    /// Not a flow: a first fragment that was allowed.
-    Fragment,
-}
-
-impl Phase {
-    const ALL: [Self; 7] = [
-        Self::Opening,
-        Self::Answered,
-        Self::Established,
-        Self::Closing,
-        Self::Stateless,
-        Self::Tombstone,
-        Self::Fragment,
-    ];
-
-    fn idle_millis(self) -> u64 {
-        match self {
-            Self::Opening | Self::Answered | Self::Closing | Self::Stateless => 60_000,
-            // RFC 5382: no less than 2 hours 4 minutes.
-            Self::Established => (2 * 60 + 4) * 60_000,
-            Self::Tombstone => 120_000,
-            Self::Fragment => 30_000,
-        }
-    }
-}
-
-/// Where a flow's last packet came from: a SaP (0 for none: the peer itself) and which of its
-/// endpoints.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HopMark {
-    pub(super) sap: u32,
-    pub(super) endpoint: u8,
-}
-
-const HOP_KNOWN: u64 = 1 << 63;
-
 /// What one process remembers of packets: its flows, and wrong keys. Fixed size, shared by all
 /// hallways without locks.
 #[derive(Debug)]
 pub struct FlowTable {
-    slots: Box<[Slot]>,
+    memory: Memory,
     /// Flows by starter, for the quota.
     by_source: BySource,
     occupied: AtomicUsize,
@@ -108,229 +67,39 @@ pub struct FlowTable {
     pub(super) records: RecordTable,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    sequence: AtomicU64,
-    key: [AtomicU64; KEY_WORDS],
-    state: AtomicU64,
-    seen_millis: AtomicU64,
-    hop: AtomicU64,
-    /// The flow's record; 0 for none.
-    record: AtomicU64,
+/// Where the slots lie.
+#[derive(Debug)]
+enum Memory {
+    Own(Box<[SlotWords]>),
+    /// Outlives the process, behind a head that says what it is.
+    Shared(&'static [SlotWords]),
 }
 
-/// `token | generation (24 bits) | phase (3 bits) | starter is the lower end | starter is a guess`
-#[derive(Clone, Copy)]
-struct State(u64);
-
-const GUESS: u64 = 1 << 60;
-
-const GENERATION_MASK: u64 = 0xFF_FFFF;
-
-impl State {
-    fn new(token: u32, generation: u64, phase: Phase, starter_is_lower: bool) -> Self {
-        Self(
-            u64::from(token)
-                | (generation & GENERATION_MASK) << 32
-                | (phase as u64) << 56
-                | u64::from(starter_is_lower) << 59,
-        )
+impl Memory {
+    fn own(capacity: usize) -> Self {
+        let capacity = capacity.max(CAPACITY_MIN).next_power_of_two();
+        Self::Own((0..capacity).map(|_| SlotWords::default()).collect())
     }
 
-    fn token(self) -> u32 {
-        self.0 as u32
-    }
-
-    fn generation(self) -> u64 {
-        self.0 >> 32 & GENERATION_MASK
-    }
-
-    fn phase(self) -> Phase {
-        let index = (self.0 >> 56 & 7) as usize;
-        Phase::ALL.get(index).copied().unwrap_or(Phase::Tombstone)
-    }
-
-    fn starter_is_lower(self) -> bool {
-        self.0 >> 59 & 1 == 1
-    }
-
-    fn is_guess(self) -> bool {
-        self.0 & GUESS != 0
-    }
-}
-
-/// A slot as it was read in one piece.
-struct View {
-    sequence: u64,
-    key: FlowKey,
-    state: State,
-    seen_millis: u64,
-}
-
-impl View {
-    fn is_free(&self) -> bool {
-        let FlowKey([.., meta]) = self.key;
-        meta & 0xFF == 0
-    }
-
-    /// What the quota counts the flow under.
-    fn starter(&self) -> (u64, u64, u64) {
-        self.key.starter(self.state.starter_is_lower())
-    }
-
-    fn is_expired(&self, now: Now) -> bool {
-        now.monotonic_millis.saturating_sub(self.seen_millis) >= self.state.phase().idle_millis()
-    }
-}
-
-impl Slot {
-    /// The slot's content, or nothing while a writer is at it.
-    fn view(&self) -> Option<View> {
-        let sequence = self.sequence.load(Ordering::Acquire);
-        if sequence & 1 == 1 {
-            return None;
-        }
-        let key = FlowKey(self.key.each_ref().map(|word| word.load(Ordering::Relaxed)));
-        let state = State(self.state.load(Ordering::Relaxed));
-        let seen_millis = self.seen_millis.load(Ordering::Relaxed);
-        // Keeps the loads above before the second look at the sequence number.
-        fence(Ordering::Acquire);
-        (self.sequence.load(Ordering::Relaxed) == sequence).then_some(View {
-            sequence,
-            key,
-            state,
-            seen_millis,
-        })
-    }
-
-    /// Becomes the slot's only writer if nothing changed since `sequence` was read.
-    fn claim(&self, sequence: u64) -> bool {
-        let claimed = self
-            .sequence
-            .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok();
-        // Keeps the writer's stores behind the odd number.
-        fence(Ordering::Release);
-        claimed
-    }
-
-    fn write(&self, sequence: u64, key: &FlowKey, state: State, seen_millis: u64) {
-        for (slot, word) in self.key.iter().zip(key.0) {
-            slot.store(word, Ordering::Relaxed);
-        }
-        self.state.store(state.0, Ordering::Relaxed);
-        self.seen_millis.store(seen_millis, Ordering::Relaxed);
-        self.hop.store(0, Ordering::Relaxed);
-        self.record.store(0, Ordering::Relaxed);
-        self.sequence.store(sequence + 2, Ordering::Release);
-    }
-}
-
-/// A live entry.
-pub(super) struct Found<'a> {
-    slot: &'a Slot,
-    state: State,
-}
-
-impl Found<'_> {
-    pub(super) fn starter_is_lower(&self) -> bool {
-        self.state.starter_is_lower()
-    }
-
-    pub(super) fn phase(&self) -> Phase {
-        self.state.phase()
-    }
-
-    /// Whether the starter is a guess: the flow was taken up in mid-stream.
-    pub(super) fn is_guess(&self) -> bool {
-        self.state.is_guess()
-    }
-
-    /// Notes that nobody saw who started the flow.
-    pub(super) fn mark_guess(&mut self) {
-        self.state.0 |= GUESS;
-        self.slot.state.fetch_or(GUESS, Ordering::Relaxed);
-    }
-
-    /// The policy by which the flow was judged last.
-    pub(super) fn token(&self) -> u32 {
-        self.state.token()
-    }
-
-    /// Notes a packet of the flow, and the judgement on it.
-    pub(super) fn update(&mut self, phase: Phase, token: u32, now: Now) {
-        self.touch(now);
-        if token != self.state.token() {
-            // Another rule may decide now.
-            self.slot.record.store(0, Ordering::Relaxed);
-        }
-        let mut next =
-            State::new(token, self.state.generation(), phase, self.state.starter_is_lower());
-        // Who sends an opening segment is no guess any more.
-        if phase != Phase::Opening {
-            next.0 |= self.state.0 & GUESS;
-        }
-        let mut seen = self.state.0;
-        while seen != next.0 {
-            match self.slot.state.compare_exchange_weak(
-                seen,
-                next.0,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => break,
-                // The slot is another flow's by this time.
-                Err(other) if State(other).generation() != next.generation() => return,
-                Err(other) => {
-                    seen = other;
-                    if phase != Phase::Opening {
-                        next.0 |= other & GUESS;
-                    }
-                }
-            }
-        }
-        self.state = next;
-    }
-
-    /// Notes a packet of the flow.
-    pub(super) fn touch(&self, now: Now) {
-        if self.slot.seen_millis.load(Ordering::Relaxed) != now.monotonic_millis {
-            self.slot.seen_millis.store(now.monotonic_millis, Ordering::Relaxed);
-        }
-    }
-
-    /// The record that the flow counts under, while the policy is the one it was found by.
-    pub(super) fn record(&self) -> Option<RecordMark> {
-        RecordMark::from_bits(self.slot.record.load(Ordering::Relaxed))
-    }
-
-    /// Notes the record. No verdict depends on it.
-    pub(super) fn set_record(&self, mark: RecordMark) {
-        self.slot.record.store(mark.bits(), Ordering::Relaxed);
-    }
-
-    /// The hop that the flow's last packet came from. A hint: check it against the pair's path.
-    pub(super) fn hop(&self) -> Option<HopMark> {
-        let word = self.slot.hop.load(Ordering::Relaxed);
-        (word & HOP_KNOWN != 0).then_some(HopMark { sap: (word >> 8) as u32, endpoint: word as u8 })
-    }
-
-    /// Notes the hop that a packet of the flow came from.
-    pub(super) fn set_hop(&self, hop: HopMark) {
-        let word = HOP_KNOWN | u64::from(hop.sap) << 8 | u64::from(hop.endpoint);
-        if self.slot.hop.load(Ordering::Relaxed) != word {
-            self.slot.hop.store(word, Ordering::Relaxed);
+    fn slots(&self) -> &[SlotWords] {
+        match self {
+            Self::Own(slots) => slots,
+            Self::Shared(slots) => slots,
         }
     }
 }
 
 impl FlowTable {
-    /// A table with room for `capacity` flows (rounded up to a power of two, at least 128).
+    /// A table with room for `capacity` flows (rounded up to a power of two, at least 128), in memory of its own.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let capacity = capacity.max(SHARE * BUCKET).next_power_of_two();
+        Self::over(Memory::own(capacity))
+    }
+
+    fn over(memory: Memory) -> Self {
+        let capacity = memory.slots().len();
         Self {
-            slots: (0..capacity).map(|_| Slot::default()).collect(),
+            memory,
             by_source: BySource::new(SOURCES),
             occupied: AtomicUsize::new(0),
             hasher: RandomState::new(),
@@ -364,7 +133,7 @@ impl FlowTable {
     /// How many flows it can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.slots.len()
+        self.slots().len()
     }
 
     /// Whether mid-stream TCP may make entries.
@@ -376,8 +145,8 @@ impl FlowTable {
     /// The entry of `key`, if its time is not up.
     pub(super) fn find(&self, key: &FlowKey, now: Now) -> Option<Found<'_>> {
         let FlowKey([.., meta]) = key;
-        self.bucket(key).iter().find_map(|slot| {
-            let [.., slot_meta] = &slot.key;
+        self.bucket(key).iter().map(Slot).find_map(|slot| {
+            let [.., slot_meta] = slot.key();
             if slot_meta.load(Ordering::Relaxed) != *meta {
                 return None;
             }
@@ -398,7 +167,7 @@ impl FlowTable {
     ) -> Option<Found<'_>> {
         let starter = key.starter(starter_is_lower);
         let is_over =
-            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots.len() / SHARE;
+            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots().len() / SHARE;
         if is_over
             && !self.reclaim(key, starter, true, now)
             && !self.reclaim(key, starter, false, now)
@@ -412,7 +181,7 @@ impl FlowTable {
                 continue;
             }
             self.forget(&view);
-            let generation = (view.sequence + 2) >> 1;
+            let generation = view.sequence.wrapping_add(2) >> 1;
             let state = State::new(token, generation, phase, starter_is_lower);
             slot.write(view.sequence, key, state, now.monotonic_millis);
             self.count_of(starter).fetch_add(1, Ordering::Relaxed);
@@ -433,7 +202,7 @@ impl FlowTable {
         starter: (u64, u64, u64),
         is_over: bool,
         now: Now,
-    ) -> Option<(&Slot, View)> {
+    ) -> Option<(Slot<'_>, View)> {
         views(self.bucket(key))
             .filter_map(|(slot, view)| {
                 let rank = if view.is_free() {
@@ -467,7 +236,7 @@ impl FlowTable {
         now: Now,
     ) -> bool {
         let mut choice = 0;
-        let mut oldest: Option<(&Slot, View)> = None;
+        let mut oldest: Option<(Slot<'_>, View)> = None;
         // Other bits than those that choose the new flow's bucket; golden steps go all over the table.
         let mut at = self.hasher.hash_one(key.0) >> 32;
         for _ in 0..RECLAIM_BUCKETS {
@@ -493,7 +262,7 @@ impl FlowTable {
         oldest.is_some_and(|(slot, view)| self.free(slot, &view))
     }
 
-    fn free(&self, slot: &Slot, view: &View) -> bool {
+    fn free(&self, slot: Slot<'_>, view: &View) -> bool {
         if !slot.claim(view.sequence) {
             return false;
         }
@@ -511,13 +280,19 @@ impl FlowTable {
         }
     }
 
-    fn bucket(&self, key: &FlowKey) -> &[Slot] {
+    fn slots(&self) -> &[SlotWords] {
+        self.memory.slots()
+    }
+
+    fn bucket(&self, key: &FlowKey) -> &[SlotWords] {
         self.bucket_at(self.hasher.hash_one(key.0))
     }
 
-    fn bucket_at(&self, hash: u64) -> &[Slot] {
-        let start = hash as usize & (self.slots.len() - 1) & !(BUCKET - 1);
-        self.slots.get(start..start + BUCKET).unwrap_or_default()
+    fn bucket_at(&self, hash: u64) -> &[SlotWords] {
+        let slots = self.slots();
+        // The number of slots is a power of two.
+        let start = hash as usize & (slots.len() - 1) & !(BUCKET - 1);
+        slots.get(start..start + BUCKET).unwrap_or_default()
     }
 
     fn count_of(&self, starter: (u64, u64, u64)) -> &AtomicU32 {
@@ -525,8 +300,8 @@ impl FlowTable {
     }
 }
 
-fn views(bucket: &[Slot]) -> impl Iterator<Item = (&Slot, View)> {
-    bucket.iter().filter_map(|slot| slot.view().map(|view| (slot, view)))
+fn views(bucket: &[SlotWords]) -> impl Iterator<Item = (Slot<'_>, View)> {
+    bucket.iter().map(Slot).filter_map(|slot| slot.view().map(|view| (slot, view)))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod http;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,8 +69,36 @@ impl HealthPort {
             }
             bound => bound?,
         };
+        Ok(Self::over(listener, targets))
+    }
+
+    /// Takes over the socket of the process before this one. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When it is bound to something else, or no socket.
+    pub fn adopt(
+        descriptor: OwnedFd,
+        address: SocketAddr,
+        targets: Vec<HealthTarget>,
+    ) -> io::Result<Self> {
+        let listener = std::net::TcpListener::from(descriptor);
+        if listener.local_addr()? != address {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Self::over(TcpListener::from_std(listener)?, targets))
+    }
+
+    fn over(listener: TcpListener, targets: Vec<HealthTarget>) -> Self {
         let targets = targets.into_iter().map(|target| (target.name.clone(), target)).collect();
-        Ok(Self { listener, targets })
+        Self { listener, targets }
+    }
+
+    /// What the process after this one gets.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Answers for ever.

@@ -1,12 +1,16 @@
 //! The unix-socket API of `ovd` and `ovsap`: HTTP, for root and the daemon's own user only. The socket's
 //! mode is 0600, and whoever connects is asked of the kernel.
 //!
-//! It reads; what it is ordered, it hands on.
+//! It reads; what it is ordered, it hands on. Who asks for `/v1/takeover` gets the connection itself: what
+//! goes over it then is no HTTP ([`ask_takeover`]).
 
 #![forbid(unsafe_code)]
 
+mod takeover;
+
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,9 +18,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::Query;
-use axum::http::StatusCode;
+use axum::extract::{Query, Request};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
 use serde::Deserialize;
 use tokio::net::UnixListener;
 use tokio::net::unix::SocketAddr;
@@ -25,6 +32,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::api::local::{DenialList, LocalQuestion, LocalWhy, NodeStatus, Order};
 use crate::api::{Problem, ProblemCode};
 use crate::types::HumanDuration;
+pub use takeover::ask_takeover;
 
 /// An order on its way to who carries it out, and where to say how that went.
 pub type Ordered = (Order, oneshot::Sender<Result<(), Problem>>);
@@ -34,6 +42,7 @@ pub type Ordered = (Order, oneshot::Sender<Result<(), Problem>>);
 pub struct Socket {
     path: PathBuf,
     listener: Option<UnixListener>,
+    is_left: bool,
 }
 
 impl Socket {
@@ -67,11 +76,41 @@ impl Socket {
                 let _ = fs::remove_file(&beside);
                 failed(&error)
             })?;
-        Ok(Self { path: path.to_owned(), listener: Some(listener) })
+        Ok(Self { path: path.to_owned(), listener: Some(listener), is_left: false })
+    }
+
+    /// Takes over the listener on `path` of the process before this one, whose the file is until
+    /// [`Self::leave`] says otherwise. Needs a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` when it is none.
+    pub fn adopt(path: &Path, descriptor: OwnedFd) -> Result<Self, Problem> {
+        let listener = std::os::unix::net::UnixListener::from(descriptor);
+        let adopted =
+            listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        adopted
+            .map(|listener| Self { path: path.to_owned(), listener: Some(listener), is_left: true })
+            .map_err(|error| {
+                let what = format!("cannot take over the socket {}", path.display());
+                Problem::new(ProblemCode::Failed, what).why(error.to_string())
+            })
+    }
+
+    /// The listener, for the process after this one; none while it is served.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the file is left to another process, which listens on it.
+    pub fn leave(&mut self, is_left: bool) {
+        self.is_left = is_left;
     }
 
     /// Answers `GET /v1/status`, `/v1/denied` and `/v1/why` with what the functions make, and hands on what
-    /// comes by `POST /v1/order` where there is somebody to take it, for ever; stops when it is dropped.
+    /// comes by `POST /v1/order` where there is somebody to take it, and the connections of processes that
+    /// want to take over (`POST /v1/takeover`), for ever; stops when it is dropped.
     ///
     /// # Errors
     ///
@@ -82,6 +121,7 @@ impl Socket {
         denied: impl Fn(Option<HumanDuration>) -> DenialList + Send + Sync + 'static,
         why: impl Fn(&LocalQuestion) -> Result<LocalWhy, Problem> + Send + Sync + 'static,
         orders: Option<mpsc::Sender<Ordered>>,
+        successors: mpsc::Sender<UnixStream>,
     ) -> io::Result<()> {
         let status = Arc::new(status);
         let answer = move || {
@@ -106,11 +146,16 @@ impl Socket {
             let orders = orders.clone();
             async move { pass_on(orders, order).await.map(Json).map_err(refusal) }
         };
+        let hand_over = move |request: Request| {
+            let successors = successors.clone();
+            async move { upgrade(request, successors) }
+        };
         let router = Router::new()
             .route("/v1/status", get(answer))
             .route("/v1/denied", get(denials))
             .route("/v1/why", get(explain))
             .route("/v1/order", post(obey))
+            .route("/v1/takeover", post(hand_over))
             .fallback(unknown);
         let Some(listener) = self.listener.take() else { return Ok(()) };
         axum::serve(PeerChecked::new(listener)?, router).await
@@ -166,8 +211,28 @@ struct Asked {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if !self.is_left {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Takes the connection out of HTTP and hands it on.
+fn upgrade(request: Request, successors: mpsc::Sender<UnixStream>) -> Response {
+    let name = request.headers().get(header::UPGRADE);
+    if name.is_none_or(|name| name != takeover::PROTOCOL) {
+        let problem = Problem::new(ProblemCode::Usage, "this is no request to take over");
+        return refusal(problem).into_response();
+    }
+    tokio::spawn(async move {
+        let upgraded = hyper::upgrade::on(request).await.ok()?;
+        let parts = auto::upgrade::downcast::<TokioIo<tokio::net::UnixStream>>(upgraded).ok()?;
+        let stream = parts.io.into_inner().into_std().ok()?;
+        // Who takes it may have ended: then the other end notices.
+        successors.send(stream).await.ok()
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, takeover::PROTOCOL)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
 /// Waits until `order` is carried out.
@@ -279,7 +344,9 @@ mod tests {
         let path = root.path().join("run").join("ovd.sock");
         let mut socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        let serving = tokio::spawn(async move { socket.serve(status, denied, why, None).await });
+        let (successors, _nobody) = mpsc::channel(1);
+        let serving =
+            tokio::spawn(async move { socket.serve(status, denied, why, None, successors).await });
 
         let answer = ask(&path, "/v1/status").await;
         let unknown = ask(&path, "/v1/other").await;

@@ -1,18 +1,19 @@
 //! The time for packets; drivers read it once per batch.
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::types::Timestamp;
 
-/// All threads count from the same instant, because they share one flow table.
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Milliseconds since this process first asked, plus one: never 0, never going back.
+/// Milliseconds since this machine started, plus one: never 0, never going back, and the same for all
+/// threads and processes, because flows outlive a process.
 #[must_use]
 pub fn monotonic_millis() -> u64 {
-    u64::try_from(START.elapsed().as_millis()).map_or(u64::MAX, |millis| millis.saturating_add(1))
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer leads to a time that lives until the call returns.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    debug_assert_eq!(result, 0, "every kernel has this clock");
+    (time.tv_sec as u64).saturating_mul(1000).saturating_add(time.tv_nsec as u64 / 1_000_000 + 1)
 }
 
 /// Wall-clock seconds, for what expires at a date. A clock before 1970 reads as 1970.

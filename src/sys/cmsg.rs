@@ -1,5 +1,5 @@
-//! Ancillary data of one datagram: TOS, TTL, the length of segments, and errors; built and read without
-//! pointers.
+//! Ancillary data of one datagram: TOS, TTL, the length of segments, errors, and descriptors; built and
+//! read without pointers.
 //!
 //! ```text
 //! length(usize) level(4) type(4) data, padded to the size of usize
@@ -63,6 +63,21 @@ impl Control {
         }
         this.put(2 * space, libc::SOL_UDP, libc::UDP_SEGMENT, segment.to_ne_bytes());
         (this, 3 * space)
+    }
+
+    /// A message that carries a descriptor, and its length.
+    pub(super) fn encode_descriptor(descriptor: i32) -> (Self, usize) {
+        let mut this = Self::EMPTY;
+        this.put(0, libc::SOL_SOCKET, libc::SCM_RIGHTS, descriptor.to_ne_bytes());
+        (this, HEADER + size_of::<i32>())
+    }
+
+    /// The descriptors that the first `len` bytes carry.
+    pub(super) fn decode_descriptors(&self, len: usize) -> impl Iterator<Item = i32> {
+        let is_rights = |level, kind| (level, kind) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        let rights = self.messages(len).filter(move |&(level, kind, _)| is_rights(level, kind));
+        let chunks = rights.flat_map(|(_, _, data)| data.as_chunks::<4>().0);
+        chunks.map(|bytes| i32::from_ne_bytes(*bytes))
     }
 
     fn put<const N: usize>(&mut self, at: usize, level: i32, kind: i32, value: [u8; N]) {

@@ -12,6 +12,8 @@
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`nftables`] | whether anybody changed the packet filter |
+//! | [`descriptors`] | what one process hands to the next |
+//! | [`memory`] | memory that outlives a process |
 //! | [`wake`] | gets a thread out of the call that it waits in |
 //! | [`limits`] | what the kernel lets a process have |
 //! | [`process`] | what the kernel is told about this process |
@@ -35,7 +37,9 @@
 
 pub mod batch;
 pub mod clock;
+pub mod descriptors;
 pub mod limits;
+pub mod memory;
 pub mod net;
 pub mod nftables;
 pub mod offload;

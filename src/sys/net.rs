@@ -17,8 +17,8 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::SysError;
 use super::netlink::{
-    address_ip, address_prefix, devices, is_everywhere, is_global, link_mtu, link_name, route,
-    route_mtu, route_use, unreachable_route,
+    address_ip, address_prefix, devices, is_everywhere, is_global, is_left, link_mtu, link_name,
+    route, route_mtu, route_use, unreachable_route,
 };
 use super::tun::check_name;
 use crate::types::Prefix;
@@ -64,8 +64,43 @@ impl Network {
         self.set_mtu(device, mtu).await?;
         let host_len = if address.is_ipv4() { 32 } else { 128 };
         self.add_address(device, address, host_len).await?;
+        self.remove_other_addresses(device, address).await?;
         self.set_up(device).await?;
         self.add_route(range, device).await
+    }
+
+    /// Takes addresses but `address` off `device`: one that outlived a process may have an old one.
+    async fn remove_other_addresses(&self, device: &str, address: IpAddr) -> Result<(), SysError> {
+        let index = self.index_of(device).await?;
+        for other in self.addresses().await? {
+            if other.header.index == index && address_ip(&other).is_some_and(|ip| ip != address) {
+                let result = self.handle.address().del(other).execute().await;
+                ignore(result, libc::EADDRNOTAVAIL).map_err(|error| {
+                    explain(format!("cannot take an old address off {device}"), &error)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the TUN device `device` when a process has left it behind and none holds it now. Returns
+    /// whether it was so.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub async fn remove_left(&self, device: &str) -> Result<bool, SysError> {
+        let links = self.links().await?;
+        let named = |link: &&LinkMessage| {
+            link.attributes.iter().find_map(link_name).is_some_and(|name| name == device)
+        };
+        let Some(link) = links.iter().find(named).filter(|link| is_left(link)) else {
+            return Ok(false);
+        };
+        let result = self.handle.link().del(link.header.index).execute().await;
+        ignore(result, libc::ENODEV)
+            .map_err(|error| explain(format!("cannot remove {device}"), &error))?;
+        Ok(true)
     }
 
     /// Keeps IPv6 on `device` from inventing addresses and from believing router advertisements.
@@ -105,6 +140,19 @@ impl Network {
         let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
         let result = self.handle.link().set(message).execute().await;
         result.map_err(|error| explain(format!("cannot set the MTU of {device} to {mtu}"), &error))
+    }
+
+    /// Sets how many packets wait in `device` for who reads it. What waits when it is up already is lost.
+    ///
+    /// # Errors
+    ///
+    /// No such device, or a missing right.
+    pub async fn set_queue_len(&self, device: &str, packets: u32) -> Result<(), SysError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index_of(device).await?;
+        message.attributes.push(LinkAttribute::TxQueueLen(packets));
+        let result = self.handle.link().set(message).execute().await;
+        result.map_err(|error| explain(format!("cannot set the queue of {device}"), &error))
     }
 
     /// Sets `device` up.

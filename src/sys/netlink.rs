@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
@@ -64,6 +64,16 @@ pub(super) fn route_use(route: &RouteMessage) -> Option<(Prefix, Result<u32, &'s
         None => device.ok_or("several devices"),
     };
     Some((prefix.trunc(), used_by))
+}
+
+/// Whether a link is a TUN device that no process holds: it is up, and nothing is plugged in.
+pub(super) fn is_left(link: &LinkMessage) -> bool {
+    let is_tun = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Tun)),
+        _ => false,
+    });
+    let flags = link.header.flags;
+    is_tun && flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::LowerUp)
 }
 
 /// The devices that a route leads to: one, or one for each of its next hops.

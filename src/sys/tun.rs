@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SysError;
@@ -20,6 +20,8 @@ use crate::types::{DataPath, Lanes};
 const NAME_MAX: usize = 15;
 
 const TUNSETIFF: u64 = 0x4004_54ca;
+const TUNGETIFF: u64 = 0x8004_54d2;
+const TUNSETPERSIST: u64 = 0x4004_54cb;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 const CSUM: u32 = 0x01;
@@ -27,7 +29,7 @@ const TSO: u32 = 0x02 | 0x04;
 /// Since Linux 6.2.
 const USO: u32 = 0x20 | 0x40;
 
-/// An open queue of a TUN device; the device vanishes when its last queue is dropped.
+/// An open queue of a TUN device; the device vanishes when its last queue is dropped, unless it persists.
 #[derive(Debug)]
 pub struct Tun {
     name: String,
@@ -66,13 +68,67 @@ impl Tun {
             // Refused for another reason, it is refused again, and this time the reason counts.
             None => (queue.open(name, false)?, false),
         };
+        Ok(Self::over_device(name, file, path, has_header))
+    }
+
+    /// Takes over the queues of the device `name` from the process before this one, with what waits in
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// Why they are not what [`Self::open`] would give for the same arguments.
+    pub fn adopt(
+        descriptors: Vec<OwnedFd>,
+        name: &str,
+        path: DataPath,
+        lanes: Lanes,
+    ) -> Result<Vec<Self>, SysError> {
+        let what = || format!("cannot take over the TUN device {name}");
+        if descriptors.len() != lanes.count() {
+            let why =
+                format!("there are {} queues, for {} lanes", descriptors.len(), lanes.count());
+            return Err(SysError::new(what(), why));
+        }
+        let queues = descriptors.into_iter().map(|descriptor| {
+            let file = File::from(descriptor);
+            let (found, flags) = attached(&file).map_err(|error| SysError::new(what(), error))?;
+            if found != name {
+                return Err(SysError::new(what(), format!("the queue is one of {found}")));
+            }
+            let has_header = flags & libc::IFF_VNET_HDR != 0;
+            if has_header && !set_header_len(&file) {
+                return Err(SysError::new(what(), io::Error::last_os_error()));
+            }
+            Ok(Self::over_device(name, file, path, has_header))
+        });
+        queues.collect()
+    }
+
+    /// What the process after this one gets.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Has the device stay when the last queue is closed, as it is after a crash, or vanish.
+    pub fn persist(&self, stays: bool) {
+        let stays = libc::c_ulong::from(stays);
+        // SAFETY: `TUNSETPERSIST` takes its argument by value and touches no memory of ours.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETPERSIST as _, stays) };
+        if result != 0 {
+            // It vanishes with a crash, then: the overlay's unreachable route keeps packets in.
+            tracing::debug!(device = self.name, error = %io::Error::last_os_error(), "TUNSETPERSIST");
+        }
+    }
+
+    fn over_device(name: &str, file: File, path: DataPath, has_header: bool) -> Self {
         let steps = [CSUM | TSO | USO, CSUM | TSO, CSUM, 0];
         let granted = steps
             .into_iter()
             .filter(|&wanted| has_header || wanted == 0)
             .find(|&wanted| set_offload(&file, wanted))
             .unwrap_or(0);
-        Ok(Self {
+        Self {
             name: name.to_owned(),
             file,
             path,
@@ -80,7 +136,7 @@ impl Tun {
             takes_tcp: AtomicBool::new(granted & TSO != 0),
             takes_udp: AtomicBool::new(granted & USO != 0),
             must_ask: AtomicBool::new(false),
-        })
+        }
     }
 
     /// A queue that is any file which keeps packets apart, as one end of a socket pair does: for tests
@@ -291,6 +347,23 @@ fn open_shared(name: &str, has_header: bool, more: libc::c_int) -> Result<File, 
     // lives until the call returns.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF as _, &raw mut request) };
     if result == 0 { Ok(file) } else { Err(io::Error::last_os_error().into()) }
+}
+
+/// The device that a queue belongs to, and how it was opened.
+fn attached(file: &File) -> io::Result<(String, libc::c_int)> {
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags: 0 };
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    // SAFETY: `TUNGETIFF` writes an `ifreq` through the pointer, which leads to one that lives until the
+    // call returns.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNGETIFF as _, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = request.ifr_name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8);
+    // SAFETY: the kernel has written the flags, and every bit pattern is a value.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let name = String::from_utf8_lossy(&name.collect::<Vec<_>>()).into_owned();
+    Ok((name, libc::c_int::from(flags as u16)))
 }
 
 /// Asks the kernel to leave to us what `wanted` says; `false` when it does not know how.

@@ -8,8 +8,8 @@
 //! turns out not to take them.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsRawFd as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -91,25 +91,69 @@ impl UdpSocket {
             .map_err(|error| explain(local, &error))
     }
 
+    /// Takes over the sockets of the process before this one, with what waits in them.
+    ///
+    /// # Errors
+    ///
+    /// Why they are not what [`Self::bind_lanes`] would give for the same arguments.
+    pub fn adopt_lanes(
+        descriptors: Vec<OwnedFd>,
+        listen: SocketAddr,
+        path: DataPath,
+        lanes: Lanes,
+    ) -> Result<Vec<Self>, SysError> {
+        let what = "cannot take over the data sockets";
+        if descriptors.len() != lanes.count() {
+            let why = format!("there are {}, for {} lanes", descriptors.len(), lanes.count());
+            return Err(SysError::new(what, why));
+        }
+        let sockets = descriptors.into_iter().map(|descriptor| {
+            let socket = Socket::from(descriptor);
+            if socket.r#type()? != Type::DGRAM {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+            Self::equip(socket, path)
+        });
+        let sockets: Vec<Self> =
+            sockets.collect::<io::Result<_>>().map_err(|error| SysError::new(what, error))?;
+        match sockets.iter().find(|socket| !would_be(listen, socket.local)) {
+            Some(other) => {
+                Err(SysError::new(what, format!("they listen on {}, not on {listen}", other.local)))
+            }
+            None => Ok(sockets),
+        }
+    }
+
+    /// What the process after this one gets.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     fn try_bind(listen: SocketAddr, path: DataPath, is_shared: bool) -> io::Result<Self> {
-        let is_v6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
-        if is_v6 {
+        if listen.is_ipv6() {
             socket.set_only_v6(!listen.ip().is_unspecified())?;
         }
-        for (level, option, value) in options(is_v6) {
-            set_option(&socket, level, option, value)?;
-        }
+        socket.set_reuse_port(is_shared)?;
         // A smaller buffer is no reason not to start; what we got is reported.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
         // With CAP_NET_ADMIN the host's limit does not count.
         let bytes = RECEIVE_BUFFER as i32;
         let _ = set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes);
-        socket.set_write_timeout(Some(SEND_PATIENCE))?;
-        socket.set_reuse_port(is_shared)?;
         socket.bind(&SockAddr::from(listen))?;
-        let local = socket.local_addr()?.as_socket().unwrap_or(listen);
+        Self::equip(socket, path)
+    }
+
+    /// Makes a bound socket what is asked for, whoever bound it. Its buffers stay: something may wait there.
+    fn equip(socket: Socket, path: DataPath) -> io::Result<Self> {
+        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        let is_v6 = local.is_ipv6();
+        for (level, option, value) in options(is_v6) {
+            set_option(&socket, level, option, value)?;
+        }
+        socket.set_write_timeout(Some(SEND_PATIENCE))?;
         let receive_buffer_bytes = socket.recv_buffer_size()?;
         let sends_trains = match path {
             // Kernels before 5.0 know no trains; each direction is asked for by itself.
@@ -219,6 +263,17 @@ fn has_no_ipv6(listen: SocketAddr, error: &io::Error) -> bool {
     listen.is_ipv6()
         && listen.ip().is_unspecified()
         && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Whether a socket bound to `listen` could have come to be bound to `local`.
+fn would_be(listen: SocketAddr, local: SocketAddr) -> bool {
+    let is_fallback = || {
+        let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, 0).into();
+        let refused = std::net::UdpSocket::bind(any).err();
+        local.ip().is_unspecified() && refused.is_some_and(|error| has_no_ipv6(listen, &error))
+    };
+    (listen.port() == 0 || listen.port() == local.port())
+        && (listen.ip() == local.ip() || is_fallback())
 }
 
 fn explain(listen: SocketAddr, error: &io::Error) -> SysError {

@@ -23,7 +23,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("granit_parser", &["cli"]),
-    ("hyper", &["control"]),
+    ("hyper", &["control", "local"]),
     ("hyper_util", &["control", "local"]),
     ("libc", &["sys"]),
     ("rcgen", &["control"]),

@@ -122,5 +122,6 @@ fn sap(id: NodeId, socket: UdpSocket, source: &[SocketAddr], next: SocketAddr) -
     let snapshot = builder.build().map_err(anyhow::Error::msg)?;
     let flows = Arc::new(FlowTable::new(1 << 10).started(now()));
     let (plane, _port) = SapPlane::start(vec![socket], Arc::new(Publisher::new(snapshot)), flows)?;
+    plane.open();
     Ok(plane)
 }

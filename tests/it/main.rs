@@ -58,6 +58,7 @@ mod secrets;
 mod speed;
 mod spoof;
 mod support;
+mod takeover;
 mod traffic;
 mod trains;
 mod unit_files;

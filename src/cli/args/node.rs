@@ -142,6 +142,10 @@ pub struct RunArgs {
     /// [default: 1]
     #[arg(long, value_name = "N")]
     pub lanes: Option<Lanes>,
+    /// Take the place of the process that listens on the local socket: it hands over its sockets,
+    /// devices and flows, and ends; no packet is lost. Without such a process this is a start as any
+    #[arg(long)]
+    pub takeover: bool,
     /// error, warn, info, debug, trace, or a filter such as ovmesh::agent=debug
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,

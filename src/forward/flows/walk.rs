@@ -51,8 +51,8 @@ impl FlowTable {
             .collect()
     }
 
-    fn entries(&self) -> impl Iterator<Item = (&Slot, View)> {
-        views(&self.slots).filter(|(_, view)| !view.is_free())
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Slot<'_>, View)> {
+        views(self.slots()).filter(|(_, view)| !view.is_free())
     }
 }
 

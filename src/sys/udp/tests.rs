@@ -263,3 +263,34 @@ fn lanes_share_their_port_with_no_other_process() {
 fn lanes(count: i64) -> Lanes {
     Lanes::new(count).unwrap()
 }
+
+#[test]
+fn sockets_pass_to_the_next_process_with_what_waits_in_them_if_they_fit() {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let lanes = |text: &str| text.parse::<Lanes>().unwrap();
+    let before = UdpSocket::bind_lanes(any, DataPath::Full, lanes("2")).unwrap();
+    let address = before[0].local_addr();
+    let copies =
+        || before.iter().map(|one| one.descriptor().try_clone_to_owned().unwrap()).collect();
+    let adopt =
+        |listen, count| UdpSocket::adopt_lanes(copies(), listen, DataPath::Full, lanes(count));
+    let sender = UdpSocket::bind(any, DataPath::Full).unwrap();
+    sender.send_to(address, b"waits").unwrap();
+
+    let other = SocketAddr::from(([127, 0, 0, 1], address.port() ^ 1));
+    assert!(adopt(other, "2").unwrap_err().why.contains("listen on"));
+    assert!(adopt(address, "1").unwrap_err().why.contains("2, for 1 lanes"));
+    let after = adopt(address, "2").unwrap();
+    drop(before);
+
+    // The kernel chose the lane.
+    let waits = |one: &&UdpSocket| {
+        one.socket.set_nonblocking(true).unwrap();
+        let is_there = one.socket.peek(&mut [std::mem::MaybeUninit::uninit()]).is_ok();
+        one.socket.set_nonblocking(false).unwrap();
+        is_there
+    };
+    let lane = after.iter().find(waits).expect("it is in one of them");
+    let (from, bytes, ..) = receive(lane, 1).remove(0);
+    assert_eq!((from, bytes.as_slice()), (sender.local_addr(), &b"waits"[..]));
+}
