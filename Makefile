@@ -11,6 +11,8 @@ TOOLS := $(CURDIR)/target/tools
 DENY_VERSION := 0.20.2
 DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 FUZZ_SECONDS ?= 600
+# Tests in namespaces wait more than they compute.
+TEST_THREADS := $(shell expr $$(nproc) + 2)
 
 .PHONY: help demo shell test test-long bench lint fmt deny deb doc fuzz advisories setup setup-bench programs
 
@@ -43,11 +45,11 @@ test: setup
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
 	$(MAKE) --no-print-directory deny
-	cargo test --locked
+	cargo test --locked -- --test-threads=$(TEST_THREADS)
 
 # Long runs are tests marked `#[ignore = "long"]`.
 test-long: setup
-	cargo test --locked -- --include-ignored
+	cargo test --locked -- --test-threads=$(TEST_THREADS) --include-ignored
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=200
 
 # Everything is built before anything is measured.

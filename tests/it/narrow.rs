@@ -45,11 +45,13 @@ fn behind_an_ipv6_router_towards_the_destination_everything_passes() {
 }
 
 #[test]
+#[ignore = "long"]
 fn behind_an_ipv6_router_towards_the_sap_everything_passes() {
     everything_passes_behind_a_router(V4, V6, ("a", "s1"));
 }
 
 #[test]
+#[ignore = "long"]
 fn behind_an_ipv6_router_on_a_direct_path_everything_passes() {
     everything_passes_behind_a_router(V6, V6, ("a", "b"));
 }
