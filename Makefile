@@ -44,11 +44,11 @@ test: setup
 	cargo test --locked --no-run
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
-	$(MAKE) --no-print-directory deny
 	cargo test --locked -- --test-threads=$(TEST_THREADS)
 
-# Long runs are tests marked `#[ignore = "long"]`.
-test-long: setup
+# Long runs are tests marked `#[ignore = "long"]`. Of licences and bans `make test` asks what Cargo knows
+# (`dependencies::*`); cargo-deny takes a minute to build.
+test-long: setup deny
 	cargo test --locked -- --test-threads=$(TEST_THREADS) --include-ignored
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=200
 

@@ -14,6 +14,7 @@ mod conformance;
 mod corpora;
 mod crash;
 mod crowd;
+mod dependencies;
 mod direction;
 mod doors;
 mod drain;

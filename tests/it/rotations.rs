@@ -138,13 +138,8 @@ const KILLS: [Kill; 6] = [
 ];
 
 #[test]
-fn who_is_killed_in_a_rotation_costs_others_nothing_and_no_old_key_lives_on() {
-    kill_in_rotations(&KILLS[..2]);
-}
-
-#[test]
 #[ignore = "long"]
-fn who_is_killed_at_any_step_of_a_rotation_costs_others_nothing() {
+fn who_is_killed_at_any_step_of_a_rotation_costs_others_nothing_and_no_old_key_lives_on() {
     kill_in_rotations(&KILLS);
 }
 
