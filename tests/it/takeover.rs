@@ -18,6 +18,12 @@ const SLOW_MICROS: &str = "2000";
 /// How many more have to come for a flow to go on.
 const GROWTH: u64 = 300;
 
+/// How long traffic may be away after a crash.
+const ALONE_MILLIS: u64 = 500;
+
+/// As long as other tests have the processors, too.
+const BESIDE_OTHERS_MILLIS: u64 = 1_000;
+
 #[test]
 fn who_takes_over_loses_nothing() {
     take_over(1);
@@ -31,25 +37,24 @@ fn who_takes_over_loses_nothing_twenty_times() {
 
 #[test]
 fn restarts_lose_nothing_where_descriptors_are_kept() {
-    restart(1);
+    restart(1, BESIDE_OTHERS_MILLIS);
 }
 
 #[test]
 #[ignore = "long"]
 fn restarts_lose_nothing_where_descriptors_are_kept_twenty_times() {
-    restart(20);
+    restart(20, ALONE_MILLIS);
 }
 
 #[test]
 fn traffic_is_back_at_once_after_a_crash_and_nothing_leaves_in_clear() {
-    // Other tests have the processors, too.
-    crash(5, 1_000);
+    crash(5, BESIDE_OTHERS_MILLIS);
 }
 
 #[test]
 #[ignore = "long"]
 fn traffic_is_back_at_once_after_twenty_crashes_and_nothing_leaves_in_clear() {
-    crash(20, 500);
+    crash(20, ALONE_MILLIS);
 }
 
 /// Who is restarted: the starter of the flows, who answers, and the SaP between them.
@@ -163,7 +168,7 @@ fn signal(rig: &mut Rig, name: &str, signal: &str) -> Result<()> {
     node.wait_ready()
 }
 
-fn restart(times: usize) {
+fn restart(times: usize, back_within_millis: u64) {
     play(&["s1"], &["a", "b"], |rig| {
         for name in ALL {
             supervise(rig, name, "keeping")?;
