@@ -182,9 +182,8 @@ impl<'a> Draft<'a> {
         let send_keys = self
             .sends
             .iter()
-            .zip(self.sends.places_in(&self.members))
-            .filter_map(|(id, to)| {
-                Some(SendKeyRow { to: to?, key: keys.send_key(plan.id, owner, *id) })
+            .filter_map(|id| {
+                Some(SendKeyRow { to: number(id)?, key: keys.send_key(plan.id, owner, *id) })
             })
             .collect();
         let address =

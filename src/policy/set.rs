@@ -18,8 +18,7 @@ impl Set {
 
     /// Takes ids in any order, also twice.
     pub(super) fn new(mut ids: Vec<NodeId>) -> Self {
-        // Mostly a few sets behind each other, which the stable sort merges.
-        ids.sort();
+        ids.sort_unstable();
         ids.dedup();
         Self(ids.into())
     }
@@ -53,7 +52,7 @@ impl Set {
 
     /// Where each stands in `other`; those that are not there are left out.
     pub(super) fn positions_in(&self, other: &Self) -> Vec<u32> {
-        self.places_in(other).flatten().collect()
+        self.iter().filter_map(|id| other.position(id)).collect()
     }
 
     /// All that are in any of the sets.
@@ -118,28 +117,19 @@ impl Set {
         self.retained(|_| shared.next() == Some(keep_shared))
     }
 
-    /// For each of `self` whether it is in `other`.
+    /// For each of `self` whether it is in `other`: by search in one that is much longer, else side by
+    /// side.
     fn in_other<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = bool> + 'a {
-        self.places_in(other).map(|place| place.is_some())
-    }
-
-    /// For each of `self` where it stands in `other`, if it does: by search in one that is much longer,
-    /// else side by side.
-    pub(super) fn places_in<'a>(
-        &'a self,
-        other: &'a Self,
-    ) -> impl Iterator<Item = Option<u32>> + 'a {
         let is_much_longer = other.len() / 16 > self.len();
-        let mut place = 0;
+        let mut rest = other.0.as_ref();
         self.iter().map(move |id| {
-            let rest = &other.0[place..];
-            place += if is_much_longer {
+            let behind = if is_much_longer {
                 rest.partition_point(|candidate| candidate < id)
             } else {
                 rest.iter().take_while(|candidate| *candidate < id).count()
             };
-            let is_there = other.0.get(place) == Some(id);
-            is_there.then(|| u32::try_from(place).ok()).flatten()
+            rest = &rest[behind..];
+            rest.first() == Some(id)
         })
     }
 }
