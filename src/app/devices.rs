@@ -173,6 +173,9 @@ impl Devices {
         self.network.add_unreachable(overlay.cidr).await?;
         let queues = self.open(name).await?;
         self.network.configure(name, address, overlay.cidr, mtu).await?;
+        // Whole, it stays when this process crashes. Until then it vanishes with the process, also when that
+        // is stopped half way.
+        queues.iter().for_each(|queue| queue.persist(true));
         plane.add_overlay(overlay.id, queues)?;
         tracing::info!(overlay = %overlay.name, device = name, %address, mtu, "in the overlay");
         self.in_use.insert(overlay.id, wanted);
@@ -180,41 +183,37 @@ impl Devices {
     }
 
     /// The queues of a device: those of the process before this one, with what waits in them, or new ones.
-    /// The device stays when this process crashes.
     async fn open(&mut self, name: &str) -> Result<Vec<Tun>, SysError> {
-        let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
-        let adopted =
-            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
-        let queues = match adopted {
-            Some(queues) => queues,
-            None => {
-                let queues = match Tun::open(name, path, lanes) {
-                    // One that a crash has left behind, made for another number of lanes.
-                    Err(_) if self.network.remove_left(name).await? => {
-                        Tun::open(name, path, lanes)?
-                    }
-                    opened => opened?,
-                };
-                // Only now: a change on a device that is up loses what waits in it.
-                self.network.set_queue_len(name, QUEUE).await?;
-                for queue in &queues {
-                    self.inheritance.manager.keep(&kept, queue.descriptor());
-                }
-                queues
-            }
+        if let Some(queues) = self.adopt(name) {
+            return Ok(queues);
+        }
+        let (path, lanes) = (self.data_path, self.lanes);
+        let queues = match Tun::open(name, path, lanes) {
+            // One that a crash has left behind, made for another number of lanes.
+            Err(_) if self.network.remove_left(name).await? => Tun::open(name, path, lanes)?,
+            opened => opened?,
         };
-        queues.iter().for_each(|queue| queue.persist(true));
+        // Only now: a change on a device that is up loses what waits in it.
+        self.network.set_queue_len(name, QUEUE).await?;
+        for queue in &queues {
+            self.inheritance.manager.keep(&queues_of(name), queue.descriptor());
+        }
         Ok(queues)
+    }
+
+    /// The queues of a device that the process before this one had.
+    fn adopt(&mut self, name: &str) -> Option<Vec<Tun>> {
+        let (path, lanes) = (self.data_path, self.lanes);
+        self.inheritance
+            .adopt(&queues_of(name), |descriptors| Tun::adopt(descriptors, name, path, lanes))
     }
 
     /// Has a device vanish that an earlier process had for an overlay that this host is not in any more.
     async fn let_go(&mut self, name: &str) {
-        let (path, lanes, kept) = (self.data_path, self.lanes, queues_of(name));
-        let adopted =
-            self.inheritance.adopt(&kept, |descriptors| Tun::adopt(descriptors, name, path, lanes));
+        let adopted = self.adopt(name);
         adopted.iter().flatten().for_each(|queue| queue.persist(false));
         drop(adopted);
-        self.inheritance.manager.let_go(&kept);
+        self.inheritance.manager.let_go(&queues_of(name));
         if let Err(error) = self.network.remove_left(name).await {
             tracing::warn!(%error, "a device of an earlier start stays");
         }
