@@ -13,6 +13,7 @@ use super::endpoints::prefer_reachable;
 use super::guarding::Guarding;
 use super::handover::{Estate, Predecessor};
 use super::{control_loop, devices, node};
+use crate::agent::addresses::Known;
 use crate::agent::client::Client;
 use crate::agent::health::Topic;
 use crate::agent::state::StateDir;
@@ -96,6 +97,8 @@ pub(crate) struct Applier<'a> {
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
+    /// The addresses of the server that are kept on disk.
+    pub(crate) kept_addresses: Known,
     /// What the next process gets.
     pub(crate) estate: Estate,
     /// Who forwards as long as this process is not ready to.
@@ -363,14 +366,17 @@ impl Applier<'_> {
     }
 
     /// Where the server is, as far as it is known: a guard may stand before the name servers next time.
-    async fn find_server(&self) -> Option<SocketAddr> {
+    async fn find_server(&mut self) -> Option<SocketAddr> {
         let addresses = self.client.addresses();
         addresses.refresh().await;
         let known = addresses.known();
-        if known != self.state.server_addresses()
-            && let Err(problem) = self.state.save_server_addresses(&known)
-        {
-            tracing::warn!(why = %problem.why, "cannot keep the addresses of the server");
+        if known != self.kept_addresses {
+            match self.state.save_server_addresses(&known) {
+                Ok(()) => self.kept_addresses = known,
+                Err(problem) => {
+                    tracing::warn!(why = %problem.why, "cannot keep the addresses of the server");
+                }
+            }
         }
         addresses.first(self.client.url())
     }

@@ -378,7 +378,8 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     let state = Arc::new(state);
     let identity = shared.identity.clone();
     let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
-    client.addresses().remember(state.server_addresses());
+    let kept_addresses = state.server_addresses();
+    client.addresses().remember(kept_addresses.clone());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
     let puller = Puller::new(
         Arc::clone(&client),
@@ -426,6 +427,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         place,
         guarding,
         in_force: None,
+        kept_addresses,
         estate,
         predecessor,
         is_open: false,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::outside;
 use crate::agent::health::{Health, Topic};
 use crate::api::local::{GuardRule, GuardStatus, Order};
-use crate::api::table::NodeTable;
-use crate::guard::{self, Condition, Intent, Member, Services, Sockets, Table};
+use crate::api::table::{NodeTable, OverlayTable};
+use crate::guard::{self, Condition, Egress, Intent, Member, Services, Sockets, Table};
 use crate::sys::SysError;
 use crate::sys::clock;
 use crate::sys::net::Network;
@@ -161,12 +161,18 @@ impl Guarding {
         health: &Health,
     ) {
         let mode = if self.ordered_off.is_some() { GuardMode::Off } else { self.settings.mode };
-        let intent = self.intent(mode, table, devices, servers).await;
         let judged = outside::judged(table, self.settings.egress);
-        self.next_end = match intent.egress {
-            Some(_) => outside::next_end(&judged, clock::wall()),
-            None => None,
+        let egress = self.egress(&judged);
+        let (let_out, next_end) = match egress {
+            GuardEgress::Off => (None, None),
+            GuardEgress::Rules => {
+                let now = clock::wall();
+                let let_out = outside::egress(table, &judged, servers, now);
+                (Some(let_out), outside::next_end(&judged, now))
+            }
         };
+        self.next_end = next_end;
+        let intent = self.intent(mode, table, devices, servers, let_out).await;
         let held_egress = self.shared.holds_egress();
         let mut kept = self.shared.table.lock().await;
         let done = match mode {
@@ -185,7 +191,7 @@ impl Guarding {
         health.set(Topic::Guard, self.problems(done.err().as_ref()));
         let status = GuardStatus {
             mode: self.settings.mode,
-            egress: self.egress(table),
+            egress,
             in_force,
             underlay_open: is_open(mode, &intent),
             off_until: match self.ordered_off {
@@ -233,15 +239,13 @@ impl Guarding {
         error.map(|error| format!("guard: {error}")).into_iter().chain(ordered).collect()
     }
 
-    fn egress(&self, table: Option<&NodeTable>) -> GuardEgress {
+    fn egress(&self, judged: &[&OverlayTable]) -> GuardEgress {
         match self.settings.mode {
             GuardMode::Off => GuardEgress::Off,
-            GuardMode::Ports | GuardMode::All => {
-                self.settings.egress.unwrap_or(match outside::judged(table, None).as_slice() {
-                    [] => GuardEgress::Off,
-                    [_, ..] => GuardEgress::Rules,
-                })
-            }
+            GuardMode::Ports | GuardMode::All => self.settings.egress.unwrap_or(match judged {
+                [] => GuardEgress::Off,
+                [_, ..] => GuardEgress::Rules,
+            }),
         }
     }
 
@@ -251,6 +255,7 @@ impl Guarding {
         table: Option<&NodeTable>,
         devices: &BTreeMap<OverlayId, String>,
         servers: &[SocketAddr],
+        egress: Option<Egress>,
     ) -> Intent {
         let uplinks = match mode {
             GuardMode::Off => Vec::new(),
@@ -263,13 +268,6 @@ impl Guarding {
             }
         };
         let typed = std::env::var("SSH_CONNECTION").ok();
-        let egress = match self.egress(table) {
-            GuardEgress::Off => None,
-            GuardEgress::Rules => {
-                let judged = outside::judged(table, self.settings.egress);
-                Some(outside::egress(table, &judged, servers, clock::wall()))
-            }
-        };
         let sockets = self.sockets.get_or_insert_with(|| guard::sockets(typed.as_deref()));
         let spared = if self.settings.lock_ssh { Vec::new() } else { sockets.ssh_peers.clone() };
         Intent {

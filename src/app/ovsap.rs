@@ -44,7 +44,9 @@ pub fn run(options: RunOptions) -> Result<(), Problem> {
     node::runtime()?.block_on(async {
         let mut inheritance = Inheritance::get(started_with, &settings).await?;
         let state = settings.state(&mut inheritance)?;
-        let (state, ready) = prepare(&settings, state, &mut inheritance).await?;
+        let ready = get_ready(&settings, &state, &mut inheritance).await;
+        // A join that fails leaves nothing behind.
+        let (state, ready) = node::keep_if_joined(state, ready)?;
         start(&settings, state, ready, inheritance).await
     })
 }
@@ -92,16 +94,7 @@ struct Ready {
     socket: Socket,
 }
 
-/// Gets port and socket, and joins where that is needed. A join that fails leaves nothing behind.
-async fn prepare(
-    settings: &Settings,
-    state: StateDir,
-    inheritance: &mut Inheritance,
-) -> Result<(StateDir, Ready), Problem> {
-    let ready = get_ready(settings, &state, inheritance).await;
-    node::keep_if_joined(state, ready)
-}
-
+/// Gets port and socket, and joins where that is needed.
 async fn get_ready(
     settings: &Settings,
     state: &StateDir,

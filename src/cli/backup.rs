@@ -56,7 +56,7 @@ pub async fn accept(
 }
 
 fn document<T: serde::Serialize>(value: &T) -> serde_json::Value {
-    serde_json::to_value(value).expect("INVARIANT: our types serialise to JSON")
+    serde_json::to_value(value).expect("invariant: our types serialise to JSON")
 }
 
 fn contents(backup: &Backup) -> String {

@@ -46,6 +46,22 @@ pub struct Settings {
     pub host_addresses: Vec<IpAddr>,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Those of a server that tests start.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            key_grace: Duration::from_secs(1),
+            key_interval: Duration::from_secs(86_400),
+            ephemeral_rest: Duration::from_secs(300),
+            flow_keep: Duration::from_secs(86_400),
+            urls: vec!["https://192.0.2.1:7443".to_owned()],
+            pin: Secret::new([5; 32]),
+            host_addresses: Vec::new(),
+        }
+    }
+}
+
 /// The coordination server without its listeners.
 #[derive(Debug)]
 pub struct Server {

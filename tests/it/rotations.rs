@@ -140,10 +140,6 @@ const KILLS: [Kill; 6] = [
 #[test]
 #[ignore = "long"]
 fn who_is_killed_at_any_step_of_a_rotation_costs_others_nothing_and_no_old_key_lives_on() {
-    kill_in_rotations(&KILLS);
-}
-
-fn kill_in_rotations(kills: &[Kill]) {
     play(&["s1", "s2"], &RING, |rig| {
         // Long enough for a kill while old keys retire.
         crate::keys::grace(rig, 3)?;
@@ -157,7 +153,7 @@ fn kill_in_rotations(kills: &[Kill]) {
         let _stream = rig.udp_stream_with("a", "c", 10, &[&many, &interval, "64"])?;
         own.expect_growth("received", 50)?;
         let mut old = Vec::new();
-        for &(victim, step, to, held_by) in kills {
+        for &(victim, step, to, held_by) in &KILLS {
             let at = format!("{victim} killed while {step}");
             old.push(rig.send_key("a", "c")?);
             if let Some(node) = held_by {

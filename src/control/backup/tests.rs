@@ -10,18 +10,6 @@ use crate::control::server::{Server, Settings};
 use crate::control::store::{self, Store, join, nodes, tokens};
 use crate::types::{HumanDuration, Name, NodeId, NodeKind, Secret};
 
-fn settings() -> Settings {
-    Settings {
-        key_grace: Duration::from_secs(1),
-        key_interval: Duration::from_secs(86_400),
-        ephemeral_rest: Duration::from_secs(300),
-        flow_keep: Duration::from_secs(86_400),
-        urls: vec!["https://192.0.2.1:7443".to_owned()],
-        pin: Secret::new([5; 32]),
-        host_addresses: Vec::new(),
-    }
-}
-
 /// A server's directory, and room beside it.
 struct Place {
     root: tempfile::TempDir,
@@ -44,7 +32,7 @@ impl Place {
         files::ensure_private_dir(&self.data).unwrap();
         finish(&self.data).unwrap();
         tls::Identity::load_or_make(&self.data).unwrap();
-        Server::open(&self.data, settings()).await.unwrap()
+        Server::open(&self.data, Settings::of_tests()).await.unwrap()
     }
 
     async fn life(&self) -> String {

@@ -143,10 +143,9 @@ pub(super) async fn table(
             let document =
                 table.document(server.incarnation.clone(), Arc::clone(&lives), id).await?;
             let mut live = server.live();
-            let live_lives = Arc::clone(&live.lives);
+            let is_told = Arc::ptr_eq(&live.lives, &lives);
             let shown = live.nodes.get_mut(&id).and_then(|state| state.shown.as_mut());
             // Should the answer be lost, the next question gets the same bytes.
-            let is_told = Arc::ptr_eq(&live_lives, &lives);
             if let Some(table) = shown.filter(|table| table.serial == serial && is_told) {
                 table.kept = Kept::Document(document.clone());
             }

@@ -1,6 +1,6 @@
 //! `restore --accept`: nodes may follow this life of the server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -25,16 +25,14 @@ pub(super) async fn accept(
     admin.everywhere()?;
     let mut draft = server.begin(&admin, &options).await?;
     let before = lives::read(draft.conn()).await?;
-    let (kept, seen): (BTreeMap<_, _>, BTreeSet<Incarnation>) = {
+    let (kept, seen): (Vec<String>, BTreeSet<Incarnation>) = {
         let live = server.live();
         let keepers = live.keepers().map(|(id, keeps)| {
-            let name = rotation::name_of(&live.world, id).to_string();
-            ((id, name), keeps.incarnation.clone())
+            (rotation::name_of(&live.world, id).to_string(), keeps.incarnation.clone())
         });
-        let (kept, seen): (Vec<_>, Vec<_>) = keepers.unzip();
-        (kept.into_iter().collect(), seen.into_iter().collect())
+        keepers.unzip()
     };
-    let result = Acceptance { kept: kept.into_values().collect() };
+    let result = Acceptance { kept };
     if !before.waits && seen.is_empty() {
         return Ok(Json(draft.unchanged(result).await?));
     }

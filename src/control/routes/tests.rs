@@ -17,7 +17,6 @@ use super::*;
 use crate::api::table::NodeTable;
 use crate::control::listen::Origin;
 use crate::control::server::Settings;
-use crate::types::Secret;
 
 struct World {
     _dir: tempfile::TempDir,
@@ -27,15 +26,8 @@ struct World {
 
 async fn world() -> World {
     let dir = tempfile::tempdir().unwrap();
-    let settings = Settings {
-        key_grace: Duration::from_secs(1),
-        key_interval: Duration::from_secs(86_400),
-        ephemeral_rest: Duration::from_secs(300),
-        flow_keep: Duration::from_secs(86_400),
-        urls: vec!["https://192.0.2.1:7443".to_owned()],
-        pin: Secret::new([5; 32]),
-        host_addresses: vec!["192.0.2.1".parse().unwrap()],
-    };
+    let settings =
+        Settings { host_addresses: vec!["192.0.2.1".parse().unwrap()], ..Settings::of_tests() };
     let server = Server::open(dir.path(), settings).await.unwrap();
     let router = router(Arc::clone(&server));
     World { _dir: dir, server, router }
