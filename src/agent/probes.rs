@@ -114,20 +114,31 @@ pub struct Probes {
     responder: Responder,
     /// Of the message sent last; over all links, so that it grows on each.
     counter: u64,
+    /// When this began, in nanoseconds since 1970.
+    began_nanos: u64,
     outbox: VecDeque<Transmit>,
+    is_quiet: bool,
 }
 
 impl Probes {
-    /// Starts without links. `wall` is the time since 1970: counters start there, in nanoseconds, and
-    /// so grow over restarts.
+    /// Starts without links. `wall` is the time since 1970. Counters are that time in nanoseconds, and so
+    /// grow over restarts, and once a copy of this node is silent this one is heard again.
     #[must_use]
     pub fn start(now: Duration, wall: Duration) -> Self {
+        let counter = nanos(wall);
         Self {
             links: BTreeMap::new(),
             responder: Responder::start(now),
-            counter: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX / 2),
+            counter,
+            began_nanos: counter.saturating_sub(nanos(now)),
             outbox: VecDeque::new(),
+            is_quiet: false,
         }
+    }
+
+    /// Whether nothing is asked of SaPs: another process is this node, and they should hear it alone.
+    pub fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
     }
 
     /// Takes the links of `table`; what is known of links that stay is kept. What was told of liveness
@@ -202,7 +213,7 @@ impl Probes {
                 self.responder.handle_request(id, counter)?;
                 link.heard = Some((now, from));
                 link.hearing.handle_heard();
-                self.counter += 1;
+                self.counter = next(self.counter, self.began_nanos, now);
                 let reply = Message::EchoReply(Echo { is_lost: is_asked_after_lost, ..echo });
                 let (bytes, len) = control::encode(id, &link.secret, self.counter, &reply);
                 // Never longer than the question, whatever the encoder does.
@@ -291,13 +302,16 @@ impl Probes {
         if let Some(answer) = self.outbox.pop_front() {
             return Some(answer);
         }
+        if self.is_quiet {
+            return None;
+        }
         for (&id, link) in &mut self.links {
             let Some(&to) = link.endpoints.first() else { continue };
             let Some(echo) = link.prober.as_mut().and_then(|prober| prober.poll_transmit(now))
             else {
                 continue;
             };
-            self.counter += 1;
+            self.counter = next(self.counter, self.began_nanos, now);
             let request = Message::EchoRequest(Echo { about: link.lost.next_question(), ..echo });
             let (bytes, len) = control::encode(id, &link.secret, self.counter, &request);
             return Some(Transmit { to, bytes: bytes[..len].to_vec() });
@@ -316,7 +330,7 @@ impl Probes {
     pub fn next_deadline(&self) -> Option<Duration> {
         self.links
             .values()
-            .filter(|link| !link.endpoints.is_empty())
+            .filter(|link| !self.is_quiet && !link.endpoints.is_empty())
             .filter_map(|link| link.prober.as_ref().map(Prober::next_deadline))
             .min()
     }
@@ -402,6 +416,15 @@ impl Link {
         self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
             || self.heard.is_some_and(|(_, heard)| heard == from)
     }
+}
+
+/// The counter after `last`.
+fn next(last: u64, began_nanos: u64, now: Duration) -> u64 {
+    began_nanos.saturating_add(nanos(now)).max(last.saturating_add(1))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
 /// An IPv4 address that came through an IPv6 socket is an IPv4 address.

@@ -12,6 +12,7 @@ use super::client::{Client, Polled, TableQuery};
 use super::health::{Health, Topic};
 use super::state::{Identity, StateDir};
 use crate::api::errand::Errand;
+use crate::api::node::USED_TWICE;
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Incarnation, Revision, Serial, Timestamp};
@@ -19,6 +20,9 @@ use crate::types::{Incarnation, Revision, Serial, Timestamp};
 /// First and longest wait after a request that failed, before chance makes it shorter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Longest wait of a process whose node another one speaks for, before chance makes it shorter.
+const COPY_WAITS: Duration = Duration::from_secs(60);
 
 /// How long to wait after `failures` failures in a row: doubling, and up to a half less by chance, the
 /// first time too, so that a thousand nodes do not come back in the same moment.
@@ -131,7 +135,9 @@ impl Puller {
     /// Waits for the next table to apply; asks for ever. Asking acknowledges the one in force.
     pub async fn next(&mut self) -> NodeTable {
         loop {
-            if self.failures > 0 {
+            if self.health.is_copy() {
+                tokio::time::sleep(COPY_WAITS.mul_f64(rand::rng().random_range(0.5..=1.0))).await;
+            } else if self.failures > 0 {
                 tokio::time::sleep(backoff(self.failures)).await;
             }
             match self.ask().await {
@@ -179,6 +185,7 @@ impl Puller {
         let now = (self.clock)();
         let offered = match answer {
             Ok(offered) => {
+                self.health.set_copy(false);
                 self.health.server_answered(self.client.url(), None, now);
                 offered
             }
@@ -250,6 +257,12 @@ impl Puller {
                     "this node was removed from the server ({}): leave and join again with a new token",
                     problem.what
                 );
+                self.health.set(Topic::Server, vec![line]);
+            }
+            ProblemCode::Conflict if problem.what.contains(USED_TWICE) => {
+                self.health.server_answered(self.client.url(), None, now);
+                self.health.set_copy(true);
+                let line = format!("{}: {}; {}", problem.what, problem.why, problem.fix);
                 self.health.set(Topic::Server, vec![line]);
             }
             ProblemCode::Conflict if self.refused.is_some() => {

@@ -46,6 +46,7 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
         let now = shared.now();
         let is_look = now.saturating_sub(looked) >= ACTIVITY_EVERY;
         let mut probes = shared.probes();
+        probes.set_quiet(shared.health.is_copy());
         match punted.map(|punted| probes.handle_datagram(punted.from, punted.bytes(), now)) {
             Some(Ok(Some(Heard { peer, message: Message::Started(flow) }))) => {
                 let snapshot = shared.publisher.current();

@@ -377,7 +377,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     }
     let state = Arc::new(state);
     let identity = shared.identity.clone();
-    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?.of_process());
     let kept_addresses = state.server_addresses();
     client.addresses().remember(kept_addresses.clone());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);

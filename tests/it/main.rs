@@ -11,6 +11,7 @@ mod attacks;
 mod backup;
 mod bad_input;
 mod conformance;
+mod copies;
 mod corpora;
 mod crash;
 mod crowd;
