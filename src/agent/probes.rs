@@ -11,15 +11,20 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::underlay::is_managed;
 use crate::api::table::NodeTable;
-use crate::probe::{Hearing, Liveness, Lost, Prober, Responder, Source};
+use crate::probe::{Budget, Hearing, Liveness, Lost, Prober, Proofs, Responder, Source};
 use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
 use crate::wire::control::{self, Echo, Message};
+use crate::wire::cookie::Cookies;
 use crate::wire::gue::{self, Frame};
 use crate::wire::notice::NoPath;
 
 /// Longest queue of answers and notices; the caller empties it after each datagram.
 const OUTBOX_MAX: usize = 1024;
+
+/// Answers to echoes of one link in a second; an entity needs 10 when it is in a hurry.
+const ANSWERS_PER_SECOND: u32 = 20;
 
 /// A SaP calls an entity alive that it has heard of within three of its longest intervals.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
@@ -100,8 +105,15 @@ struct Link {
     lost: Lost,
     /// At a SaP: whether it hears the entity.
     hearing: Hearing,
-    /// When and from where the peer's last authentic message came.
+    /// At a SaP: when the entity was heard last, and the endpoint that it proved thereby. At an entity: when
+    /// and from where the SaP's last answer came.
     heard: Option<(Duration, SocketAddr)>,
+    /// At a SaP: an endpoint from which the entity was heard, and which it has not proved.
+    claimed: Option<SocketAddr>,
+    /// At an entity: what the SaP gave last.
+    cookie: u64,
+    /// At a SaP: how many answers are left.
+    answers: Budget,
     /// What the caller was told last: whether the SaP takes traffic, and whether it is returning.
     told: Option<bool>,
     told_returning: bool,
@@ -112,6 +124,11 @@ struct Link {
 pub struct Probes {
     links: BTreeMap<LinkId, Link>,
     responder: Responder,
+    cookies: Cookies,
+    /// At a SaP.
+    proofs: Proofs,
+    /// Whether an entity may be anywhere, and not in underlays declared managed alone.
+    allows_open: bool,
     /// Of the message sent last; over all links, so that it grows on each.
     counter: u64,
     /// When this began, in nanoseconds since 1970.
@@ -123,17 +140,26 @@ pub struct Probes {
 impl Probes {
     /// Starts without links. `wall` is the time since 1970. Counters are that time in nanoseconds, and so
     /// grow over restarts, and once a copy of this node is silent this one is heard again.
+    /// `secret` is nobody else's.
     #[must_use]
-    pub fn start(now: Duration, wall: Duration) -> Self {
+    pub fn start(now: Duration, wall: Duration, secret: &Secret) -> Self {
         let counter = nanos(wall);
         Self {
             links: BTreeMap::new(),
             responder: Responder::start(now),
+            cookies: Cookies::new(secret),
+            proofs: Proofs::default(),
+            allows_open: false,
             counter,
             began_nanos: counter.saturating_sub(nanos(now)),
             outbox: VecDeque::new(),
             is_quiet: false,
         }
+    }
+
+    /// At a SaP: an entity may be beyond underlays that are declared managed.
+    pub fn allow_open(&mut self) {
+        self.allows_open = true;
     }
 
     /// Whether nothing is asked of SaPs: another process is this node, and they should hear it alone.
@@ -160,6 +186,9 @@ impl Probes {
                     lost: Lost::default(),
                     hearing: Hearing::default(),
                     heard: None,
+                    claimed: None,
+                    cookie: 0,
+                    answers: Budget::full(ANSWERS_PER_SECOND, now),
                     told: None,
                     told_returning: false,
                 },
@@ -173,6 +202,8 @@ impl Probes {
         }
         let links = &self.links;
         self.responder.retain(|id| links.contains_key(&id));
+        let peers: BTreeSet<NodeId> = links.values().map(|link| link.peer).collect();
+        self.proofs.retain(|peer| peers.contains(&peer));
     }
 
     /// A control datagram came from `from`. `Ok` when it was authentic and new; with what it says
@@ -211,11 +242,26 @@ impl Probes {
             // messages, sent back to it, mean anything.
             (Message::EchoRequest(echo), None) => {
                 self.responder.handle_request(id, counter)?;
-                link.heard = Some((now, from));
-                link.hearing.handle_heard();
+                if !self.allows_open && !is_managed(from.ip()) {
+                    return Err(DropReason::OuterSource);
+                }
+                if !link.answers.take(now) {
+                    return Err(DropReason::ControlBudget);
+                }
+                let cookie = self.cookies.make(id, from, now);
+                let answer = if self.cookies.knows(echo.cookie, id, from, now) {
+                    link.heard = Some((now, from));
+                    link.hearing.handle_heard();
+                    self.proofs.prove(link.peer, from);
+                    let is_translated = !link.endpoints.is_empty() && !link.is_named(from);
+                    let is_lost = is_asked_after_lost;
+                    Message::EchoReply(Echo { is_lost, is_translated, cookie, ..echo })
+                } else {
+                    link.claimed = Some(from);
+                    Message::Challenge(Echo { cookie, ..echo })
+                };
                 self.counter = next(self.counter, self.began_nanos, now);
-                let reply = Message::EchoReply(Echo { is_lost: is_asked_after_lost, ..echo });
-                let (bytes, len) = control::encode(id, &link.secret, self.counter, &reply);
+                let (bytes, len) = control::encode(id, &link.secret, self.counter, &answer);
                 // Never longer than the question, whatever the encoder does.
                 if len <= datagram.len() && self.outbox.len() < OUTBOX_MAX {
                     self.outbox.push_back(Transmit { to: from, bytes: bytes[..len].to_vec() });
@@ -226,9 +272,17 @@ impl Probes {
                 self.responder.handle_request(id, counter)?;
                 if prober.handle_reply(&echo, now) {
                     link.heard = Some((now, from));
+                    link.cookie = echo.cookie;
                     if let Some(about) = echo.about {
                         link.lost.handle_answer(about, echo.is_lost, now);
                     }
+                }
+                Ok(None)
+            }
+            (Message::Challenge(echo), Some(prober)) => {
+                self.responder.handle_request(id, counter)?;
+                if prober.handle_challenge(&echo, now) {
+                    link.cookie = echo.cookie;
                 }
                 Ok(None)
             }
@@ -245,11 +299,38 @@ impl Probes {
             (Message::EchoRequest(_) | Message::Refused(_) | Message::Started(_), Some(_))
             | (
                 Message::EchoReply(_)
+                | Message::Challenge(_)
                 | Message::Denied(_)
                 | Message::TooBig(_)
                 | Message::NoPath(_),
                 None,
             ) => Err(DropReason::ControlType),
+        }
+    }
+
+    /// At a SaP: where entities are.
+    #[must_use]
+    pub fn proofs(&self) -> &Proofs {
+        &self.proofs
+    }
+
+    /// At a SaP: what the process before this one knew of entities, which they are asked to prove again.
+    pub fn remember(&mut self, proved: impl IntoIterator<Item = (NodeId, SocketAddr)>) {
+        for (entity, endpoint) in proved {
+            self.proofs.prove(entity, endpoint);
+        }
+    }
+
+    /// At an entity: where SaPs are asked.
+    pub fn targets(&self) -> impl Iterator<Item = SocketAddr> {
+        let probed = self.links.values().filter(|link| link.prober.is_some());
+        probed.filter_map(|link| link.endpoints.first().copied())
+    }
+
+    /// At an entity: it has another address than before, which it proves at once.
+    pub fn handle_moved(&mut self, now: Duration) {
+        for prober in self.links.values_mut().filter_map(|link| link.prober.as_mut()) {
+            prober.handle_moved(now);
         }
     }
 
@@ -260,7 +341,11 @@ impl Probes {
         let Some((&id, link)) = found.filter(|_| self.outbox.len() < OUTBOX_MAX) else {
             return false;
         };
-        let Some(&to) = link.endpoints.first() else { return false };
+        let to = match link.prober {
+            Some(_) => link.endpoints.first().copied(),
+            None => self.proofs.endpoint(peer),
+        };
+        let Some(to) = to else { return false };
         self.counter += 1;
         let (bytes, len) = control::encode(id, &link.secret, self.counter, message);
         if len > 0 {
@@ -312,7 +397,8 @@ impl Probes {
                 continue;
             };
             self.counter = next(self.counter, self.began_nanos, now);
-            let request = Message::EchoRequest(Echo { about: link.lost.next_question(), ..echo });
+            let about = link.lost.next_question();
+            let request = Message::EchoRequest(Echo { about, cookie: link.cookie, ..echo });
             let (bytes, len) = control::encode(id, &link.secret, self.counter, &request);
             return Some(Transmit { to, bytes: bytes[..len].to_vec() });
         }
@@ -381,15 +467,17 @@ impl Probes {
                     name: link.name.clone(),
                     endpoint: match &link.prober {
                         Some(_) => link.endpoints.first().copied(),
-                        None => heard.map(|(_, from)| from).or(link.endpoints.first().copied()),
+                        None => {
+                            let proved = self.proofs.endpoint(link.peer);
+                            proved.or(link.endpoints.first().copied())
+                        }
                     },
                     is_alive,
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),
                     translated: heard.map(|(_, from)| from).filter(|from| {
-                        let is_own = |endpoint: &SocketAddr| canonical(*endpoint) == *from;
                         // Of those whose packets go elsewhere a SaP's table has no endpoints.
                         let is_known = link.prober.is_none() && !link.endpoints.is_empty();
-                        is_known && !link.endpoints.iter().any(is_own)
+                        is_known && !link.is_named(*from)
                     }),
                 }
             })
@@ -413,8 +501,14 @@ impl Link {
     }
 
     fn knows(&self, from: SocketAddr) -> bool {
-        self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
+        self.is_named(from)
             || self.heard.is_some_and(|(_, heard)| heard == from)
+            || self.claimed == Some(from)
+    }
+
+    /// Whether the peer itself says that it is there.
+    fn is_named(&self, from: SocketAddr) -> bool {
+        self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
     }
 }
 

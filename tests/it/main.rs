@@ -41,6 +41,7 @@ mod loops;
 mod matrix;
 mod names;
 mod narrow;
+mod nat;
 mod old_kernels;
 mod open;
 mod package;
