@@ -498,9 +498,11 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();
-    applier.keep_proofs();
     // Another process works with the devices and the socket: the next one, or still the one before.
     let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
+    if !is_anothers {
+        applier.keep_proofs();
+    }
     socket.leave(is_anothers);
     plane.end(is_anothers);
     result.map(drop)

@@ -127,7 +127,9 @@ impl OpenPoll {
                     self.server.tick();
                     return Err(used_twice(&self.server.live(), self.node));
                 }
-                Turn::Waits(until) => drop(tokio::time::timeout_at(until, wake.changed()).await),
+                Turn::Waits(until) => {
+                    let _ = tokio::time::timeout_at(until, wake.changed()).await;
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
 mod clock;
+mod copies;
 mod flows;
 mod outside;
 mod paths;
