@@ -82,7 +82,7 @@ pub struct PeerState {
     pub peer: NodeId,
     /// Its name.
     pub name: String,
-    /// Where it is.
+    /// Where it is: of a SaP what the table says, of an entity what it proved.
     pub endpoint: Option<SocketAddr>,
     /// Whether it is there: at an entity, whether the SaP takes traffic.
     pub is_alive: bool,
@@ -467,10 +467,7 @@ impl Probes {
                     name: link.name.clone(),
                     endpoint: match &link.prober {
                         Some(_) => link.endpoints.first().copied(),
-                        None => {
-                            let proved = self.proofs.endpoint(link.peer);
-                            proved.or(link.endpoints.first().copied())
-                        }
+                        None => self.proofs.endpoint(link.peer),
                     },
                     is_alive,
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),

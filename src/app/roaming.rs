@@ -7,12 +7,17 @@ use std::time::Duration;
 use super::daemon::Shared;
 use crate::sys::address_watch::AddressWatch;
 use crate::sys::net;
+use crate::types::NodeKind;
 
 /// An address comes with routes, one message after the other.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
-/// Watches the host's addresses and routes for ever.
+/// Watches an entity's addresses and routes for ever.
 pub(crate) async fn run(shared: &Shared) {
+    if shared.identity.kind == NodeKind::Sap {
+        // It asks nobody.
+        return std::future::pending().await;
+    }
     let mut watch = match AddressWatch::open() {
         Ok(watch) => watch,
         Err(error) => {

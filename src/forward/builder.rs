@@ -153,18 +153,18 @@ impl SnapshotBuilder {
     }
 }
 
-/// Checks one overlay against itself and enters its addresses into `snapshot`.
+/// Checks one overlay against itself and enters its addresses into `tables`.
 fn overlay(
     spec: OverlaySpec,
     (owner, kind): (NodeId, NodeKind),
     first_member: usize,
-    snapshot: &mut Tables,
+    tables: &mut Tables,
 ) -> Result<Overlay, String> {
     let is_v6 = matches!(spec.info.cidr, Prefix::V6(_));
     check_indexes(&spec)?;
-    check_saps(&spec, kind, snapshot)?;
+    check_saps(&spec, kind, tables)?;
     let count = spec.members.len();
-    let index = u32::try_from(snapshot.overlays.len()).map_err(|_| "too many overlays")?;
+    let index = u32::try_from(tables.overlays.len()).map_err(|_| "too many overlays")?;
     let mut own = None;
     let mut members = Vec::with_capacity(count);
     for (number, member) in (0_u32..).zip(spec.members) {
@@ -174,7 +174,7 @@ fn overlay(
                 member.id, member.address, spec.info.cidr
             ));
         }
-        if snapshot.members.insert(member.address, (index, number)).is_some() {
+        if tables.members.insert(member.address, (index, number)).is_some() {
             return Err(format!("two members have {}", member.address));
         }
         if Some(member.address) == spec.info.address {
@@ -184,7 +184,7 @@ fn overlay(
             }
         }
         let endpoints: Vec<SocketAddr> = member.endpoints.into_iter().map(canonical).collect();
-        snapshot.known.extend(endpoints.iter().copied());
+        tables.known.extend(endpoints.iter().copied());
         members.push(Member {
             id: member.id,
             endpoints: endpoints.into_boxed_slice(),
@@ -196,7 +196,7 @@ fn overlay(
         return Err("the node's own address is no member's".to_owned());
     }
     for rule in &spec.rules {
-        snapshot.expiries.extend(rule.not_after.map(|end| end.0));
+        tables.expiries.extend(rule.not_after.map(|end| end.0));
     }
     let mut keyring = Keyring::default();
     for row in spec.destination_keys {
@@ -287,9 +287,9 @@ fn check_indexes(spec: &OverlaySpec) -> Result<(), String> {
 }
 
 /// An entity's table has all SaPs that it may meet; a SaP's only its neighbours, and not itself.
-fn check_saps(spec: &OverlaySpec, kind: NodeKind, snapshot: &Tables) -> Result<(), String> {
+fn check_saps(spec: &OverlaySpec, kind: NodeKind, tables: &Tables) -> Result<(), String> {
     let known = |sap: NodeId| match kind {
-        NodeKind::Entity if !snapshot.sap_index.contains_key(&sap.0) => {
+        NodeKind::Entity if !tables.sap_index.contains_key(&sap.0) => {
             Err(format!("SaP {sap} is named, but has no row"))
         }
         NodeKind::Entity | NodeKind::Sap => Ok(()),

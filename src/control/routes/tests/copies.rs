@@ -15,7 +15,7 @@ async fn poll(world: &World, credential: &str, instance: u64, after: u64) -> (St
 }
 
 async fn report(world: &World, credential: &str, instance: &str) -> (StatusCode, Value) {
-    let body = json!({"version": "0.1.0", "endpoints": ["198.51.100.8:6080"], "problems": [],
+    let body = json!({"version": "0.1.0", "endpoints": ["198.51.100.7:6080"], "problems": [],
         "roundTrips": []});
     let request = Request::builder()
         .method(Method::POST)
