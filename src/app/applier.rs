@@ -222,6 +222,10 @@ impl Applier<'_> {
         }
         let is_sap = shared.identity.kind == NodeKind::Sap;
         let next = if is_sap { shared.place_entities(&next) } else { next };
+        if is_sap {
+            // Where it says that entities are decides which of them are translated.
+            shared.report_soon();
+        }
         let before = control_loop::started(shared);
         shared.publisher.publish(next);
         // Before the table is acknowledged: then nothing stands in the way of replies.

@@ -10,7 +10,7 @@ use ovmesh::wire::control::{self, Echo, Message};
 
 use crate::fleet::Kind;
 use crate::packet::{hex, udp};
-use crate::support::{Counter, LAB, Rig, SOON, expect_refusal, number, play};
+use crate::support::{Counter, LAB, READY, Rig, SOON, expect_refusal, number, play};
 use crate::trains::{drops, grown};
 use crate::world::{Machine, poll};
 
@@ -77,7 +77,7 @@ fn an_entity_behind_a_nat_is_reached_where_it_proved_to_be() {
 
         // A router that forgets sooner than anybody speaks: each echo makes another mapping.
         forget_after(&router, 1)?;
-        poll(SOON, "another mapping", || Ok((place(rig, "laptop")? != mapped).then_some(())))?;
+        poll(READY, "another mapping", || Ok((place(rig, "laptop")? != mapped).then_some(())))?;
         poll(BACK_WITHIN, "the idle laptop to be reached", || {
             Ok((rig.udp_ping("a", "laptop", 9, 3)? == 3).then_some(()))
         })?;
