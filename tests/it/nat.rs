@@ -117,6 +117,7 @@ fn who_claims_anothers_endpoint_gets_nothing_and_diverts_nothing() {
         rig.allow(&["a", "c", "--port", "udp/9"])?;
         let _echo = rig.udp_echo("b", 9)?;
         let at_c = rig.udp_sink("c", 9)?;
+        let target = rig.at("c", 9)?.to_string();
         let [own, bs] = [rig.underlay("c")?, rig.underlay("b")?];
         rig.udp_send("a", "c", 9, 10)?;
         at_c.expect_received(10)?;
@@ -155,7 +156,8 @@ fn who_claims_anothers_endpoint_gets_nothing_and_diverts_nothing() {
         poll(SOON, "the SaP to know a and b", || {
             Ok((rig.udp_ping("a", "b", 9, 5)? == 5).then_some(()))
         })?;
-        rig.drops_move("s1", "no_path", 10, || rig.udp_send("a", "c", 9, 10))?;
+        let words = ["udp-send", "0.0.0.0:0", &target, "10", "1000", "64"];
+        rig.drops_move("s1", "no_path", 10, || rig.fleet.netkit_json("a", &words).map(drop))?;
         let at_b = grown(&before, &drops(rig, "b")?);
         ensure!(at_b.is_empty(), "b got what was not for it: {at_b:?}");
 
