@@ -229,8 +229,9 @@ async fn start(
     let (manager, predecessor) = (Arc::clone(&inheritance.manager), inheritance.predecessor.take());
     let left = state.devices().into_values().collect();
     let devices = Devices::new(network, settings.data_path, settings.lanes, inheritance, left);
+    let path_mtus = plane.path_mtus();
     let plane = Plane::Entity(plane, devices);
-    let shared = Shared::new(identity, publisher, flows, plane.counters());
+    let shared = Shared::new(identity, publisher, flows, path_mtus, plane.counters());
     let network = Network::open().map_err(node::failed)?;
     let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
     daemon::run(Daemon {
