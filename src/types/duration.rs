@@ -91,6 +91,13 @@ impl Timestamp {
         let round_up = u64::from(duration.subsec_nanos() > 0);
         Self(self.0.saturating_add(duration.as_secs()).saturating_add(round_up))
     }
+
+    /// The time of an HTTP `Date` header (RFC 9110 section 5.6.7); none where it is none.
+    #[must_use]
+    pub fn of_http_date(text: &str) -> Option<Self> {
+        let time = jiff::fmt::rfc2822::parse(text).ok()?;
+        u64::try_from(time.timestamp().as_second()).ok().map(Self)
+    }
 }
 
 impl fmt::Display for Timestamp {
