@@ -82,15 +82,13 @@ async fn gather(
         Daemon::Answers(status) => Some(&**status),
         Daemon::Silent(_) => None,
     };
-    let (server, time, addresses_of_server) = ask_server(kept.identity.as_ref()).await;
-    let here = clock::wall();
+    let ServerFacts { answers: server, times, addresses } =
+        ask_server(kept.identity.as_ref()).await;
+    let (here, there) = times.map_or((clock::wall(), None), |(here, there)| (here, Some(there)));
     let ways = ways(&network, kept.table.as_ref(), status).await;
     let own = own_devices(&kept, status);
-    let towards: Vec<IpAddr> = ways
-        .iter()
-        .map(|way| way.to)
-        .chain(addresses_of_server.iter().map(SocketAddr::ip))
-        .collect();
+    let towards: Vec<IpAddr> =
+        ways.iter().map(|way| way.to).chain(addresses.iter().map(SocketAddr::ip)).collect();
     let name = status.map(|status| &status.name).or(kept.identity.as_ref().map(|own| &own.name));
     let overlays = overlays(kept.table.as_ref(), status);
     let names = ask_names(name, &overlays).await;
@@ -105,7 +103,7 @@ async fn gather(
         state: state(settings, kept.fault),
         clock: Clock {
             here,
-            server: time,
+            server: there,
             table_written: StateDir::peek_written(&settings.state_dir),
         },
         server,
@@ -152,41 +150,50 @@ async fn ask_daemon(socket: Option<&Path>) -> Daemon {
     }
 }
 
-/// Asks each URL by itself, all at once; also says what time it is there, and where they are.
-async fn ask_server(
-    identity: Option<&Identity>,
-) -> (Vec<ServerAnswer>, Option<Timestamp>, Vec<SocketAddr>) {
-    let (mut answers, mut time, mut addresses) = (Vec::new(), None, Vec::new());
-    let Some(identity) = identity else { return (answers, time, addresses) };
+/// What came of asking the server.
+#[derive(Default)]
+struct ServerFacts {
+    answers: Vec<ServerAnswer>,
+    /// The time here and there when the first answer came.
+    times: Option<(Timestamp, Timestamp)>,
+    /// Where its URLs lead.
+    addresses: Vec<SocketAddr>,
+}
+
+/// Asks each URL by itself, all at once.
+async fn ask_server(identity: Option<&Identity>) -> ServerFacts {
+    let mut found = ServerFacts::default();
+    let Some(identity) = identity else { return found };
     let mut asked = Vec::new();
     for url in &identity.urls {
         let Ok(client) = Client::new(vec![url.clone()], &identity.pin) else { continue };
         let question = async move {
             let started = Instant::now();
             let answer = client.clock().await;
-            (answer, started.elapsed(), client.addresses().known(), client.addresses().all())
+            (answer, clock::wall(), started.elapsed(), client.addresses().all())
         };
         asked.push((url.clone(), tokio::spawn(question)));
     }
     for (url, question) in asked {
-        let Ok((answer, took, known, all)) = question.await else { continue };
-        addresses.extend(all);
-        let outcome = answer.map(|found| {
-            time = time.or(found);
-            u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
-        });
-        let outcome =
-            outcome.map_err(|Problem { what, why, fix, .. }| (format!("{what}: {why}"), fix));
-        let is_named = !known.is_empty() || !has_literal(&url);
-        answers.push(ServerAnswer { url, is_named, outcome });
+        let Ok((answer, here, took, addresses)) = question.await else { continue };
+        found.addresses.extend(addresses);
+        let outcome = match answer {
+            Ok(there) => {
+                found.times = found.times.or(there.map(|there| (here, there)));
+                Ok(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
+            }
+            Err(Problem { what, why, fix, .. }) => Err((format!("{what}: {why}"), fix)),
+        };
+        found.answers.push(ServerAnswer { is_named: !has_literal(&url), url, outcome });
     }
-    (answers, time, addresses)
+    found
 }
 
 /// Whether a URL has an address where others have a name.
 fn has_literal(url: &str) -> bool {
-    let authority = url.strip_prefix("https://").unwrap_or(url);
-    authority.trim_end_matches('/').parse::<SocketAddr>().is_ok()
+    let authority = url.strip_prefix("https://").unwrap_or(url).trim_end_matches('/');
+    let host = authority.trim_matches(['[', ']']);
+    authority.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok()
 }
 
 fn overlays(table: Option<&NodeTable>, status: Option<&NodeStatus>) -> Vec<Overlay> {

@@ -22,10 +22,12 @@ pub(super) fn clock(facts: &Facts) -> Vec<Finding> {
         let skew = here.abs_diff(server.0);
         let side = if here < server.0 { "behind" } else { "ahead of" };
         let what = format!("it is {skew} s {side} the server's: {WRONG_CLOCK}");
-        return vec![match skew {
-            0..=SKEW_SMALL_SECS => ok("clock", "it agrees with the server's"),
-            0..=SKEW_LARGE_SECS => warning("clock", what, SET_CLOCK),
-            _ => problem("clock", what, SET_CLOCK),
+        return vec![if skew <= SKEW_SMALL_SECS {
+            ok("clock", "it agrees with the server's")
+        } else if skew <= SKEW_LARGE_SECS {
+            warning("clock", what, SET_CLOCK)
+        } else {
+            problem("clock", what, SET_CLOCK)
         }];
     }
     match facts.clock.table_written {

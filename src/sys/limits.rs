@@ -39,7 +39,7 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     }
     // SAFETY: the call above succeeded, so it is written.
     let found = unsafe { found.assume_init() };
-    Ok(u64::from(found.f_bavail).saturating_mul(u64::from(found.f_frsize)))
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 #[cfg(test)]
