@@ -155,6 +155,13 @@ mod tests {
     }
 
     #[test]
+    fn http_dates_are_read_and_other_texts_are_not() {
+        let time = Timestamp::of_http_date("Fri, 27 Nov 2026 00:24:11 GMT");
+        assert_eq!(time.unwrap().to_string(), "2026-11-27T00:24:11Z");
+        assert_eq!(Timestamp::of_http_date("now"), None);
+    }
+
+    #[test]
     fn times_are_rfc_3339() {
         assert_eq!(Timestamp(0).to_string(), "1970-01-01T00:00:00Z");
         assert_eq!("1970-01-01T00:00:09Z".parse::<Timestamp>().unwrap(), Timestamp(9));
