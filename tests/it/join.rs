@@ -125,7 +125,9 @@ fn nothing_goes_in_clear_to_a_sap_in_the_open_unless_the_token_allowed_it() {
         };
         command(&sap, &format!("ip address add {open}/32 dev eth0"))?;
         for name in ["a", "c", "e"] {
-            command(rig.fleet.machine(name)?, &format!("ip route add {open} dev eth0"))?;
+            let machine = rig.fleet.machine(name)?;
+            command(machine, &format!("ip route add {open} dev eth0"))?;
+            command(&sap, &format!("ip route add {} dev eth0 src {open}", machine.ip4))?;
         }
         let token = rig.fleet.token(&["--role", "sap", "--overlay", "lab", "--clear-underlay"])?;
         rig.fleet.add(sap, Kind::Sap, &token, &["--endpoint", open])?;
