@@ -21,6 +21,9 @@ use crate::types::{Incarnation, Revision, Serial, Timestamp};
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// Who is refused so often in a row is a copy, or has one.
+const REFUSALS_OF_COPIES: u32 = 2;
+
 /// Longest wait of a process whose node another one speaks for, before chance makes it shorter.
 const COPY_WAITS: Duration = Duration::from_secs(60);
 
@@ -82,6 +85,8 @@ pub struct Puller {
     /// The life of the server of which a table was refused, for as long as the server stays with it.
     refused: Option<Incarnation>,
     failures: u32,
+    /// How often in a row another process was served as this node.
+    refused_as_copy: u32,
 }
 
 impl Puller {
@@ -106,6 +111,7 @@ impl Puller {
             in_force: None,
             refused: None,
             failures: 0,
+            refused_as_copy: 0,
         }
     }
 
@@ -185,6 +191,7 @@ impl Puller {
         let now = (self.clock)();
         let offered = match answer {
             Ok(offered) => {
+                self.refused_as_copy = 0;
                 self.health.set_copy(false);
                 self.health.server_answered(self.client.url(), None, now);
                 offered
@@ -242,7 +249,7 @@ impl Puller {
         Err(())
     }
 
-    fn note(&self, problem: &Problem, now: Timestamp) {
+    fn note(&mut self, problem: &Problem, now: Timestamp) {
         match problem.code {
             ProblemCode::Unreachable => {
                 let why = if problem.why.is_empty() { &problem.what } else { &problem.why };
@@ -261,6 +268,11 @@ impl Puller {
             }
             ProblemCode::Conflict if problem.what.contains(USED_TWICE) => {
                 self.health.server_answered(self.client.url(), None, now);
+                // A word of a process that has ended may be in the way once.
+                self.refused_as_copy = self.refused_as_copy.saturating_add(1);
+                if self.refused_as_copy < REFUSALS_OF_COPIES {
+                    return;
+                }
                 self.health.set_copy(true);
                 let line = format!("{}: {}; {}", problem.what, problem.why, problem.fix);
                 self.health.set(Topic::Server, vec![line]);

@@ -14,6 +14,9 @@ use crate::types::Instance;
 /// How long the process that speaks has to ask again when another one says that it is the node.
 const SHOW_WITHIN: Duration = Duration::from_millis(1_500);
 
+/// Who is refused so often is a copy that is there.
+const REFUSALS_OF_COPIES: u32 = 2;
+
 /// How long a copy counts as being there; it asks again more often.
 const COPY_FOR: Duration = Duration::from_secs(180);
 
@@ -44,6 +47,7 @@ struct Heard {
     first: Instant,
     last: Instant,
     open_polls: u32,
+    refusals: u32,
 }
 
 /// The processes of one node.
@@ -52,7 +56,6 @@ pub(crate) struct Speaker {
     current: Option<Heard>,
     /// The one that spoke before, one that waits for its turn, or a copy.
     other: Option<Heard>,
-    is_copy: bool,
     /// Until when the current one can show that it is there.
     doubted_until: Option<Instant>,
     /// The copy that was recorded last, and when.
@@ -71,9 +74,9 @@ impl Speaker {
             }
         } else {
             if self.other.is_none_or(|other| other.process.instance != instance) {
-                self.other = Some(Heard { process, first: now, last: now, open_polls: 0 });
+                self.other =
+                    Some(Heard { process, first: now, last: now, open_polls: 0, refusals: 0 });
             }
-            self.is_copy = false;
             if open_polls_of_current == 0 {
                 self.take_turns();
             } else {
@@ -107,9 +110,11 @@ impl Speaker {
         if let Some(heard) = self.find(instance) {
             heard.open_polls = heard.open_polls.saturating_sub(1);
         }
-        if !is_answered && self.is_current(instance) && self.doubted_until.is_some() {
-            self.doubted_until = Some(now);
+        if is_answered || self.doubted_until.is_none() {
+            return;
         }
+        // Who hung up is gone, or does not want to be served any more.
+        self.doubted_until = self.is_current(instance).then_some(now);
     }
 
     /// Whether what a process says beside its polls counts: it speaks, or nobody does.
@@ -119,7 +124,9 @@ impl Speaker {
 
     /// The process that is served and the copy of it that is not.
     pub(crate) fn copy(&self, now: Instant) -> Option<(Process, Process)> {
-        let copy = self.other.filter(|other| self.is_copy && now < other.last + COPY_FOR)?;
+        let copy = self
+            .other
+            .filter(|other| other.refusals >= REFUSALS_OF_COPIES && now < other.last + COPY_FOR)?;
         Some((self.current?.process, copy.process))
     }
 
@@ -147,20 +154,23 @@ impl Speaker {
     fn take_turns(&mut self) {
         std::mem::swap(&mut self.current, &mut self.other);
         self.doubted_until = None;
-        self.is_copy = false;
+        if let Some(current) = &mut self.current {
+            current.refusals = 0;
+        }
     }
 
     /// Both are there.
     fn find_copy(&mut self, now: Instant) {
         let (Some(current), Some(other)) = (self.current, self.other) else { return };
-        if other.first < current.first {
+        // A poll that somebody sent before he ended may be read late: once is no proof.
+        if other.first < current.first && other.refusals > 0 {
             self.take_turns();
         }
         if let Some(other) = &mut self.other {
             other.last = now;
+            other.refusals = other.refusals.saturating_add(1);
+            self.is_news = other.refusals >= REFUSALS_OF_COPIES;
         }
-        self.is_copy = true;
-        self.is_news = true;
     }
 }
 
@@ -207,30 +217,64 @@ mod tests {
         assert_eq!(speaker.turn(A.instance, until + ms(5)), Turn::Speaks);
     }
 
+    /// Polls of two processes in turn, each ended before the other one's; whether each is served in the end.
+    fn quarrel(speaker: &mut Speaker, [claims, shows]: [Process; 2], now: Instant) -> [Turn; 2] {
+        assert!(matches!(speaker.poll(claims, now), Turn::Waits(_)));
+        speaker.poll_ended(shows.instance, true, now);
+        let shown = speaker.poll(shows, now);
+        let claimed = speaker.turn(claims.instance, now);
+        if claimed == Turn::Refused {
+            speaker.poll_ended(claims.instance, true, now);
+        }
+        if shown == Turn::Refused {
+            speaker.poll_ended(shows.instance, true, now);
+        }
+        [claimed, shown]
+    }
+
     #[test]
     fn a_copy_is_refused_whichever_of_the_two_asks_first() {
         let (mut speaker, start) = (Speaker::default(), Instant::now());
+        let refused = [Turn::Refused, Turn::Speaks];
         speaker.poll(A, start);
-        assert!(matches!(speaker.poll(B, start + ms(10)), Turn::Waits(_)));
-        speaker.poll_ended(A.instance, true, start + ms(11));
-
-        assert_eq!(speaker.poll(A, start + ms(12)), Turn::Speaks);
-        assert_eq!(speaker.turn(B.instance, start + ms(12)), Turn::Refused);
-        assert_eq!(speaker.copy(start + ms(13)), Some((A, B)));
-        assert_eq!(speaker.take_news(start + ms(13)), Some((A, B)));
-        assert_eq!(speaker.take_news(start + ms(14)), None);
-        assert_eq!(speaker.copy(start + ms(12) + COPY_FOR), None);
+        assert_eq!(quarrel(&mut speaker, [B, A], start + ms(10)), refused);
+        assert_eq!(speaker.take_news(start + ms(11)), None, "once is no proof");
+        assert_eq!(quarrel(&mut speaker, [B, A], start + ms(20)), refused);
+        assert_eq!(speaker.copy(start + ms(21)), Some((A, B)));
+        assert_eq!(speaker.take_news(start + ms(21)), Some((A, B)));
+        assert_eq!(speaker.take_news(start + ms(22)), None);
+        assert_eq!(speaker.copy(start + ms(20) + COPY_FOR), None);
 
         // Between two polls of A the copy slips in, and A is the older one.
-        speaker.poll_ended(B.instance, true, start + ms(15));
-        speaker.poll_ended(A.instance, true, start + ms(16));
-        assert_eq!(speaker.poll(B, start + ms(17)), Turn::Speaks);
-        assert!(matches!(speaker.poll(A, start + ms(18)), Turn::Waits(_)));
-        speaker.poll_ended(B.instance, true, start + ms(19));
-        assert_eq!(speaker.poll(B, start + ms(20)), Turn::Refused);
-        assert_eq!(speaker.turn(A.instance, start + ms(20)), Turn::Speaks);
-        assert_eq!(speaker.copy(start + ms(21)), Some((A, B)));
-        assert_eq!(speaker.take_news(start + ms(21)), None, "recorded a moment ago");
+        speaker.poll_ended(A.instance, true, start + ms(30));
+        assert_eq!(speaker.poll(B, start + ms(31)), Turn::Speaks);
+        assert_eq!(quarrel(&mut speaker, [A, B], start + ms(32)), refused);
+        assert_eq!(
+            quarrel(&mut speaker, [A, B], start + ms(33)),
+            [Turn::Speaks, Turn::Refused],
+            "the older one is served"
+        );
+        assert_eq!(quarrel(&mut speaker, [B, A], start + ms(34)), refused);
+        assert_eq!(speaker.copy(start + ms(35)), Some((A, B)));
+        assert_eq!(speaker.take_news(start + ms(35)), None, "recorded a moment ago");
+    }
+
+    #[test]
+    fn a_poll_that_is_read_after_its_sender_has_ended_makes_no_copy() {
+        let (mut speaker, start) = (Speaker::default(), Instant::now());
+        speaker.poll(A, start);
+        speaker.poll_ended(A.instance, true, start);
+        assert_eq!(speaker.poll(B, start + ms(1)), Turn::Speaks);
+        assert!(matches!(speaker.poll(A, start + ms(2)), Turn::Waits(_)));
+        speaker.poll_ended(A.instance, false, start + ms(3));
+        speaker.poll_ended(B.instance, true, start + ms(4));
+        assert_eq!(speaker.poll(B, start + ms(5)), Turn::Speaks);
+
+        // Even when nobody says that it hung up.
+        assert!(matches!(speaker.poll(A, start + ms(6)), Turn::Waits(_)));
+        speaker.poll_ended(B.instance, true, start + ms(7));
+        assert_eq!(speaker.poll(B, start + ms(8)), Turn::Speaks);
+        assert_eq!((speaker.copy(start + ms(9)), speaker.take_news(start + ms(9))), (None, None));
     }
 
     #[test]
