@@ -58,7 +58,7 @@ const GRACE_MILLIS: u64 = 60_000;
 #[derive(Debug)]
 pub struct FlowTable {
     memory: Memory,
-    /// A byte of each slot's hash; also what a slot had before, which costs a look and no more.
+    /// A byte of each slot's hash, 0 where it is free.
     tags: Box<[AtomicU8]>,
     /// Flows by starter, for the quota.
     by_source: BySource,
@@ -304,9 +304,10 @@ impl FlowTable {
     }
 }
 
-/// The byte of a hash that stands beside its slot: none of the bits that choose the bucket.
+/// The byte of a hash that stands beside its slot: none of the bits that choose the bucket, and never 0,
+/// which stands beside a free slot.
 fn tag_of(hash: u64) -> u8 {
-    (hash >> 56) as u8
+    ((hash >> 56) as u8).max(1)
 }
 
 fn slots<'a>(words: &'a [SlotWords], tags: &'a [AtomicU8]) -> impl Iterator<Item = Slot<'a>> {

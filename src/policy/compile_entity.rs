@@ -58,12 +58,12 @@ pub(super) fn compile(
     let mut cut = Cut { peers: &peers, known: HashMap::new() };
     for way in leaving {
         for (services, group) in &way.to {
-            draft.rule(way, services, alone.clone(), cut.to_peers(group));
+            draft.rule(way, services, alone.clone(), cut.of(group));
         }
     }
     for way in arriving {
         for (services, _) in way.to.iter().filter(|(_, group)| group.contains(&owner)) {
-            draft.rule(way, services, cut.to_peers(&way.from), alone.clone());
+            draft.rule(way, services, cut.of(&way.from), alone.clone());
         }
     }
     draft.destination_keys(alone);
@@ -81,7 +81,7 @@ struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    fn to_peers(&mut self, whole: &'a Set) -> Set {
+    fn of(&mut self, whole: &'a Set) -> Set {
         let cut = || whole.intersection(self.peers);
         self.known.entry(whole.as_ptr()).or_insert_with(cut).clone()
     }

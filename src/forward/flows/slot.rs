@@ -66,7 +66,7 @@ pub(super) type SlotWords = [AtomicU64; SLOT_WORDS];
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot<'a> {
     pub(super) words: &'a SlotWords,
-    /// A byte of the hash of its key.
+    /// A byte of the hash of its key, 0 where it is free.
     pub(super) tag: &'a AtomicU8,
 }
 
@@ -168,6 +168,11 @@ impl<'a> Slot<'a> {
     /// Whether its key may have this byte of hash; a look at the content tells.
     pub(super) fn has_tag(self, tag: u8) -> bool {
         self.tag.load(Ordering::Relaxed) == tag
+    }
+
+    /// Whether it may hold something; a look at the content tells.
+    pub(super) fn is_used(self) -> bool {
+        !self.has_tag(0)
     }
 
     /// The slot's content, or nothing while a writer is at it.
