@@ -1,5 +1,6 @@
 mod clock;
 mod copies;
+mod errands;
 mod flows;
 mod outside;
 mod paths;
