@@ -73,7 +73,12 @@ impl Speaker {
                 self.find_copy(now);
             }
         } else {
-            if self.other.is_none_or(|other| other.process.instance != instance) {
+            let is_third = self.other.is_none_or(|other| other.process.instance != instance);
+            if is_third && self.doubted_until.is_some_and(|until| now < until) {
+                // One at a time.
+                return Turn::Refused;
+            }
+            if is_third {
                 self.other =
                     Some(Heard { process, first: now, last: now, open_polls: 0, refusals: 0 });
             }
@@ -283,9 +288,10 @@ mod tests {
         let third = Process { instance: Instance(3), from: None };
         speaker.poll(A, start);
         assert!(matches!(speaker.poll(B, start), Turn::Waits(_)));
-        assert!(matches!(speaker.poll(third, start), Turn::Waits(_)));
 
-        assert_eq!(speaker.turn(B.instance, start), Turn::Refused);
+        assert_eq!(speaker.poll(third, start), Turn::Refused);
+        assert!(matches!(speaker.turn(B.instance, start), Turn::Waits(_)));
+        assert_eq!(speaker.turn(third.instance, start), Turn::Refused);
         assert_eq!(speaker.turn(A.instance, start), Turn::Speaks);
     }
 }

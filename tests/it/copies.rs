@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::binaries;
 use crate::fleet::parse;
-use crate::support::{Rig, play};
+use crate::support::{READY, Rig, play};
 use crate::world::{Machine, Process, poll};
 
 /// How soon a copy is noticed.
@@ -29,6 +29,9 @@ fn a_stolen_identity_is_noticed_and_its_owner_goes_on() {
         rig.fleet.node_mut("a")?.start()?;
         rig.fleet.node_mut("a")?.take_over()?;
         rig.settle()?;
+        poll(READY, "the last one to be served", || {
+            Ok((rig.fleet.node("a")?.status()?["server"]["reachable"] == true).then_some(()))
+        })?;
         ensure!(rig.udp_ping("a", "b", 9, 5)? == 5);
         ensure!(!recorded(rig)?, "a restart was taken for a copy");
 
