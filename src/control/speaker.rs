@@ -115,7 +115,8 @@ impl Speaker {
         if let Some(heard) = self.find(instance) {
             heard.open_polls = heard.open_polls.saturating_sub(1);
         }
-        if is_answered || self.doubted_until.is_none() {
+        let is_known = self.find(instance).is_some();
+        if is_answered || !is_known || self.doubted_until.is_none() {
             return;
         }
         // Who hung up is gone, or does not want to be served any more.
