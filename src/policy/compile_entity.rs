@@ -65,6 +65,7 @@ pub(super) fn compile(
             draft.rule(way, services, way.from.intersection(&peers), alone.clone());
         }
     }
+    draft.services(world, plan);
     draft.destination_keys(alone);
     draft.send_keys(peers);
     let mut table = draft.finish(world, plan, keys, owner);
