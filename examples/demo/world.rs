@@ -14,8 +14,9 @@
 //! As root these are plain namespaces; otherwise they stand in a user namespace. Where neither is
 //! allowed, [`World::new`] says so and what to do: it never pretends.
 //!
-//! Each command on a machine sees its own host name, its own `/run/ovmesh` and its own
-//! `/var/lib/ovmesh`, so the programs need no options that a real machine would not need.
+//! Each command on a machine sees its own host name, its own `/run/ovmesh`, its own
+//! `/var/lib/ovmesh` and, where it was given one, its own `/etc/resolv.conf`, so the programs need no
+//! options that a real machine would not need.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -107,6 +108,11 @@ exec nsenter --net="/run/netns/$1" -- unshare --mount --uts -- sh -e -c '
   hostname "$1"
   mount --bind "$0/$1/run" /run/ovmesh
   mount --bind "$0/$1/state" /var/lib/ovmesh
+  if [ -e "$0/$1/resolv.conf" ]; then
+    at=$(readlink -m /etc/resolv.conf)
+    case "$at" in /run/*) mkdir -p "${at%/*}"; [ -e "$at" ] || : > "$at" ;; esac
+    mount --bind "$0/$1/resolv.conf" "$at"
+  fi
   shift
   if [ -n "$OVMESH_PID_FILE" ]; then echo $$ > "$OVMESH_PID_FILE"; unset OVMESH_PID_FILE; fi
   exec "$@"' "$OVMESH_WORLD" "$@"
@@ -318,6 +324,13 @@ impl Machine {
     /// Where commands on this machine find `/var/lib/ovmesh`, seen from here.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.inner.dir.join(&self.name).join("state")
+    }
+
+    /// Gives the machine a resolver configuration of its own, which programs see that start from now on, and
+    /// when it is written again.
+    pub(crate) fn set_resolvers(&self, text: &str) -> Result<()> {
+        let file = self.inner.dir.join(&self.name).join("resolv.conf");
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Pulls the machine's plug out of the LAN, or puts it back.

@@ -14,6 +14,7 @@ use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
 use super::handover::{self, Estate, Predecessor, UDP, queues_of};
+use super::naming::Naming;
 use super::service_manager::ServiceManager;
 use super::{answers, control_loop, errands, guessing, shutdown};
 use crate::agent::client::Client;
@@ -27,14 +28,13 @@ use crate::agent::sync::Puller;
 use crate::agent::tracers::Sightings;
 use crate::agent::{flows, report};
 use crate::api::local::{
-    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
-    SapStatus, TableStatus,
+    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NamesStatus, NodeStatus,
+    OverlayStatus, SapStatus, TableStatus,
 };
 use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
-use crate::dns::Names;
 use crate::forward::{FlowTable, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -151,6 +151,7 @@ pub(crate) struct Facts {
     pub(crate) endpoints: Vec<std::net::SocketAddr>,
     pub(crate) overlays: Vec<OverlayStatus>,
     pub(crate) names: Arc<BTreeMap<IpAddr, EntityName>>,
+    pub(crate) resolver: Option<NamesStatus>,
 }
 
 impl Shared {
@@ -290,6 +291,7 @@ impl Shared {
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
             denied: self.denials().since(ago(LATELY)).map(|denial| denial.count).sum(),
             guard: self.guard.status(),
+            names: facts.resolver,
             problems: self.health.problems(),
         }
     }
@@ -324,13 +326,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Where this node is found: by others' packets, and by names.
-pub(crate) struct Place {
-    pub(crate) wanted: Wanted,
-    /// The names that this host asks for; none when it has no resolver of ours.
-    pub(crate) names: Option<Names>,
-}
-
 /// How a daemon ends well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -347,7 +342,9 @@ pub(crate) struct Daemon {
     pub(crate) plane: Plane,
     pub(crate) port: ControlPort,
     pub(crate) socket: Socket,
-    pub(crate) place: Place,
+    pub(crate) wanted: Wanted,
+    /// None where no names are answered.
+    pub(crate) naming: Option<Naming>,
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) manager: Arc<ServiceManager>,
@@ -364,7 +361,8 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         mut plane,
         port,
         mut socket,
-        place,
+        wanted,
+        naming,
         guarding,
         manager,
         mut estate,
@@ -424,7 +422,8 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         state: &state,
         client: &client,
         plane: &mut plane,
-        place,
+        wanted,
+        names: naming.as_ref().map(|naming| naming.names().clone()),
         guarding,
         in_force: None,
         kept_addresses,
@@ -447,6 +446,12 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         shared.flows.records(),
         clock::wall,
     );
+    let naming = async {
+        match naming {
+            Some(naming) => naming.run(&shared).await,
+            None => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         signal = shutdown::requested() => match signal {
             Ok(signal) => {
@@ -473,6 +478,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         () = shared.guard.watch(&shared.health) => {
             Err(broken("the guard's watch ended", String::new()))
         }
+        () = naming => Err(broken("the naming loop ended", String::new())),
         () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }
