@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::why::Stage;
 use crate::types::{
-    ApiVersion, DnsHook, EntityName, GuardEgress, GuardMode, HumanDuration, Name, NodeId, NodeKind, Prefix,
-    Revision, Serial, Service, Timestamp,
+    ApiVersion, DnsHook, EntityName, GuardEgress, GuardMode, HumanDuration, Name, NodeId, NodeKind,
+    Prefix, Revision, Serial, Service, Timestamp,
 };
 
 /// `GET /v1/status` of `ovd` and of `ovsap`.

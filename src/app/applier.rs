@@ -98,7 +98,8 @@ fn zone(table: &NodeTable) -> Zone {
 fn meant(overlay: &OverlayTable, set: u32) -> impl Iterator<Item = (&EntityName, IpAddr)> {
     let place = |index: u32| usize::try_from(index).ok();
     let set = place(set).and_then(|set| overlay.sets.get(set));
-    let members = set.into_iter().flatten().filter_map(move |&index| overlay.members.get(place(index)?));
+    let members =
+        set.into_iter().flatten().filter_map(move |&index| overlay.members.get(place(index)?));
     members.map(|member| (&member.name, member.address))
 }
 

@@ -52,21 +52,39 @@ pub(crate) struct Naming {
     wanted: DnsHook,
     names: Names,
     redirect: Option<Redirect>,
-    attached: Attached,
-    refused: Option<(Instant, String)>,
+    /// Devices with their ranges, as systemd-resolved was told or refused.
+    attached: Vec<(String, Prefix)>,
+    attach_refused: Option<Refusal>,
+    redirect_refused: Option<Refusal>,
 }
 
-/// What systemd-resolved was told.
-#[derive(Debug, Default)]
-struct Attached {
-    /// Devices with their ranges, as it was told or refused.
-    devices: Vec<(String, Prefix)>,
-    is_refused: bool,
+/// What did not work, and when.
+#[derive(Debug)]
+struct Refusal {
+    at: Instant,
+    error: SysError,
+}
+
+impl Refusal {
+    fn of(done: Result<(), SysError>) -> Option<Self> {
+        done.err().map(|error| Self { at: Instant::now(), error })
+    }
+
+    fn is_old(&self) -> bool {
+        self.at.elapsed() >= AGAIN_AFTER
+    }
 }
 
 impl Naming {
     pub(crate) fn new(wanted: DnsHook, names: Names) -> Self {
-        Self { wanted, names, redirect: None, attached: Attached::default(), refused: None }
+        Self {
+            wanted,
+            names,
+            redirect: None,
+            attached: Vec::new(),
+            attach_refused: None,
+            redirect_refused: None,
+        }
     }
 
     /// Where names are to be put.
@@ -80,14 +98,11 @@ impl Naming {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
-            let system = System::read();
             let devices = devices(&shared.facts().overlays);
-            let hook = self.follow(&system, devices).await;
-            let problem = self.refused.as_ref().map(|(_, why)| format!("names: {why}"));
-            shared.health.set(Topic::Names, problem.into_iter().collect());
-            let servers = self.redirect.as_ref().map(Redirect::detours).unwrap_or_default();
-            let mut redirected: Vec<IpAddr> = servers.iter().map(|detour| detour.server).collect();
-            redirected.sort();
+            let hook = self.follow(&System::read(), devices).await;
+            shared.health.set(Topic::Names, self.problem(hook).into_iter().collect());
+            let detours = self.redirect.as_ref().map(Redirect::detours).unwrap_or_default();
+            let redirected = detours.iter().map(|detour| detour.server).collect();
             let listeners = self.names.listeners().to_vec();
             shared.facts().resolver = Some(NamesStatus { hook, listeners, redirected });
         }
@@ -116,26 +131,28 @@ impl Naming {
 
     /// Whether systemd-resolved knows of `devices`.
     async fn attach(&mut self, devices: Vec<(String, Prefix)>) -> bool {
-        let Some(resolver) = self.port_of(true).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-        else {
-            return false;
-        };
-        let is_over = self.refused.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGAIN_AFTER);
-        if self.attached.devices == devices && !(self.attached.is_refused && is_over) {
-            return !self.attached.is_refused;
+        let Some(port) = self.port_of(true) else { return false };
+        let resolver = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let is_due = self.attach_refused.as_ref().is_some_and(Refusal::is_old);
+        if self.attached == devices && !is_due {
+            return self.attach_refused.is_none();
         }
         let told = devices.clone();
         let telling = tokio::task::spawn_blocking(move || {
             told.iter().try_for_each(|(device, range)| resolved::attach(device, *range, resolver))
         });
+        let what = "cannot hook names into systemd-resolved";
         let done = match tokio::time::timeout(RESOLVED_WITHIN, telling).await {
             Ok(Ok(done)) => done,
-            Ok(Err(error)) => Err(SysError::new("cannot run resolvectl", error)),
-            Err(_) => Err(SysError::new("cannot hook names into systemd-resolved", "it does not answer")),
+            Ok(Err(error)) => Err(SysError::new(what, error)),
+            Err(_) => Err(SysError::new(what, "it does not answer")),
         };
-        self.attached = Attached { devices, is_refused: done.is_err() };
-        self.note(done);
-        !self.attached.is_refused
+        self.attached = devices;
+        self.attach_refused = Refusal::of(done);
+        if let Some(Refusal { error, .. }) = &self.attach_refused {
+            tracing::warn!(%error, "systemd-resolved is not told");
+        }
+        self.attach_refused.is_none()
     }
 
     /// Redirects what programs ask their resolvers, and passes the rest on to these very resolvers.
@@ -145,18 +162,17 @@ impl Naming {
             .into_iter()
             .filter_map(|server| Some(Detour { server, port: self.port_of(server.is_ipv4())? }))
             .collect();
-        let is_over = self.refused.as_ref().is_none_or(|(at, _)| at.elapsed() >= AGAIN_AFTER);
-        let is_so = self.redirect.as_ref().is_some_and(|table| table.detours() == detours);
-        // Questions are passed on to whom they were for before they come here.
+        // They are passed on past the redirect, also before there is one.
         self.names.pass_on_to(Upstream::of(system.asked()).redirected());
-        if !is_so && is_over {
+        let is_so = self.redirect.as_ref().is_some_and(|table| table.detours() == detours);
+        if !is_so && self.redirect_refused.as_ref().is_none_or(Refusal::is_old) {
             let table = self.redirect.take().map_or_else(Redirect::new, Ok);
             let done = table.and_then(|mut table| {
                 let done = table.replace(&detours);
                 self.redirect = Some(table);
                 done
             });
-            self.note(done);
+            self.redirect_refused = Refusal::of(done);
         }
         match &self.redirect {
             Some(table) if !table.detours().is_empty() => DnsHook::Redirect,
@@ -164,18 +180,21 @@ impl Naming {
         }
     }
 
-    /// The port on loopback where names of questions by that family are answered.
+    /// Why nobody is brought here who should be.
+    fn problem(&self, hook: DnsHook) -> Option<String> {
+        let refusals = [&self.redirect_refused, &self.attach_refused];
+        let refusal = refusals.into_iter().flatten().next()?;
+        let is_hooked = hook != DnsHook::Off || self.wanted == DnsHook::Off;
+        (!is_hooked).then(|| format!("names: {}", refusal.error))
+    }
+
+    /// The port on loopback where questions by that family are answered.
     fn port_of(&self, is_ipv4: bool) -> Option<u16> {
         let loopback: IpAddr =
             if is_ipv4 { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
-        let listeners = self.names.listeners().iter();
-        let mut ours =
-            listeners.filter(|bound| covers(**bound, SocketAddr::new(loopback, bound.port())));
-        ours.next().map(SocketAddr::port)
-    }
-
-    fn note(&mut self, done: Result<(), SysError>) {
-        self.refused = done.err().map(|error| (Instant::now(), error.to_string()));
+        let mut listeners = self.names.listeners().iter();
+        let ours = listeners.find(|at| covers(**at, SocketAddr::new(loopback, at.port())));
+        ours.map(SocketAddr::port)
     }
 }
 

@@ -28,7 +28,9 @@ use crate::local::Socket;
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, DnsHook, GuardEgress, GuardMode, HealthTarget, Lanes, Name, NodeKind};
+use crate::types::{
+    DataPath, DnsHook, GuardEgress, GuardMode, HealthTarget, Lanes, Name, NodeKind,
+};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]

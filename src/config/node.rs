@@ -114,10 +114,9 @@ pub fn load(program: &str, given: Option<&Path>) -> Result<NodeFile, ConfigError
                 None
             };
             match not_here {
-                Some(text) => Err(ConfigError {
-                    file: path.display().to_string(),
-                    text: text.to_owned(),
-                }),
+                Some(text) => {
+                    Err(ConfigError { file: path.display().to_string(), text: text.to_owned() })
+                }
                 None => Ok(file),
             }
         }

@@ -80,7 +80,8 @@ fn join(parts: impl Iterator<Item = String>) -> String {
 }
 
 fn run(arguments: &[String]) -> Result<(), SysError> {
-    let what = || format!("cannot hook names into systemd-resolved (`{PROGRAM} {}`)", arguments.join(" "));
+    let what =
+        || format!("cannot hook names into systemd-resolved (`{PROGRAM} {}`)", arguments.join(" "));
     let output = Command::new(PROGRAM)
         .args(arguments)
         .stdin(Stdio::null())
@@ -94,7 +95,8 @@ fn run(arguments: &[String]) -> Result<(), SysError> {
     let first = complaint.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason");
     let error = SysError::new(what(), first.trim());
     Err(match complaint.contains("uthentication") || complaint.contains("ccess denied") {
-        true => error.fix("run as root, or install the package's polkit rule; or set dns = \"redirect\""),
+        true => error
+            .fix("run as root, or install the package's polkit rule; or set dns = \"redirect\""),
         false => error.fix("set dns = \"redirect\" in ovd.toml"),
     })
 }

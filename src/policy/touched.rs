@@ -171,7 +171,8 @@ impl<'a> Touched<'a> {
                 }
                 self.peers_of(id, is_shown_else);
             }
-            let serves_else = old.map(|f| &f.ports) != new.map(|f| &f.ports) && self.is_instance(id);
+            let serves_else =
+                old.map(|f| &f.ports) != new.map(|f| &f.ports) && self.is_instance(id);
             if serves_else || self.is_placed_else(id) {
                 self.peers_of(id, true);
             }

@@ -148,7 +148,13 @@ impl Message {
     }
 
     /// Makes a chain at a hook.
-    pub(super) fn add_chain(table: &str, chain: &str, kind: &str, hook: u32, priority: i32) -> Self {
+    pub(super) fn add_chain(
+        table: &str,
+        chain: &str,
+        kind: &str,
+        hook: u32,
+        priority: i32,
+    ) -> Self {
         let hook = [number(1, hook), attribute(2, &priority.to_be_bytes())].concat();
         let body = [text(1, table), text(3, chain), nested(4, &hook), text(7, kind)].concat();
         Self { kind: NEW_CHAIN, flags: ACKNOWLEDGE | CREATE, body }
