@@ -1,6 +1,7 @@
 //! The resolver with real sockets, its zone, and its messages under any bytes.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt as _;

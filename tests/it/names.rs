@@ -305,8 +305,9 @@ fn programs_find_names_in_less_than_a_millisecond() {
         rig.fleet.node_mut("a")?.start()?;
         poll(SOON, "b's name", || Ok(resolve(rig, &machine, "b.lab.ov.internal")?.map(drop)))?;
 
+        let netkit = rig.netkit();
         let median = |name: &str| {
-            let words = [rig.netkit().as_str(), "resolve", name, "1000"].map(str::to_owned);
+            let words = [netkit.as_str(), "resolve", name, "1000"].map(str::to_owned);
             let report = parse(&machine.run(&words)?.success("1000 lookups")?)?;
             report["microsMedian"].as_u64().context("no median")
         };
