@@ -187,9 +187,9 @@ fn a_service_is_all_its_instances_in_turn_and_has_ports() {
     let zone = with_service();
     let addresses = |turn| {
         let records = found(&zone, "api.prod.ov.internal", A, turn).records;
-        records.into_iter().map(|record| match record {
-            Record::Address(IpAddr::V4(address)) => address.octets()[3],
-            other => panic!("{other:?}"),
+        records.into_iter().map(|record| {
+            let Record::Address(IpAddr::V4(address)) = record else { panic!("{record:?}") };
+            address.octets()[3]
         })
     };
 
