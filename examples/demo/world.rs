@@ -14,9 +14,8 @@
 //! As root these are plain namespaces; otherwise they stand in a user namespace. Where neither is
 //! allowed, [`World::new`] says so and what to do: it never pretends.
 //!
-//! Each command on a machine sees its own host name, its own `/run/ovmesh`, its own
-//! `/var/lib/ovmesh` and, where it was given one, its own `/etc/resolv.conf`, so the programs need no
-//! options that a real machine would not need.
+//! Each command on a machine sees its own host name, `/run/ovmesh`, `/var/lib/ovmesh` and, where it was
+//! given one, `/etc/resolv.conf`, so the programs need no options that a real machine would not need.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -110,7 +109,7 @@ exec nsenter --net="/run/netns/$1" -- unshare --mount --uts -- sh -e -c '
   mount --bind "$0/$1/state" /var/lib/ovmesh
   if [ -e "$0/$1/resolv.conf" ]; then
     at=$(readlink -m /etc/resolv.conf)
-    case "$at" in /run/*) mkdir -p "${at%/*}"; [ -e "$at" ] || : > "$at" ;; esac
+    case "$at" in /run/*) mkdir -p "${at%/*}"; : >> "$at" ;; esac
     mount --bind "$0/$1/resolv.conf" "$at"
   fi
   shift
@@ -324,13 +323,6 @@ impl Machine {
     /// Where commands on this machine find `/var/lib/ovmesh`, seen from here.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.inner.dir.join(&self.name).join("state")
-    }
-
-    /// Gives the machine a resolver configuration of its own, which programs see that start from now on, and
-    /// when it is written again.
-    pub(crate) fn set_resolvers(&self, text: &str) -> Result<()> {
-        let file = self.inner.dir.join(&self.name).join("resolv.conf");
-        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
     }
 
     /// Pulls the machine's plug out of the LAN, or puts it back.

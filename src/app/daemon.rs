@@ -434,6 +434,9 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     // Packets may be waiting: a name server that is away must not keep them.
     let _ = tokio::time::timeout(FIRST_LOOK, applier.find_endpoints()).await;
     applier.follow_guard().await;
+    // Who hears that it is up may stop it at once.
+    let requested = shutdown::requested()
+        .map_err(|error| broken("cannot listen to signals", error.to_string()))?;
     // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
     manager.ready();
 
@@ -453,13 +456,10 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         }
     };
     let result = tokio::select! {
-        signal = shutdown::requested() => match signal {
-            Ok(signal) => {
-                tracing::info!(signal, "stopping");
-                Ok(End::Stopped)
-            }
-            Err(error) => Err(broken("cannot listen to signals", error.to_string())),
-        },
+        signal = requested => {
+            tracing::info!(signal, "stopping");
+            Ok(End::Stopped)
+        }
         result = socket.serve(status, denied, why, orders, successors) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),

@@ -211,7 +211,7 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
 
     play(&["s1"], &["b"], |rig| {
         let pod = rig.world.machine("web-0")?;
-        pod.set_resolvers("nameserver 10.96.0.10\n")?;
+        rig.set_resolvers(&pod, "nameserver 10.96.0.10\n")?;
         let token = rig.fleet.token(&["--overlay", LAB, "--uses", "0", "--ephemeral"])?;
         fs::write(pod.state_dir().join("token"), token)?;
         let run = command([words(&sidecar["command"]), words(&sidecar["args"])].concat());
