@@ -98,7 +98,6 @@ exec nsenter --net="/run/netns/$name" -- sh -e -c '
 /// `on MACHINE COMMAND...`: runs a command on one machine. People use it in `make shell`, and every
 /// command that this file runs on a machine goes through it.
 const ON: &str = r#"#!/bin/sh
-# on MACHINE COMMAND [ARGUMENT...]: runs a command on one machine of this world.
 if [ $# -lt 2 ] || [ ! -e "/run/netns/$1" ]; then
   echo "usage: on MACHINE COMMAND [ARGUMENT...]    machines: $(ls /run/netns | tr '\n' ' ')" >&2
   exit 2
@@ -109,7 +108,7 @@ exec nsenter --net="/run/netns/$1" -- unshare --mount --uts -- sh -e -c '
   mount --bind "$0/$1/state" /var/lib/ovmesh
   if [ -e "$0/$1/resolv.conf" ]; then
     at=$(readlink -m /etc/resolv.conf)
-    case "$at" in /run/*) mkdir -p "${at%/*}"; : >> "$at" ;; esac
+    case "$at" in /run/*) mkdir -p "${at%/*}"; : >> "$at"; esac
     mount --bind "$0/$1/resolv.conf" "$at"
   fi
   shift

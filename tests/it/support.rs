@@ -237,8 +237,7 @@ impl Rig {
         Ok(SocketAddr::new(IpAddr::V4(self.fleet.machine(node)?.ip4), DATA_PORT))
     }
 
-    /// Gives a machine a resolver configuration of its own. Programs see it that start from now on, and see
-    /// when it is written again.
+    /// Gives a machine its own resolver configuration, which programs see that start from now on.
     pub(crate) fn set_resolvers(&self, machine: &Machine, text: &str) -> Result<()> {
         Ok(fs::write(self.world.dir().join(&machine.name).join("resolv.conf"), text)?)
     }
