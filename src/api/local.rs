@@ -46,6 +46,10 @@ pub struct NodeStatus {
     /// Opening packets of this host that were refused in the last 10 minutes, as far as remembered.
     #[serde(default)]
     pub denied: u64,
+    /// Destinations whose way takes less than the overlay's device, as far as somebody believable said so;
+    /// sorted, [`NARROW_MAX`] at most.
+    #[serde(default)]
+    pub narrow: Vec<NarrowWay>,
     /// The guard; none at a SaP.
     #[serde(default)]
     pub guard: Option<GuardStatus>,
@@ -66,6 +70,19 @@ pub struct NamesStatus {
     pub listeners: Vec<SocketAddr>,
     /// The name servers whose questions are redirected.
     pub redirected: Vec<IpAddr>,
+}
+
+/// How many narrow ways a status has.
+pub const NARROW_MAX: usize = 64;
+
+/// A way that takes less than the overlay's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NarrowWay {
+    /// The overlay address that it leads to.
+    pub destination: IpAddr,
+    /// The longest packet that fits, without our headers, in bytes.
+    pub mtu: u16,
 }
 
 /// The guard of a machine.

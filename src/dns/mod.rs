@@ -23,6 +23,7 @@
 
 mod listener;
 mod message;
+mod question;
 pub mod resolved;
 mod system;
 mod upstream;
@@ -38,6 +39,7 @@ use crate::types::OVERLAY_SUFFIX;
 pub use listener::Listener;
 use listener::{framed, read_message};
 use message::{Code, MESSAGE_MAX, Query};
+pub use question::{answers, has_address};
 pub use system::System;
 pub use upstream::Upstream;
 use zone::Verdict;

@@ -36,6 +36,12 @@ impl System {
         Self { listed, behind }
     }
 
+    /// The name servers that it has for programs.
+    #[must_use]
+    pub fn listed(self) -> Vec<IpAddr> {
+        self.listed
+    }
+
     /// Whether programs ask systemd-resolved.
     #[must_use]
     pub fn has_resolved(&self) -> bool {

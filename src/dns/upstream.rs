@@ -62,7 +62,7 @@ impl Upstream {
                 if tcp {
                     self.by_tcp(server, message).await
                 } else {
-                    self.by_udp(server, query, message).await
+                    by_udp(server, query, message, self.is_redirected).await
                 }
             };
             match tokio::time::timeout(PATIENCE, answer).await {
@@ -71,34 +71,6 @@ impl Upstream {
             }
         }
         None
-    }
-
-    /// Asks from a port of its own, which only the kernel knows before.
-    async fn by_udp(
-        &self,
-        server: SocketAddr,
-        query: &Query,
-        message: &[u8],
-    ) -> io::Result<Vec<u8>> {
-        let any = match server {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let socket = UdpSocket::bind((any, 0)).await?;
-        if self.is_redirected {
-            redirect::exempt(&socket)?;
-        }
-        socket.connect(server).await?;
-        socket.send(message).await?;
-        let mut buffer = vec![0; query.forwarded_max()];
-        loop {
-            let len = socket.recv(&mut buffer).await?;
-            let answer = buffer.get(..len).unwrap_or(&[]);
-            // What answers something else was meant for somebody else, or by nobody good.
-            if query.is_answered_by(answer) {
-                return Ok(answer.to_vec());
-            }
-        }
     }
 
     async fn by_tcp(&self, server: SocketAddr, message: &[u8]) -> io::Result<Vec<u8>> {
@@ -112,6 +84,35 @@ impl Upstream {
         let mut stream = socket.connect(server).await?;
         stream.write_all(&framed(message)).await?;
         read_message(&mut stream).await
+    }
+}
+
+/// Asks from a port of its own, which only the kernel knows before; where `is_exempt`, by a socket whose packets
+/// no redirect of ours takes.
+pub(super) async fn by_udp(
+    server: SocketAddr,
+    query: &Query,
+    message: &[u8],
+    is_exempt: bool,
+) -> io::Result<Vec<u8>> {
+    let any = match server {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    if is_exempt {
+        redirect::exempt(&socket)?;
+    }
+    socket.connect(server).await?;
+    socket.send(message).await?;
+    let mut buffer = vec![0; query.forwarded_max()];
+    loop {
+        let len = socket.recv(&mut buffer).await?;
+        let answer = buffer.get(..len).unwrap_or(&[]);
+        // What answers something else was meant for somebody else, or by nobody good.
+        if query.is_answered_by(answer) {
+            return Ok(answer.to_vec());
+        }
     }
 }
 
