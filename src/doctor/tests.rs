@@ -56,6 +56,7 @@ fn status() -> NodeStatus {
         denied: 0,
         narrow: Vec::new(),
         guard: Some(guard()),
+        names: None,
         problems: Vec::new(),
     }
 }
