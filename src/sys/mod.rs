@@ -12,7 +12,8 @@
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`address_watch`] | when addresses and routes change |
-//! | [`nftables`] | whether anybody changed the packet filter |
+//! | [`nftables`] | whether anybody changed the packet filter; its messages |
+//! | [`redirect`] | brings questions for name servers here |
 //! | [`descriptors`] | what one process hands to the next |
 //! | [`memory`] | memory that outlives a process |
 //! | [`wake`] | gets a thread out of the call that it waits in |
@@ -46,6 +47,7 @@ pub mod net;
 pub mod nftables;
 pub mod offload;
 pub mod process;
+pub mod redirect;
 pub mod tun;
 pub mod udp;
 pub mod wake;
