@@ -2,6 +2,7 @@
 //! was killed. Most of them are simulated (`netkit crowd`): they join, wait for tables and acknowledge them
 //! over HTTPS, with the client that `ovd` has.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
@@ -219,6 +220,34 @@ impl Town {
         })
     }
 
+    /// The serial of each node's newest table, by name.
+    fn serials(&self) -> Result<BTreeMap<String, u64>> {
+        let list = self.ask("GET", "/v1/entities", &Value::Null)?;
+        let nodes = list["items"].as_array().context("a list has items")?;
+        let serial = |node: &Value| node["health"]["serial"].as_u64().context("no serial");
+        nodes.iter().map(|node| Ok((node["name"].to_string(), serial(node)?))).collect()
+    }
+
+    /// Waits until all nodes are connected and have acknowledged these tables or newer ones: while keys
+    /// rotate there are always newer ones.
+    fn wait_acknowledged(&self, wanted: &BTreeMap<String, u64>) -> Result<()> {
+        poll(PATIENCE, "all nodes to be back", || {
+            let status = self.ask("GET", "/v1/status", &Value::Null)?;
+            Ok((status["entities"]["online"] == self.size).then_some(()))
+        })?;
+        poll(PATIENCE, "all nodes to have their new tables", || {
+            let list = self.ask("GET", "/v1/entities", &Value::Null)?;
+            let nodes = list["items"].as_array().context("a list has items")?;
+            let mut nodes = nodes.iter();
+            let has_it = |node: &Value| {
+                let health = &node["health"];
+                let wanted = wanted.get(&node["name"].to_string()).copied();
+                health["online"] == true && health["acknowledged"].as_u64() >= wanted
+            };
+            Ok(nodes.all(has_it).then_some(()))
+        })
+    }
+
     /// Kills the server, starts it again, gives everybody a new table, and waits until all have it. Gives
     /// the time since the server answers again, and since it was killed.
     fn restart(&mut self) -> Result<(Duration, Duration)> {
@@ -230,9 +259,13 @@ impl Town {
         self.start_server()?;
         self.wait_answering()?;
         let answering = Instant::now();
+        let before = self.serials()?;
         let rotated = self.ask("POST", "/v1/keys/rotate", &json!({"all": true, "now": false}))?;
         ensure!(rotated["dryRun"] == false, "{rotated}");
-        self.wait_current()?;
+        let wanted = self.serials()?;
+        let is_newer = |(name, serial): (&String, &u64)| before.get(name) < Some(serial);
+        ensure!(wanted.iter().all(is_newer), "a rotation gave somebody no new table");
+        self.wait_acknowledged(&wanted)?;
         Ok((answering.elapsed(), killed.elapsed()))
     }
 }

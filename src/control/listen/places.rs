@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// Connections that have shown no good credential yet: in all, and from one network.
-pub(super) const STRANGERS_MAX: usize = 1_024;
-pub(super) const STRANGERS_PER_NETWORK: usize = 128;
+/// Connections that have shown no good credential yet: in all, and from one network. A thousand nodes that
+/// sit behind one address come back in the same moment after a restart of the server, all of them strangers
+/// until their handshakes are done: if they took each other's places, each would fail, wait, and come again.
+pub(super) const STRANGERS_MAX: usize = 2_048;
+pub(super) const STRANGERS_PER_NETWORK: usize = 1_024;
 
 /// Connections that have, and are no polls: in all, and from one network. What is beyond has the place of
 /// a stranger.
