@@ -219,10 +219,8 @@ impl Sites {
             Err(error) => missing.push((Way::Vxlan, format!("{error:#}"))),
         }
 
-        for (overlay, cidr) in
-            [("direct", "100.80.0.0/16"), ("sap", "100.81.0.0/16"), ("naive", "100.82.0.0/16")]
-        {
-            fleet.ovctl_ok(&["overlay", "create", overlay, "--cidr", cidr])?;
+        for overlay in ["direct", "sap", "naive"] {
+            fleet.ovctl_ok(&["overlay", "create", overlay])?;
         }
 
         let naive = Trio::new(&world, "naive", 103)?;
@@ -252,7 +250,7 @@ impl Sites {
         if let Some(before) = before {
             let world = World::new()?;
             let mut fleet = Fleet::start(&world, &binaries_in(before, this)?)?;
-            fleet.ovctl_ok(&["overlay", "create", "sap", "--cidr", "100.81.0.0/16"])?;
+            fleet.ovctl_ok(&["overlay", "create", "sap"])?;
             let trio = Trio::new(&world, "before", 105)?;
             let programs = trio.join(&mut fleet, &["sap"], &[])?;
             allow(&fleet, &trio, "sap", false)?;

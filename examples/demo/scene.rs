@@ -74,7 +74,7 @@ pub(crate) fn play(binaries: &Binaries) -> Result<bool> {
 
 /// Overlays, SaP, entities, and Table I as policy.
 fn set_up(fleet: &mut Fleet) -> Result<()> {
-    fleet.ovctl_ok(&["overlay", "create", SERVICES, "--cidr", "100.80.0.0/16"])?;
+    fleet.ovctl_ok(&["overlay", "create", SERVICES])?;
     fleet.ovctl_ok(&["overlay", "create", USERS, "--cidr", "fd70:6f76:6d65::/64"])?;
     fleet.sap(SAP, &[SERVICES, USERS])?;
     println!("  {SAP} joined");

@@ -140,6 +140,9 @@ impl TryFrom<String> for EntityName {
 /// As it is shown; a SaP's table has tens of thousands of them, so nothing is allocated for it.
 impl Serialize for EntityName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.namespace.is_default() {
+            return serializer.serialize_str(self.name.as_str());
+        }
         serializer.collect_str(self)
     }
 }

@@ -2,24 +2,17 @@
 //! off at each of the three places. What arrives is what was sent; what was not lost on the link
 //! arrives.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::fleet::{Kind, parse};
+use crate::family::{Family, play_over};
+use crate::fleet::parse;
 use crate::integrity::{COPIES, LENGTHS, Modes, restart, udp};
 use crate::relay::{Link, MTU, Relay, settled};
-use crate::support::{Counter, LAB_CIDR, READY, Rig, number, play_in};
-use crate::world::{Machine, poll};
-
-/// Inside and outside of the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
+use crate::support::{Counter, READY, Rig, number};
+use crate::world::poll;
 
 /// Datagrams that fit the link in one piece, whatever the families: 1400 less 56 and 48 bytes. Larger
 /// ones are lost where their parts overtake each other: a part that comes before the first, which names
@@ -143,17 +136,7 @@ fn crosses(inside: Family, outside: Family, mixes: &[Modes]) {
 }
 
 fn on(inside: Family, outside: Family, test: impl FnOnce(&mut Rig, &Relay) -> Result<()>) {
-    let cidr = match inside {
-        Family::V4 => LAB_CIDR,
-        Family::V6 => "fd70::/64",
-    };
-    play_in(cidr, &[], &[], |rig| {
-        for (name, kind) in [("s1", Kind::Sap), ("a", Kind::Entity), ("b", Kind::Entity)] {
-            match outside {
-                Family::V4 => rig.join(name, kind, &[])?,
-                Family::V6 => rig.join_over_v6(name, kind)?,
-            }
-        }
+    play_over(inside, outside, |rig| {
         let relay = Relay::between_s1_and_b(rig)?;
         narrow(rig, outside)?;
         let link = relay.start(rig, Link::default())?;
@@ -166,18 +149,15 @@ fn on(inside: Family, outside: Family, test: impl FnOnce(&mut Rig, &Relay) -> Re
 /// The routes of the entities know of the link's MTU.
 fn narrow(rig: &Rig, outside: Family) -> Result<()> {
     let (s1, b) = (rig.fleet.machine("s1")?, rig.fleet.machine("b")?);
-    let at = |machine: &Machine| match outside {
-        Family::V4 => IpAddr::from(machine.ip4),
-        Family::V6 => machine.ip6.into(),
-    };
     let a = rig.fleet.machine("a")?;
-    let route = format!("ip route replace {} dev eth0 mtu {MTU}", at(s1));
+    let route = format!("ip route replace {} dev eth0 mtu {MTU}", outside.of(s1));
     a.run(&route.split(' ').collect::<Vec<_>>())?.success(&route)?;
     for (from, to) in [(s1, b), (b, s1)] {
-        let shown = from.run(&["ip", "route", "get", &at(to).to_string()])?.success("ip route")?;
+        let shown =
+            from.run(&["ip", "route", "get", &outside.of(to).to_string()])?.success("ip route")?;
         let via = shown.split_whitespace().skip_while(|word| *word != "via").nth(1);
         let via = via.with_context(|| format!("not by the relay: {shown}"))?;
-        let route = format!("ip route replace {} via {via} dev eth0 mtu {MTU}", at(to));
+        let route = format!("ip route replace {} via {via} dev eth0 mtu {MTU}", outside.of(to));
         from.run(&route.split(' ').collect::<Vec<_>>())?.success(&route)?;
     }
     Ok(())

@@ -17,6 +17,7 @@ mod direction;
 mod doors;
 mod drain;
 mod failover;
+mod family;
 mod flags;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/fleet.rs"]

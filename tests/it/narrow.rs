@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::family::Family::{self, V4, V6};
+use crate::family::play_over;
 use crate::integrity::{COPIES, restart, tcp, tcp_arrives, udp, verify};
 use crate::support::{LAB_CIDR, Rig, SOON, number, play_in};
 use crate::world::{Machine, poll};
@@ -24,24 +26,39 @@ type Leg = (&'static str, &'static str);
 
 #[test]
 fn behind_a_router_towards_the_destination_everything_passes() {
-    everything_passes_behind_a_router(LAB_CIDR, ("s1", "b"));
+    everything_passes_behind_a_router(V4, V4, ("s1", "b"));
 }
 
 #[test]
 fn behind_a_router_towards_the_sap_everything_passes() {
-    everything_passes_behind_a_router("fd70::/64", ("a", "s1"));
+    everything_passes_behind_a_router(V6, V4, ("a", "s1"));
 }
 
 #[test]
 fn behind_a_router_on_a_direct_path_everything_passes() {
-    everything_passes_behind_a_router(LAB_CIDR, ("a", "b"));
+    everything_passes_behind_a_router(V4, V4, ("a", "b"));
 }
 
-fn everything_passes_behind_a_router(cidr: &str, leg: Leg) {
-    play_in(cidr, &["s1"], &["a", "b"], |rig| {
+#[test]
+fn behind_an_ipv6_router_towards_the_destination_everything_passes() {
+    everything_passes_behind_a_router(V6, V6, ("s1", "b"));
+}
+
+#[test]
+fn behind_an_ipv6_router_towards_the_sap_everything_passes() {
+    everything_passes_behind_a_router(V4, V6, ("a", "s1"));
+}
+
+#[test]
+fn behind_an_ipv6_router_on_a_direct_path_everything_passes() {
+    everything_passes_behind_a_router(V6, V6, ("a", "b"));
+}
+
+fn everything_passes_behind_a_router(inside: Family, outside: Family, leg: Leg) {
+    play_over(inside, outside, |rig| {
         let direct: &[&str] = if leg == ("a", "b") { &["--direct"] } else { &[] };
         rig.allow(&[&["a", "b"], direct].concat())?;
-        let _router = put_router(rig, leg)?;
+        let _router = put_router(rig, outside, leg)?;
         expect_told(rig)
     });
 }
@@ -93,7 +110,7 @@ fn expect_told(rig: &Rig) -> Result<()> {
 fn tcp_learns_of_a_narrow_link_by_itself() {
     play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
         rig.allow(&["a", "b"])?;
-        let _router = put_router(rig, ("s1", "b"))?;
+        let _router = put_router(rig, V4, ("s1", "b"))?;
         let before = rig.fleet.node("a")?.drops("too_big")?;
 
         let started = Instant::now();
@@ -112,7 +129,7 @@ fn tcp_learns_of_a_narrow_link_by_itself() {
 fn a_router_that_says_nothing_is_a_black_hole_for_what_is_too_long() {
     play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
         rig.allow(&["a", "b"])?;
-        let router = put_router(rig, ("s1", "b"))?;
+        let router = put_router(rig, V4, ("s1", "b"))?;
         command(&router, "ip rule add pref 1 iif lo blackhole")?;
 
         let largest = FITS - 28;
@@ -139,7 +156,7 @@ fn a_router_that_says_nothing_is_a_black_hole_for_what_is_too_long() {
 fn a_narrow_link_that_the_routes_know_of_loses_nothing() {
     play_in(LAB_CIDR, &["s1"], &["a", "b"], |rig| {
         rig.allow(&["a", "b"])?;
-        let router = put_router(rig, ("s1", "b"))?;
+        let router = put_router(rig, V4, ("s1", "b"))?;
         for (name, via) in [("a", "dev eth0".to_owned()), ("b", format!("via {}", router.ip4))] {
             let to = rig.underlay("s1")?.ip();
             let route = format!("ip route replace {to} {via} mtu {NARROW}");
@@ -151,15 +168,26 @@ fn a_narrow_link_that_the_routes_know_of_loses_nothing() {
 }
 
 /// Puts a router into the way between two nodes, in both directions, over a link of MTU 1400.
-fn put_router(rig: &Rig, (one, other): Leg) -> Result<Machine> {
+fn put_router(rig: &Rig, outside: Family, (one, other): Leg) -> Result<Machine> {
     let router = rig.world.machine("router")?;
-    write_sysctl(&router, "net/ipv4/ip_forward", "1")?;
-    for knob in ["all", "default", "eth0"] {
-        write_sysctl(&router, &format!("net/ipv4/conf/{knob}/send_redirects"), "0")?;
+    match outside {
+        V4 => {
+            write_sysctl(&router, "net/ipv4/ip_forward", "1")?;
+            for knob in ["all", "default", "eth0"] {
+                write_sysctl(&router, &format!("net/ipv4/conf/{knob}/send_redirects"), "0")?;
+            }
+        }
+        V6 => {
+            write_sysctl(&router, "net/ipv6/conf/all/forwarding", "1")?;
+            for node in [one, other] {
+                let machine = rig.fleet.machine(node)?;
+                write_sysctl(machine, "net/ipv6/conf/eth0/accept_redirects", "0")?;
+            }
+        }
     }
     for (from, to) in [(one, other), (other, one)] {
-        let to = rig.underlay(to)?.ip();
-        let there = format!("ip route add {to} via {}", router.ip4);
+        let to = outside.of(rig.fleet.machine(to)?);
+        let there = format!("ip route add {to} via {}", outside.of(&router));
         command(rig.fleet.machine(from)?, &there)?;
         command(&router, &format!("ip route add {to} dev eth0 mtu lock {NARROW}"))?;
     }
