@@ -132,9 +132,11 @@ impl Node {
             }
             self.probes.handle_sent(&self.snapshot.take_sent_to(), at);
             let silent = self.probes.silent(at);
-            let told = notices::no_path(&self.snapshot, &self.flows, &silent, self.clock(now));
-            for (sender, node) in told {
-                self.probes.notify(sender, &Control::NoPath(NoPath { node }));
+            if !silent.is_empty() {
+                let told = notices::no_path(&self.snapshot, &self.flows, &silent, self.clock(now));
+                for (sender, node) in told {
+                    self.probes.notify(sender, &Control::NoPath(NoPath { node }));
+                }
             }
         }
         self.probes.handle_timeout(at);

@@ -13,6 +13,8 @@ use super::server::{Removal, Server, endpoint};
 use crate::api::table::{NodeTable, OverlayTable};
 use crate::types::NodeId;
 
+use promises::CALM_MILLIS;
+
 /// Events of one story.
 const EVENTS: u64 = 60;
 
@@ -32,6 +34,9 @@ const ENTITIES_MAX: u32 = 5;
 
 /// The port of each pair's flow that lives through the whole story.
 const LASTING: u16 = 7_000;
+
+/// With two SaPs: how often something happens to one of them while all else is well with them.
+const MISHAP_PERCENT: u64 = 4;
 
 type Pair = (NodeId, NodeId);
 
@@ -78,7 +83,7 @@ struct Datagram {
 impl Story {
     /// With one SaP nothing excuses a lost packet; with two, there is somewhere to go.
     pub(super) fn new(seed: u64) -> Self {
-        let saps = if seed.is_multiple_of(2) { 1 } else { 2 };
+        let saps = if seed.is_multiple_of(3) { 2 } else { 1 };
         let (chance, now) = (Chance::new(seed), 1_000);
         let sap = |number| (NodeId(101 + number), Node::new(endpoint(101 + number, 0), now));
         Self {
@@ -120,6 +125,9 @@ impl Story {
         for _ in 0..EVENTS {
             self.event();
             self.look()?;
+            if self.saps().count() > 1 && self.chance.is(MISHAP_PERCENT) {
+                self.mishap()?;
+            }
             let time = self.chance.of(&[0, 20, 50, 150, 400, 1_500]);
             self.pass(time)?;
             self.send_some()?;
@@ -172,9 +180,6 @@ impl Story {
     }
 
     fn event(&mut self) {
-        if self.saps().count() > 1 && self.chance.is(30) {
-            return self.cut_or_heal();
-        }
         match self.chance.below(100) {
             0..4 => self.join(),
             4..26 => self.change_policy(),
@@ -273,19 +278,35 @@ impl Story {
         self.lost_since.clear();
     }
 
-    /// Cuts an entity off from a SaP, or heals that.
-    fn cut_or_heal(&mut self) {
+    /// All SaPs are there, long enough for everybody to know; then one is killed, or cut off from an entity.
+    fn mishap(&mut self) -> Result<(), String> {
+        self.tell("SaPs are there, and reach everybody".to_owned());
+        self.heal_legs();
+        self.pass(CALM_MILLIS + 500)?;
         let (entities, saps) = (self.entities(), self.saps().collect::<Vec<_>>());
-        let leg = (self.chance.of(&entities), self.chance.of(&saps));
-        let (entity, sap) = leg;
+        let (entity, sap) = (self.chance.of(&entities), self.chance.of(&saps));
         self.disturb();
-        if self.cut.remove(&leg) {
-            self.healed.insert(leg, self.now);
-            self.tell(format!("{entity} and {sap} reach each other"));
+        if self.chance.is(30) {
+            self.nodes.get_mut(&sap).expect("it is one of them").kill();
+            self.totals.kills += 1;
+            self.tell(format!("{sap} is killed"));
         } else {
-            self.cut.insert(leg);
+            self.cut.insert((entity, sap));
             self.totals.cuts += 1;
             self.tell(format!("{entity} and {sap} do not reach each other"));
+        }
+        self.pass(2_000)
+    }
+
+    /// Starts SaPs that are down, and joins what is cut.
+    fn heal_legs(&mut self) {
+        self.disturb();
+        for leg in std::mem::take(&mut self.cut) {
+            self.healed.insert(leg, self.now);
+        }
+        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| id.0 > 100 && !node.is_up) {
+            node.start(self.now);
+            self.came.insert(*id, self.now);
         }
     }
 
@@ -336,10 +357,7 @@ impl Story {
     fn heal(&mut self) {
         self.tell("all is healed".to_owned());
         self.server.dies_after_commit = false;
-        self.disturb();
-        for leg in std::mem::take(&mut self.cut) {
-            self.healed.insert(leg, self.now);
-        }
+        self.heal_legs();
         if !self.server.is_up {
             self.server.start(self.now);
         }
@@ -361,7 +379,10 @@ impl Story {
             for id in ids {
                 self.move_messages(id)?;
             }
-            self.move_datagrams();
+            // With one SaP there is no other way, whatever probes say.
+            if self.saps().count() > 1 {
+                self.move_datagrams();
+            }
             if self.server.is_up && self.now.is_multiple_of(LOOK_MILLIS) {
                 self.server.drive(self.now);
                 self.look()?;
