@@ -449,7 +449,8 @@ impl Story {
                     if node.in_force.is_none() {
                         came.insert(id, now);
                     }
-                    node.apply(*table, now).map_err(|why| format!("{id} refuses a table: {why}"))?;
+                    node.apply(*table, now)
+                        .map_err(|why| format!("{id} refuses a table: {why}"))?;
                     let persisted = Message::Persisted;
                     node.messages.push((now + 10 * chance.below(4), persisted));
                 }
