@@ -66,6 +66,8 @@ pub(super) struct Story {
     disturbed: u64,
     /// Since when pairs that talk get nothing through, though they should.
     lost_since: BTreeMap<Pair, u64>,
+    /// Why the last packet that was lost was.
+    last_loss: String,
     fresh_port: u16,
     roamed: u16,
     lines: Vec<String>,
@@ -102,6 +104,7 @@ impl Story {
             came: BTreeMap::new(),
             disturbed: now,
             lost_since: BTreeMap::new(),
+            last_loss: String::new(),
             fresh_port: 10_000,
             roamed: 0,
             lines: Vec::new(),

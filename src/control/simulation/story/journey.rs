@@ -60,6 +60,7 @@ impl Story {
         self.judge(pair, &way, expected)?;
         if !matches!(way, Way::Delivered) {
             self.totals.refused += 1;
+            self.last_loss = format!("{from} to {to} did not arrive: {}", text(&way));
             return Ok(Exchange::Unheard);
         }
         self.totals.delivered += 1;
@@ -68,8 +69,9 @@ impl Story {
         if matches!(way, Way::Delivered) {
             return Ok(Exchange::Answered);
         }
+        self.last_loss = format!("the reply of {to} to {from} did not arrive: {}", text(&way));
         if expected == Some(true) && self.is_trusted(pair) && self.is_calm() {
-            return Err(format!("the reply of {to} to {from} did not arrive: {}", text(&way)));
+            return Err(self.last_loss.clone());
         }
         Ok(Exchange::Unanswered)
     }

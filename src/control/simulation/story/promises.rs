@@ -48,7 +48,8 @@ impl Story {
                 if self.now - since > BACK_MILLIS {
                     let (from, to) = pair;
                     return Err(format!(
-                        "{from} and {to} do not talk since {since} ms, and a SaP could carry them"
+                        "{from} and {to} do not talk since {since} ms, and a SaP could carry them; {}",
+                        self.last_loss
                     ));
                 }
             }
