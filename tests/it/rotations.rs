@@ -46,7 +46,7 @@ fn a_thousand_rotations_under_2000_packets_a_second_lose_nothing() {
 fn rotate_under_load(rounds: u64) {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig, &RING_PAIRS)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         let mut keys = BTreeSet::from([rig.send_key("a", "b")?]);
         for _ in 0..rounds {
             rig.fleet.ovctl_ok(&["key", "rotate", "--all", "--no-wait"])?;
@@ -68,7 +68,7 @@ fn rotate_under_load(rounds: u64) {
 fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig, &RING_PAIRS)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         let mut seen = BTreeSet::new();
         for wanted in ["adding", "switching", "retiring"] {
             for _ in 0..12 {
@@ -102,7 +102,7 @@ fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
 fn whoever_is_cut_off_from_the_server_is_named_and_waited_for_and_nothing_is_lost() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig, &RING_PAIRS)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         // As receiver of its own keys, as the sender of b's, and as who carries them all.
         for (cut_off, to, step) in
             [("b", "b", "adding"), ("a", "b", "switching"), ("s1", "b", "adding")]
@@ -152,8 +152,9 @@ fn kill_in_rotations(kills: &[Kill]) {
     play(&["s1", "s2"], &RING, |rig| {
         // Long enough for a kill while old keys retire.
         crate::keys::grace(rig, 3)?;
-        // Neither goes over `c` or `s2`, and the other one over both.
-        let flows = Flows::start(rig, &[("a", "b"), ("b", "d"), ("d", "a")])?;
+        // None of these goes over `c` or `s2`, and the other one over both.
+        let others = [("a", "b"), ("b", "d"), ("d", "a")];
+        let flows = Flows::start(rig, &others, &["--via", "s1"])?;
         rig.allow(&["a", "c", "--port", "udp/10", "--via", "s2"])?;
         rig.allow(&["c", "b", "--port", "udp/11"])?;
         let own = rig.udp_sink("c", 10)?;
@@ -253,10 +254,11 @@ struct Flows {
 }
 
 impl Flows {
-    fn start(rig: &Rig, pairs: &[(&str, &str)]) -> Result<Self> {
+    /// One for each pair, with a rule of these options.
+    fn start(rig: &Rig, pairs: &[(&str, &str)], options: &[&str]) -> Result<Self> {
         let (mut sinks, mut senders, stop) = (Vec::new(), Vec::new(), rig.file("stop"));
         for &(from, to) in pairs {
-            rig.allow(&[from, to, "--port", "udp/9"])?;
+            rig.allow(&[&[from, to, "--port", "udp/9"], options].concat())?;
             sinks.push(rig.udp_sink(to, 9)?);
             let (many, interval) = (u32::MAX.to_string(), INTERVAL_MICROS.to_string());
             let words = [many.as_str(), &interval, "64", &stop.to_string_lossy()];
