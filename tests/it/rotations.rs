@@ -1,5 +1,5 @@
 //! Rotations under load: how many packets are lost (none), also when the server is killed at any step,
-//! or one node alone is cut off from it; and when an old key ends.
+//! or somebody on whom no flow depends, or one node alone is cut off from it; and when an old key ends.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -18,6 +18,8 @@ const ROTATED: Duration = Duration::from_secs(20);
 
 /// Each sends to the next one, and the last one to the first.
 const RING: [&str; 4] = ["a", "b", "c", "d"];
+
+const RING_PAIRS: [(&str, &str); 4] = [("a", "b"), ("b", "c"), ("c", "d"), ("d", "a")];
 
 /// Microseconds between two datagrams of one sender: all four together send 2,000 a second.
 const INTERVAL_MICROS: u64 = 2_000;
@@ -44,7 +46,7 @@ fn a_thousand_rotations_under_2000_packets_a_second_lose_nothing() {
 fn rotate_under_load(rounds: u64) {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         let mut keys = BTreeSet::from([rig.send_key("a", "b")?]);
         for _ in 0..rounds {
             rig.fleet.ovctl_ok(&["key", "rotate", "--all", "--no-wait"])?;
@@ -66,7 +68,7 @@ fn rotate_under_load(rounds: u64) {
 fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         let mut seen = BTreeSet::new();
         for wanted in ["adding", "switching", "retiring"] {
             for _ in 0..12 {
@@ -100,7 +102,7 @@ fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
 fn whoever_is_cut_off_from_the_server_is_named_and_waited_for_and_nothing_is_lost() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
-        let flows = Flows::start(rig)?;
+        let flows = Flows::start(rig, &RING_PAIRS, &[])?;
         // As receiver of its own keys, as the sender of b's, and as who carries them all.
         for (cut_off, to, step) in
             [("b", "b", "adding"), ("a", "b", "switching"), ("s1", "b", "adding")]
@@ -108,16 +110,7 @@ fn whoever_is_cut_off_from_the_server_is_named_and_waited_for_and_nothing_is_los
             let before = rig.send_key("a", "b")?;
             from_server(rig, cut_off, "add")?;
             rig.fleet.ovctl_ok(&["key", "rotate", to, "--no-wait"])?;
-            let named = || {
-                let list = rig.fleet.ovctl_json(&["key", "list"])?;
-                let rings = list["items"].as_array().context("a list has items")?;
-                let ring = rings.iter().find(|ring| ring["to"] == to).context("no such key")?;
-                let is_named = ring["waitingFor"] == serde_json::json!([cut_off]);
-                Ok((ring["step"] == step && is_named).then_some(()))
-            };
-            poll(ROTATED, &format!("{cut_off} to be waited for while {step}"), named)?;
-            let status = rig.fleet.ovctl_ok(&["status"])?;
-            ensure!(status.contains(&format!("waits for {cut_off}")), "{status}");
+            waits_for(rig, to, step, cut_off)?;
             ensure!(rig.send_key("a", "b")? == before || step == "switching");
             // It waits for as long as it takes.
             flows.go_on(200)?;
@@ -128,6 +121,85 @@ fn whoever_is_cut_off_from_the_server_is_named_and_waited_for_and_nothing_is_los
         }
         flows.end(rig)?;
         no_wrong_key(rig)
+    });
+}
+
+/// Who is killed at which step of the rotation to whom, and who keeps it at that step by being cut off from
+/// the server: SaPs learn new keys while adding, senders switch.
+type Kill = (&'static str, &'static str, &'static str, Option<&'static str>);
+
+const KILLS: [Kill; 6] = [
+    ("c", "switching", "b", Some("c")),
+    ("s2", "adding", "b", Some("s2")),
+    ("c", "adding", "c", Some("c")),
+    ("c", "retiring", "b", None),
+    ("s2", "switching", "b", Some("c")),
+    ("s2", "retiring", "b", None),
+];
+
+#[test]
+fn who_is_killed_in_a_rotation_costs_others_nothing_and_no_old_key_lives_on() {
+    kill_in_rotations(&KILLS[..2]);
+}
+
+#[test]
+#[ignore = "long"]
+fn who_is_killed_at_any_step_of_a_rotation_costs_others_nothing() {
+    kill_in_rotations(&KILLS);
+}
+
+fn kill_in_rotations(kills: &[Kill]) {
+    play(&["s1", "s2"], &RING, |rig| {
+        // Long enough for a kill while old keys retire.
+        crate::keys::grace(rig, 3)?;
+        // None of these goes over `c` or `s2`, and the other one over both.
+        let others = [("a", "b"), ("b", "d"), ("d", "a")];
+        let flows = Flows::start(rig, &others, &["--via", "s1"])?;
+        rig.allow(&["a", "c", "--port", "udp/10", "--via", "s2"])?;
+        rig.allow(&["c", "b", "--port", "udp/11"])?;
+        let own = rig.udp_sink("c", 10)?;
+        let (many, interval) = (u32::MAX.to_string(), INTERVAL_MICROS.to_string());
+        let _stream = rig.udp_stream_with("a", "c", 10, &[&many, &interval, "64"])?;
+        own.expect_growth("received", 50)?;
+        let mut old = Vec::new();
+        for &(victim, step, to, held_by) in kills {
+            let at = format!("{victim} killed while {step}");
+            old.push(rig.send_key("a", "c")?);
+            if let Some(node) = held_by {
+                from_server(rig, node, "add")?;
+            }
+            rig.fleet.ovctl_ok(&["key", "rotate", "--all", "--no-wait"])?;
+            match held_by {
+                Some(node) => waits_for(rig, to, step, node)?,
+                None => poll(ROTATED, step, || Ok((step_of(rig, to)? == step).then_some(())))?,
+            }
+            rig.fleet.node_mut(victim)?.kill()?;
+            ensure!(step_of(rig, to)? == step, "the rotation went on before {at}");
+            if let Some(node) = held_by {
+                from_server(rig, node, "del")?;
+            }
+            if held_by == Some(victim) {
+                waits_for(rig, to, step, victim)?;
+            }
+            flows.go_on(200).context(at.clone())?;
+            rig.fleet.node_mut(victim)?.start()?;
+            rig.reconnected()?;
+            steady(rig).context(at.clone())?;
+            own.expect_growth("received", 20).context(at.clone())?;
+            for node in ["a", "b", "c", "d", "s1", "s2"] {
+                let drops = rig.fleet.node(node)?.drops("key")?;
+                ensure!(drops == 0, "{at}: {node} dropped {drops} for their key");
+            }
+        }
+        flows.end(rig)?;
+
+        let packet =
+            |key| Ok::<_, anyhow::Error>(gue(key, &udp(rig.at("a", 4)?, rig.at("c", 10)?, b"x")));
+        ensure!(!old.contains(&rig.send_key("a", "c")?), "a key came back");
+        let old = old.into_iter().map(packet).collect::<Result<Vec<_>>>()?;
+        let all = 3 * u64::try_from(old.len())?;
+        rig.drops_move("s2", "key", all, || rig.inject("a", "s2", &old, 3))?;
+        rig.drops_move("c", "key", all, || rig.inject("s2", "c", &old, 3))
     });
 }
 
@@ -173,7 +245,7 @@ fn an_old_key_ends_in_time_at_a_node_that_lost_the_server() {
     });
 }
 
-/// A flow from each entity to the next one.
+/// Flows that go on and on.
 struct Flows {
     sinks: Vec<Counter>,
     senders: Vec<Process>,
@@ -182,10 +254,11 @@ struct Flows {
 }
 
 impl Flows {
-    fn start(rig: &Rig) -> Result<Self> {
+    /// One for each pair, with a rule of these options.
+    fn start(rig: &Rig, pairs: &[(&str, &str)], options: &[&str]) -> Result<Self> {
         let (mut sinks, mut senders, stop) = (Vec::new(), Vec::new(), rig.file("stop"));
-        for (from, to) in RING.into_iter().zip(RING.into_iter().cycle().skip(1)) {
-            rig.allow(&[from, to, "--port", "udp/9"])?;
+        for &(from, to) in pairs {
+            rig.allow(&[&[from, to, "--port", "udp/9"], options].concat())?;
             sinks.push(rig.udp_sink(to, 9)?);
             let (many, interval) = (u32::MAX.to_string(), INTERVAL_MICROS.to_string());
             let words = [many.as_str(), &interval, "64", &stop.to_string_lossy()];
@@ -225,6 +298,29 @@ impl Flows {
         ensure!(received == sent, "{received} arrived of {sent}: some were doubled");
         Ok(sent)
     }
+}
+
+/// Waits until the rotation of the keys to `to` stands at `step` and is said to wait for `node` alone.
+fn waits_for(rig: &Rig, to: &str, step: &str, node: &str) -> Result<()> {
+    poll(ROTATED, &format!("{node} to be waited for while {step}"), || {
+        let ring = ring_to(rig, to)?;
+        let is_named = ring["waitingFor"] == serde_json::json!([node]);
+        Ok((ring["step"] == step && is_named).then_some(()))
+    })?;
+    let status = rig.fleet.ovctl_ok(&["status"])?;
+    ensure!(status.contains(&format!("waits for {node}")), "{status}");
+    Ok(())
+}
+
+/// How the keys to `to` are.
+fn ring_to(rig: &Rig, to: &str) -> Result<Value> {
+    let list = rig.fleet.ovctl_json(&["key", "list"])?;
+    let rings = list["items"].as_array().context("a list has items")?;
+    rings.iter().find(|ring| ring["to"] == to).cloned().context("no such key")
+}
+
+fn step_of(rig: &Rig, to: &str) -> Result<String> {
+    Ok(ring_to(rig, to)?["step"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The steps in which keys are.
