@@ -39,16 +39,16 @@ impl Story {
         self.lost_since.retain(|pair, _| newest.contains(pair));
         for pair in newest.into_iter().take(STREAMS_MAX) {
             let exchange = self.exchange(pair, LASTING)?;
-            if exchange == Exchange::Answered {
+            if exchange != Exchange::Unheard {
                 self.totals.moved += u64::from(self.lost_since.remove(&pair).is_some());
-            } else if !self.is_owed(pair, exchange) {
+            } else if !self.is_owed(pair) {
                 self.lost_since.remove(&pair);
             } else {
                 let since = *self.lost_since.entry(pair).or_insert(self.now);
                 if self.now - since > BACK_MILLIS {
                     let (from, to) = pair;
                     return Err(format!(
-                        "{from} and {to} do not talk since {since} ms, and a SaP could carry them; {}",
+                        "{from} does not reach {to} since {since} ms, and a SaP could carry it; {}",
                         self.last_loss
                     ));
                 }
@@ -57,8 +57,9 @@ impl Story {
         Ok(())
     }
 
-    /// Whether a pair that does not get through has a SaP that would carry it, and no table is the reason.
-    fn is_owed(&self, pair: Pair, exchange: Exchange) -> bool {
+    /// Whether a pair whose packets do not arrive has a SaP that would carry them, and no table is the reason.
+    /// That answers come back as soon is for real packets to show (`failover`).
+    fn is_owed(&self, pair: Pair) -> bool {
         let (from, to) = pair;
         let allows = |id: NodeId| self.allows(id, pair) == Some(true);
         let carries = |sap: NodeId| allows(sap) && self.knows_places(sap, pair);
@@ -70,7 +71,7 @@ impl Story {
             && self.is_trusted(pair)
             && self.saps().any(|sap| could(sap) && carries(sap))
             && self.saps().all(|sap| !self.nodes[&sap].is_up || carries(sap))
-            && (exchange == Exchange::Unanswered || chosen.is_some_and(is_gone))
+            && chosen.is_some_and(is_gone)
     }
 
     /// Whose right is gone everywhere gets nothing through, whatever it stamps and whichever SaP it takes.
