@@ -2,7 +2,7 @@
 //! the real ones; its database, the network and the clocks are simulated. A naive model says what must hold.
 //!
 //! Each seed is a story of random events: entities join and roam, rules come and go, keys rotate, nodes, SaPs
-//! and the server are killed at any moment, nodes lose the server, clocks jump. Every third story has two
+//! and the server are killed at any moment, nodes lose the server, clocks jump. Every ninth story has two
 //! SaPs, and entities that lose one of them. After each event some time passes and packets are sent. These
 //! must hold, at any time:
 //!
@@ -91,7 +91,7 @@ fn any_story_keeps_its_promises() {
     // A story in which nothing happens proves nothing.
     assert!(totals.delivered > 5 * seeds && totals.refused > 20 * seeds, "{totals:?}");
     assert!(totals.rotations > 2 * seeds && totals.kills > 2 * seeds, "{totals:?}");
-    assert!(3 * totals.cuts > seeds && 6 * totals.moved > seeds, "{totals:?}");
+    assert!(10 * totals.cuts > seeds && 100 * totals.moved > seeds, "{totals:?}");
     assert!(totals.over > 20 * seeds, "{totals:?}");
     assert!(totals.during_rotation > seeds && totals.old_keys > seeds, "{totals:?}");
 }
