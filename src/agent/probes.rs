@@ -4,7 +4,7 @@
 //! 1. sleep until [`Probes::next_deadline`] or a datagram arrives;
 //! 2. call [`Probes::handle_datagram`] or [`Probes::handle_timeout`];
 //! 3. send everything that [`Probes::poll_transmit`] returns;
-//! 4. tell the snapshot what [`Probes::changes`] returns;
+//! 4. [`Change::apply`] what [`Probes::changes`] returns;
 //! 5. at a SaP: say to whom packets went, and tell those who send to whom [`Probes::silent`] names.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::api::table::NodeTable;
+use crate::forward::Snapshot;
 use crate::probe::{Hearing, Liveness, Lost, Prober, Responder, Source};
 use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
 use crate::wire::control::{self, Echo, Message};
@@ -68,6 +69,17 @@ pub enum Change {
         /// Whether it reaches it.
         reaches: bool,
     },
+}
+
+impl Change {
+    /// Has the packet threads follow it.
+    pub fn apply(self, snapshot: &Snapshot) {
+        match self {
+            Self::Sap { sap, is_alive } => snapshot.set_alive(sap, is_alive),
+            Self::Returning { sap, is_returning } => snapshot.set_returning(sap, is_returning),
+            Self::Peer { sap, peer, reaches } => snapshot.set_reaches(sap, peer, reaches),
+        }
+    }
 }
 
 /// What is known of the peer of a link.

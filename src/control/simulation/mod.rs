@@ -1,13 +1,18 @@
-//! The control plane in virtual time: what the server decides, tables, snapshots and verdicts are the real
-//! ones; its database, the network and the clocks are simulated. A naive model says what must hold.
+//! The control plane in virtual time: what the server decides, tables, snapshots, verdicts and probes are
+//! the real ones; its database, the network and the clocks are simulated. A naive model says what must hold.
 //!
-//! Each seed is a story of random events: entities join and roam, rules come and go, keys rotate, nodes and
-//! the server are killed at any moment, nodes lose the server, clocks jump. After each event some time
-//! passes and packets are sent. These must hold, at any time:
+//! Each seed is a story of random events: entities join and roam, rules come and go, keys rotate, nodes, SaPs
+//! and the server are killed at any moment, nodes lose the server, clocks jump. Every ninth story has two
+//! SaPs, and entities that lose one of them. After each event some time passes and packets are sent. These
+//! must hold, at any time:
 //!
-//! * a packet is delivered only where every node on its way has a table that allows it, and never after
-//!   the server said that its right is gone everywhere;
+//! * a packet is delivered only where every node on its way has a table that allows it;
 //! * it is delivered where all of them do, whatever step the keys are in;
+//! * from the moment at which the server says that a right is gone, nothing that its owner can make gets
+//!   through, over no SaP;
+//! * where a SaP is gone and another one could carry a pair, it does within a second, whatever the server
+//!   does;
+//! * what the server takes for acknowledged is on the node's disk;
 //! * serials never go back, no pair has more than two keys, and an old one is worth nothing after its time;
 //! * once all is healed and quiet, every node has what the server would compile anew, and no rotation is
 //!   left under way.
@@ -35,6 +40,11 @@ struct Totals {
     old_keys: u64,
     rotations: u64,
     kills: u64,
+    /// Legs that were cut, and pairs that went over another SaP after they had got nothing through.
+    cuts: u64,
+    moved: u64,
+    /// Packets of pairs whose right was gone everywhere.
+    over: u64,
 }
 
 impl Totals {
@@ -45,6 +55,9 @@ impl Totals {
         self.old_keys += other.old_keys;
         self.rotations += other.rotations;
         self.kills += other.kills;
+        self.cuts += other.cuts;
+        self.moved += other.moved;
+        self.over += other.over;
     }
 }
 
@@ -78,5 +91,7 @@ fn any_story_keeps_its_promises() {
     // A story in which nothing happens proves nothing.
     assert!(totals.delivered > 5 * seeds && totals.refused > 20 * seeds, "{totals:?}");
     assert!(totals.rotations > 2 * seeds && totals.kills > 2 * seeds, "{totals:?}");
+    assert!(10 * totals.cuts > seeds && 100 * totals.moved > seeds, "{totals:?}");
+    assert!(totals.over > 20 * seeds, "{totals:?}");
     assert!(totals.during_rotation > seeds && totals.old_keys > seeds, "{totals:?}");
 }

@@ -344,6 +344,11 @@ impl Server {
         self.database.world.nodes.get(&id)?.endpoints.first().copied()
     }
 
+    /// The newest table that it thinks a node has.
+    pub(super) fn acknowledged(&self, id: NodeId) -> Serial {
+        self.live.nodes.get(&id).map_or(Serial(0), |node| node.acknowledged)
+    }
+
     /// The serial of a node's newest table.
     pub(super) fn newest_serial(&self, id: NodeId) -> Serial {
         self.live.nodes.get(&id).map_or(Serial(0), NodeState::newest_serial)

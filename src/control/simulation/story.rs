@@ -1,16 +1,19 @@
-//! A story: random events, the time between them, packets, and what must hold.
+//! A story: random events, and the time between them.
+
+mod journey;
+mod promises;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use super::Totals;
 use super::chance::Chance;
 use super::node::{Message, Node};
-use super::packet::udp;
-use super::server::{OVERLAY, Removal, Server, address, endpoint};
-use crate::api::table::{NodeTable, OverlayTable, TableBody};
-use crate::forward::Verdict;
-use crate::policy::KeySource as _;
-use crate::types::{DropReason, NodeId, Timestamp};
+use super::server::{Removal, Server, endpoint};
+use crate::api::table::{NodeTable, OverlayTable};
+use crate::types::NodeId;
+
+use promises::CALM_MILLIS;
 
 /// Events of one story.
 const EVENTS: u64 = 60;
@@ -21,6 +24,9 @@ const TICK_MILLIS: u64 = 10;
 /// Between two looks of the server's clockwork.
 const LOOK_MILLIS: u64 = 100;
 
+/// Between two packets of a pair that talks all the time.
+const STREAM_MILLIS: u64 = 200;
+
 /// How long it may take until all is quiet once all is healed.
 const QUIET_MILLIS: u64 = 15_000;
 
@@ -28,6 +34,9 @@ const ENTITIES_MAX: u32 = 5;
 
 /// The port of each pair's flow that lives through the whole story.
 const LASTING: u16 = 7_000;
+
+/// With two SaPs: how often something happens to one of them while all else is well with them.
+const MISHAP_PERCENT: u64 = 4;
 
 type Pair = (NodeId, NodeId);
 
@@ -46,34 +55,56 @@ pub(super) struct Story {
     /// The key that each pair stamped last, and those before.
     stamped: BTreeMap<Pair, u32>,
     old: BTreeSet<(Pair, u32)>,
+    /// Control datagrams that arrive with the next tick.
+    datagrams: Vec<Datagram>,
+    /// Entities and SaPs between which nothing passes, and when such pairs were healed.
+    cut: BTreeSet<(NodeId, NodeId)>,
+    healed: BTreeMap<(NodeId, NodeId), u64>,
+    /// When nodes started, or got their first tables.
+    came: BTreeMap<NodeId, u64>,
+    /// When anybody last came, went, was cut or healed.
+    disturbed: u64,
+    /// Since when pairs that talk get nothing through, though they should.
+    lost_since: BTreeMap<Pair, u64>,
+    /// Why the last packet that was lost was.
+    last_loss: String,
     fresh_port: u16,
     roamed: u16,
     lines: Vec<String>,
     pub(super) totals: Totals,
 }
 
-/// How far a packet came.
-enum Way {
-    Delivered,
-    Dropped(NodeId, DropReason),
-    /// Nobody was there.
-    Lost,
+#[derive(Debug)]
+struct Datagram {
+    by: NodeId,
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: Vec<u8>,
 }
 
 impl Story {
+    /// With one SaP nothing excuses a lost packet; with two, there is somewhere to go.
     pub(super) fn new(seed: u64) -> Self {
-        let (chance, saps) = (Chance::new(seed), 1);
-        let sap = |number| (NodeId(101 + number), Node::new(endpoint(101 + number, 0)));
+        let saps = if seed.is_multiple_of(9) { 2 } else { 1 };
+        let (chance, now) = (Chance::new(seed), 1_000);
+        let sap = |number| (NodeId(101 + number), Node::new(endpoint(101 + number, 0), now));
         Self {
             server: Server::new(saps),
             chance,
-            now: 1_000,
+            now,
             nodes: (0..saps).map(sap).collect(),
             allowed: vec![BTreeSet::new()],
             going: Vec::new(),
             gone: BTreeSet::new(),
             stamped: BTreeMap::new(),
             old: BTreeSet::new(),
+            datagrams: Vec::new(),
+            cut: BTreeSet::new(),
+            healed: BTreeMap::new(),
+            came: BTreeMap::new(),
+            disturbed: now,
+            lost_since: BTreeMap::new(),
+            last_loss: String::new(),
             fresh_port: 10_000,
             roamed: 0,
             lines: Vec::new(),
@@ -96,12 +127,19 @@ impl Story {
         }
         for _ in 0..EVENTS {
             self.event();
+            self.look()?;
+            if self.saps().count() > 1 && self.chance.is(MISHAP_PERCENT) {
+                self.mishap()?;
+            }
             let time = self.chance.of(&[0, 20, 50, 150, 400, 1_500]);
             self.pass(time)?;
             self.send_some()?;
+            self.use_old_keys()?;
+            self.expect_over()?;
         }
         self.heal();
         self.pass(QUIET_MILLIS)?;
+        self.look()?;
         self.expect_quiet()?;
         self.send_all()
     }
@@ -112,6 +150,24 @@ impl Story {
 
     fn entities(&self) -> Vec<NodeId> {
         self.nodes.keys().copied().filter(|id| id.0 < 100).collect()
+    }
+
+    fn saps(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.keys().copied().filter(|id| id.0 > 100)
+    }
+
+    fn newest_policy(&self) -> &BTreeSet<Pair> {
+        self.allowed.last().expect("there is one")
+    }
+
+    /// Who is there and listens at `endpoint`.
+    fn node_at(&self, endpoint: SocketAddr) -> Option<NodeId> {
+        let mut nodes = self.nodes.iter();
+        nodes.find(|(_, node)| node.is_up && node.endpoint == endpoint).map(|(id, _)| *id)
+    }
+
+    fn is_cut(&self, one: NodeId, other: NodeId) -> bool {
+        self.cut.contains(&(one.min(other), one.max(other)))
     }
 
     fn any_pair(&mut self) -> Pair {
@@ -149,7 +205,7 @@ impl Story {
         if self.server.is_up && number <= ENTITIES_MAX {
             let (id, at) = (NodeId(number), endpoint(number, 0));
             self.tell(format!("{id} joins"));
-            self.nodes.insert(id, Node::new(at));
+            self.nodes.insert(id, Node::new(at, self.now));
             self.server.join(id, at, self.now);
         }
     }
@@ -160,8 +216,7 @@ impl Story {
         }
         let pair = self.any_pair();
         let (from, to) = pair;
-        let newest = self.allowed.last().expect("there is one");
-        let mut next = newest.clone();
+        let mut next = self.newest_policy().clone();
         if next.remove(&pair) {
             self.tell(format!("{from} may not talk to {to} any more"));
             self.allowed.push(next);
@@ -206,15 +261,55 @@ impl Story {
 
     fn kill_or_start(&mut self) {
         let id = self.any_node();
+        self.disturb();
         let node = self.nodes.get_mut(&id).expect("it is one of them");
         if node.is_up {
             node.kill();
             self.totals.kills += 1;
             self.tell(format!("{id} is killed"));
         } else {
-            node.start();
+            node.start(self.now);
             let serial = node.serial();
+            self.came.insert(id, self.now);
             self.tell(format!("{id} starts with serial {serial}"));
+        }
+    }
+
+    /// Somebody came or went: what is lost from here on has another reason.
+    fn disturb(&mut self) {
+        self.disturbed = self.now;
+        self.lost_since.clear();
+    }
+
+    /// All SaPs are there, long enough for everybody to know; then one is killed, or cut off from an entity.
+    fn mishap(&mut self) -> Result<(), String> {
+        self.tell("SaPs are there, and reach everybody".to_owned());
+        self.heal_legs();
+        self.pass(CALM_MILLIS + 500)?;
+        let (entities, saps) = (self.entities(), self.saps().collect::<Vec<_>>());
+        let (entity, sap) = (self.chance.of(&entities), self.chance.of(&saps));
+        self.disturb();
+        if self.chance.is(30) {
+            self.nodes.get_mut(&sap).expect("it is one of them").kill();
+            self.totals.kills += 1;
+            self.tell(format!("{sap} is killed"));
+        } else {
+            self.cut.insert((entity, sap));
+            self.totals.cuts += 1;
+            self.tell(format!("{entity} and {sap} do not reach each other"));
+        }
+        self.pass(2_000)
+    }
+
+    /// Starts SaPs that are down, and joins what is cut.
+    fn heal_legs(&mut self) {
+        self.disturb();
+        for leg in std::mem::take(&mut self.cut) {
+            self.healed.insert(leg, self.now);
+        }
+        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| id.0 > 100 && !node.is_up) {
+            node.start(self.now);
+            self.came.insert(*id, self.now);
         }
     }
 
@@ -265,13 +360,15 @@ impl Story {
     fn heal(&mut self) {
         self.tell("all is healed".to_owned());
         self.server.dies_after_commit = false;
+        self.heal_legs();
         if !self.server.is_up {
             self.server.start(self.now);
         }
-        for node in self.nodes.values_mut() {
+        for (id, node) in &mut self.nodes {
             node.is_connected = true;
             if !node.is_up {
-                node.start();
+                node.start(self.now);
+                self.came.insert(*id, self.now);
             }
         }
     }
@@ -285,11 +382,16 @@ impl Story {
             for id in ids {
                 self.move_messages(id)?;
             }
+            // With one SaP there is no other way, whatever probes say.
+            if self.saps().count() > 1 {
+                self.move_datagrams();
+            }
             if self.server.is_up && self.now.is_multiple_of(LOOK_MILLIS) {
                 self.server.drive(self.now);
-                let server = &self.server;
-                let enforced = self.going.extract_if(.., |removal| server.is_enforced(removal));
-                self.gone.extend(enforced.map(|removal| removal.pair));
+                self.look()?;
+            }
+            if self.saps().count() > 1 && self.now.is_multiple_of(STREAM_MILLIS) {
+                self.stream()?;
             }
             if !self.server.is_up {
                 for node in self.nodes.values_mut() {
@@ -300,9 +402,42 @@ impl Story {
         Ok(())
     }
 
+    /// What the server would answer by now to those who wait, and whether it holds from here on.
+    fn look(&mut self) -> Result<(), String> {
+        self.expect_honest()?;
+        let server = &self.server;
+        let enforced = self.going.extract_if(.., |removal| server.is_enforced(removal));
+        let over: Vec<Pair> = enforced.map(|removal| removal.pair).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        self.gone.extend(over);
+        self.expect_over()
+    }
+
+    /// Control datagrams between nodes.
+    fn move_datagrams(&mut self) {
+        let now = self.now;
+        for Datagram { by, from, to, bytes } in std::mem::take(&mut self.datagrams) {
+            if let Some(id) = self.node_at(to).filter(|id| !self.is_cut(by, *id)) {
+                self.nodes.get_mut(&id).expect("it is there").hear(from, &bytes, now);
+            }
+        }
+        for (&by, node) in self.nodes.iter_mut().filter(|(_, node)| node.is_up) {
+            let from = node.endpoint;
+            let sent = node.talk(now).into_iter();
+            self.datagrams.extend(sent.map(|sent| Datagram {
+                by,
+                from,
+                to: sent.to,
+                bytes: sent.bytes,
+            }));
+        }
+    }
+
     /// What is due at one node, and what it says next.
     fn move_messages(&mut self, id: NodeId) -> Result<(), String> {
-        let Self { chance, now, server, nodes, .. } = self;
+        let Self { chance, now, server, nodes, came, .. } = self;
         let node = nodes.get_mut(&id).expect("it is one of them");
         if !node.is_up {
             return Ok(());
@@ -314,7 +449,11 @@ impl Story {
         for (_, message) in due {
             match message {
                 Message::Table(table) => {
-                    node.apply(*table).map_err(|why| format!("{id} refuses a table: {why}"))?;
+                    if node.in_force.is_none() {
+                        came.insert(id, now);
+                    }
+                    node.apply(*table, now)
+                        .map_err(|why| format!("{id} refuses a table: {why}"))?;
                     let persisted = Message::Persisted;
                     node.messages.push((now + 10 * chance.below(4), persisted));
                 }
@@ -344,238 +483,8 @@ impl Story {
         }
         Ok(())
     }
-
-    fn send_some(&mut self) -> Result<(), String> {
-        for _ in 0..3 {
-            let pair = self.any_pair();
-            self.exchange(pair)?;
-        }
-        let pair = self.any_pair();
-        self.reply_alone(pair)?;
-        self.use_old_keys()
-    }
-
-    fn send_all(&mut self) -> Result<(), String> {
-        let newest = self.allowed.last().expect("there is one").clone();
-        for from in self.entities() {
-            for to in self.entities().into_iter().filter(|to| *to != from) {
-                let before = self.totals.delivered;
-                self.exchange((from, to))?;
-                let passed = self.totals.delivered > before;
-                if passed != newest.contains(&(from, to)) {
-                    return Err(format!("after all is quiet: {from} to {to} passes: {passed}"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A packet and its answer, in a new flow or in the pair's lasting one.
-    fn exchange(&mut self, pair: Pair) -> Result<(), String> {
-        let (from, to) = pair;
-        let port = if self.chance.is(50) { LASTING } else { self.new_port() };
-        let way = self.send(from, to, port, false);
-        let expected = self.is_expected(pair);
-        let is_delivered = matches!(way, Way::Delivered);
-        self.judge(pair, &way, expected)?;
-        if is_delivered {
-            self.totals.delivered += 1;
-            self.totals.during_rotation += u64::from(self.server.rotating().contains(&to));
-            let way = self.send(to, from, port, true);
-            if !matches!(way, Way::Delivered) && expected == Some(true) && self.is_trusted(pair) {
-                return Err(format!("the reply of {to} to {from} did not arrive: {}", text(&way)));
-            }
-        } else {
-            self.totals.refused += 1;
-        }
-        Ok(())
-    }
-
-    fn new_port(&mut self) -> u16 {
-        self.fresh_port += 1;
-        self.fresh_port
-    }
-
-    fn judge(&self, (from, to): Pair, way: &Way, expected: Option<bool>) -> Result<(), String> {
-        let is_delivered = matches!(way, Way::Delivered);
-        if is_delivered && self.gone.contains(&(from, to)) {
-            return Err(format!("{from} still talks to {to}: the server said that this is over"));
-        }
-        match (expected, way) {
-            (Some(true), Way::Delivered) | (Some(false) | None, Way::Dropped(..) | Way::Lost) => {
-                Ok(())
-            }
-            // Somebody whom a hurried rotation did not wait for.
-            (Some(true), _) if !self.is_trusted((from, to)) => Ok(()),
-            (Some(true), Way::Dropped(..) | Way::Lost) => {
-                Err(format!("{from} to {to} did not arrive: {}", text(way)))
-            }
-            (Some(false) | None, Way::Delivered) => {
-                Err(format!("{from} to {to} arrived, and somebody's table forbids it"))
-            }
-        }
-    }
-
-    /// An answer that comes out of nowhere: only where its flow is allowed.
-    fn reply_alone(&mut self, (from, to): Pair) -> Result<(), String> {
-        let way = self.send(to, from, LASTING, true);
-        if matches!(way, Way::Delivered) && self.allows(from, (from, to)) != Some(true) {
-            return Err(format!("an answer of {to} to {from} arrived after its flow was over"));
-        }
-        Ok(())
-    }
-
-    /// Whether the table in force at `node` allows the pair, by the model.
-    fn allows(&self, node: NodeId, pair: Pair) -> Option<bool> {
-        let serial = self.nodes[&node].in_force.as_ref()?.serial;
-        let revision = usize::try_from(self.server.made_of[&(node, serial)]).expect("few");
-        Some(self.allowed[revision].contains(&pair))
-    }
-
-    /// Whether a packet of the pair has to arrive: none when somebody is not there, so that it cannot.
-    fn is_expected(&self, pair: Pair) -> Option<bool> {
-        let (from, to) = pair;
-        let sap = *lab(self.nodes[&from].in_force.as_ref()?)?.default_saps.first()?;
-        let on_way = [from, sap, to];
-        if !on_way.iter().all(|id| self.nodes[id].is_up) {
-            return None;
-        }
-        let table = lab(self.nodes[&sap].in_force.as_ref()?)?;
-        for id in [from, to] {
-            let row = table.members.iter().find(|row| row.id == id)?;
-            if row.endpoints != [self.nodes[&id].endpoint] {
-                return None;
-            }
-        }
-        let allow =
-            on_way.iter().map(|id| self.allows(*id, pair)).collect::<Option<Vec<bool>>>()?;
-        Some(allow.into_iter().all(|allows| allows))
-    }
-
-    /// Whether no hurried rotation left somebody on the pair's way behind.
-    fn is_trusted(&self, (from, to): Pair) -> bool {
-        self.server.cut_off.iter().all(|id| *id != from && *id != to && id.0 < 100)
-    }
-
-    /// Sends a packet and follows it.
-    fn send(&mut self, from: NodeId, to: NodeId, port: u16, is_reply: bool) -> Way {
-        let facts = udp(address(from), address(to), port, is_reply);
-        let mut at = from;
-        if !self.nodes[&from].is_up {
-            return Way::Lost;
-        }
-        let (snapshot, flows, now) = self.nodes[&from].view(self.now);
-        let Some(index) = snapshot.overlay_index(OVERLAY) else { return Way::Lost };
-        let mut verdict = snapshot.egress(index, &facts, flows, now);
-        if let Verdict::Send { key, .. } = verdict {
-            let pair = (from, to);
-            let before = self.stamped.insert(pair, key.bits());
-            self.old.extend(before.filter(|before| *before != key.bits()).map(|key| (pair, key)));
-            // Keys may come again, as numbers do.
-            self.old.remove(&(pair, key.bits()));
-        }
-        for _ in 0..4 {
-            let (hop, key) = match verdict {
-                Verdict::Send { hop, key } => (hop, key.bits()),
-                Verdict::Deliver { .. } => return Way::Delivered,
-                Verdict::Drop(reason) => return Way::Dropped(at, reason),
-            };
-            let outer = self.nodes[&at].endpoint;
-            let there = self.nodes.iter().find(|(_, node)| node.is_up && node.endpoint == hop);
-            let Some((&next, node)) = there else { return Way::Lost };
-            let (snapshot, flows, now) = node.view(self.now);
-            verdict = match next.0 {
-                101.. => snapshot.transit(outer, key, &facts, flows, now),
-                _ => snapshot.ingress(outer, key, &facts, flows, now),
-            };
-            at = next;
-        }
-        panic!("a packet goes round in circles");
-    }
-
-    /// Keys whose time is over open nothing, at no SaP.
-    fn use_old_keys(&mut self) -> Result<(), String> {
-        let (rotating, keys, mut checked) = (self.server.rotating(), self.server.keys(), 0);
-        for &((from, to), key) in &self.old {
-            // A sender that started from an older table stamped this one before the one it stamps now.
-            if keys.send_key(OVERLAY, from, to).bits() == key {
-                continue;
-            }
-            let facts = udp(address(from), address(to), LASTING + 1, false);
-            let saps = self.nodes.iter().filter(|(id, node)| id.0 > 100 && node.is_up);
-            for (sap, node) in saps {
-                let Some(table) = node.in_force.as_ref().and_then(lab) else { continue };
-                let (snapshot, flows, now) = node.view(self.now);
-                let is_newest = node.serial() == self.server.newest_serial(*sap);
-                let is_settled = self.server.is_up && is_newest && !rotating.contains(&to);
-                let is_behind = self.server.cut_off.contains(sap);
-                let is_over = !is_behind && ends(table, (from, to)).any(|end| end <= now.wall);
-                if !is_settled && !is_over {
-                    continue;
-                }
-                checked += 1;
-                let outer = self.nodes[&from].endpoint;
-                let verdict = snapshot.transit(outer, key, &facts, flows, now);
-                if !matches!(verdict, Verdict::Drop(_)) {
-                    return Err(format!("{sap} takes an old key from {from} to {to}"));
-                }
-            }
-        }
-        self.totals.old_keys += checked;
-        Ok(())
-    }
-
-    fn expect_quiet(&mut self) -> Result<(), String> {
-        if !self.server.rotating().is_empty() {
-            return Err(format!("rotations never end: {:?}", self.server.rotating()));
-        }
-        for (id, node) in &self.nodes {
-            let (serial, body) = (self.server.newest_serial(*id), self.server.fresh(*id, self.now));
-            let disk = node.disk.as_ref().ok_or(format!("{id} never got a table"))?;
-            if disk.serial != serial || Some(&disk.body) != body.as_ref() {
-                let (had, due) = (lines(Some(&disk.body)), lines(body.as_ref()));
-                let differs = had.iter().zip(&due).find(|(had, due)| had != due);
-                return Err(format!(
-                    "{id} has serial {}, the server {serial}; it has, and should have: {differs:?}",
-                    disk.serial
-                ));
-            }
-            let mut rows = disk.body.overlays.iter().flat_map(|overlay| &overlay.destination_keys);
-            if rows.any(|row| row.accept.len() != 1) {
-                return Err(format!("{id} accepts old keys for ever"));
-            }
-        }
-        self.server.cut_off.clear();
-        Ok(())
-    }
-}
-
-/// When old keys of the pair end, by this table.
-fn ends(table: &OverlayTable, (from, to): Pair) -> impl Iterator<Item = Timestamp> {
-    let is = move |index: u32, id: NodeId| {
-        let row = usize::try_from(index).ok().and_then(|index| table.members.get(index));
-        row.is_some_and(|row| row.id == id)
-    };
-    let rows = table.destination_keys.iter().filter(move |row| is(row.to, to));
-    let pairs = table.pair_generations.iter();
-    let pairs = pairs.filter(move |row| is(row.from, from) && is(row.to, to));
-    rows.filter_map(|row| row.old_until).chain(pairs.filter_map(|row| row.old_until))
-}
-
-/// A table's body, to be compared.
-fn lines(body: Option<&TableBody>) -> Vec<String> {
-    let text = serde_json::to_string_pretty(&body).expect("a table is JSON");
-    text.lines().map(str::to_owned).collect()
 }
 
 fn lab(table: &NodeTable) -> Option<&OverlayTable> {
     table.body.overlays.first()
-}
-
-fn text(way: &Way) -> String {
-    match way {
-        Way::Delivered => "delivered".to_owned(),
-        Way::Dropped(at, reason) => format!("dropped at {at} for {}", reason.name()),
-        Way::Lost => "nobody was there".to_owned(),
-    }
 }
