@@ -213,7 +213,7 @@ impl Applier<'_> {
             probes.replace_links(&table, shared.now());
             // What is known of the SaPs is in the snapshot before anybody sees it.
             for change in probes.changes() {
-                change.apply(&next);
+                change.repeat(&next);
             }
         }
         let before = control_loop::started(shared);

@@ -78,8 +78,9 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
         if !changes.is_empty() {
             let snapshot = shared.publisher.current();
             for change in changes {
-                note(change);
-                change.apply(&snapshot);
+                if change.apply(&snapshot, shared.flows()) {
+                    note(change);
+                }
             }
             announce(shared, &started(shared));
             shared.report_soon();

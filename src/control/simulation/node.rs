@@ -5,31 +5,22 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::agent::probes::{Heard, Probes, Transmit};
+use crate::agent::sync::{self, Head, Judgement};
 use crate::agent::{notices, snapshot};
 use crate::api::table::NodeTable;
 use crate::forward::{FlowTable, Now, Snapshot};
-use crate::types::{NodeId, Serial, Timestamp};
+use crate::types::{Incarnation, NodeId, NodeKind, Serial, Timestamp};
 use crate::wire::control::Message as Control;
 use crate::wire::notice::NoPath;
 
 /// Room for the flows of a story.
-const FLOWS: usize = 256;
+const FLOWS: usize = 128;
 
 /// How often it looks at what its hallways did, as `app::control_loop` does.
 const LOOK_MILLIS: u64 = 50;
 
-/// Something on its way between a node and the server.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// The server's answer to a poll.
-    Table(Box<NodeTable>),
-    /// The table in force is on disk; asking for the next one says so.
-    Persisted,
-    /// The next poll.
-    Poll(Serial),
-    /// Where it is reached.
-    Endpoint(SocketAddr),
-}
+/// For so long after a packet a SaP looks whether it hears to whom it went.
+const LOOKS_FOR_MILLIS: u64 = 1_000;
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -44,11 +35,15 @@ pub(super) struct Node {
     flows: FlowTable,
     probes: Probes,
     /// Whether packets left or arrived since it looked.
-    pub(super) has_moved: bool,
+    has_moved: bool,
+    looks_until: u64,
+    /// When it wakes next.
+    pub(super) woken: Option<u64>,
     /// How far its wall clock is ahead, in seconds.
     pub(super) ahead_seconds: i64,
-    /// With their time; none outlives a kill or a cut.
-    pub(super) messages: Vec<(u64, Message)>,
+    /// Counts its starts, and its connections to the server: what belongs to another one is void.
+    pub(super) life: u32,
+    pub(super) line: u32,
 }
 
 impl Node {
@@ -63,8 +58,11 @@ impl Node {
             flows: FlowTable::new(FLOWS),
             probes: probes(now),
             has_moved: false,
+            looks_until: 0,
+            woken: None,
             ahead_seconds: 0,
-            messages: Vec::new(),
+            life: 0,
+            line: 0,
         }
     }
 
@@ -83,10 +81,15 @@ impl Node {
         self.in_force.as_ref().map_or(Serial(0), |table| table.serial)
     }
 
-    /// Applies a table that the server offered.
-    pub(super) fn apply(&mut self, table: NodeTable, now: u64) -> Result<(), String> {
+    /// A table that the server offered. Whether it is applied.
+    pub(super) fn offer(&mut self, table: NodeTable, now: u64) -> Result<bool, String> {
+        let head = self.in_force.as_ref().map(Head::of);
+        let joined = Incarnation(super::server::LIFE.to_owned());
+        if sync::judge(head.as_ref(), &joined, &table) != Judgement::Newer {
+            return Ok(false);
+        }
         if table.serial <= self.serial() {
-            return Err(format!("offered serial {} after {}", table.serial, self.serial()));
+            return Err(format!("applies serial {} after {}", table.serial, self.serial()));
         }
         let overlays = || table.body.overlays.iter();
         let of_destinations = overlays().flat_map(|overlay| &overlay.destination_keys);
@@ -95,7 +98,8 @@ impl Node {
         if accepted.chain(of_pairs.map(|row| row.accept.len())).any(|count| count > 2) {
             return Err(format!("serial {} accepts more than two keys of a pair", table.serial));
         }
-        self.put_in_force(table, now)
+        self.put_in_force(table, now)?;
+        Ok(true)
     }
 
     /// As `app::applier` does.
@@ -103,7 +107,7 @@ impl Node {
         let next = snapshot::build(&table)?;
         self.probes.replace_links(&table, millis(now));
         for change in self.probes.changes() {
-            change.apply(&next);
+            change.repeat(&next);
         }
         let before = self.started(now);
         self.snapshot = next;
@@ -123,6 +127,23 @@ impl Node {
         }
     }
 
+    /// A packet left, arrived or passed.
+    pub(super) fn note_moved(&mut self, now: u64) {
+        self.has_moved = true;
+        let is_sap = self.snapshot.owner().is_some_and(|(_, kind)| kind == NodeKind::Sap);
+        self.looks_until = if is_sap { now + LOOKS_FOR_MILLIS } else { now + LOOK_MILLIS };
+    }
+
+    /// When it wants to be woken.
+    pub(super) fn wakes(&self, now: u64) -> Option<u64> {
+        let deadline = self.probes.next_deadline().map(|at| {
+            u64::try_from(at.as_micros().div_ceil(1_000)).expect("not that late").max(now + 1)
+        });
+        let look = (now / LOOK_MILLIS + 1) * LOOK_MILLIS;
+        let look = (look <= self.looks_until || self.has_moved).then_some(look);
+        deadline.into_iter().chain(look).min().filter(|_| self.is_up)
+    }
+
     /// What `app::control_loop` does by itself. Gives the datagrams that leave.
     pub(super) fn talk(&mut self, now: u64) -> Vec<Transmit> {
         let at = millis(now);
@@ -140,14 +161,15 @@ impl Node {
             }
         }
         self.probes.handle_timeout(at);
-        let due = std::iter::from_fn(|| self.probes.poll_transmit(at)).collect();
+        let mut due: Vec<Transmit> = std::iter::from_fn(|| self.probes.poll_transmit(at)).collect();
         let changes = self.probes.changes();
         if !changes.is_empty() {
             for change in changes {
-                change.apply(&self.snapshot);
+                change.apply(&self.snapshot, &self.flows);
             }
             let started = self.started(now);
             self.announce(&started);
+            due.extend(std::iter::from_fn(|| self.probes.poll_transmit(at)));
         }
         due
     }
@@ -163,7 +185,7 @@ impl Node {
     /// Ends as in a crash: what is not on disk is gone.
     pub(super) fn kill(&mut self) {
         self.is_up = false;
-        self.messages.clear();
+        self.life += 1;
     }
 
     /// Starts from the table on disk.
@@ -172,16 +194,17 @@ impl Node {
         self.flows = FlowTable::new(FLOWS);
         self.probes = probes(now);
         (self.in_force, self.snapshot) = (None, Snapshot::empty());
+        (self.has_moved, self.looks_until) = (false, 0);
         if let Some(table) = self.disk.clone() {
             self.put_in_force(table, now).expect("it was in force before");
         }
     }
 
-    /// Cuts it off from the server alone.
-    pub(super) fn cut(&mut self) {
-        self.is_connected = false;
-        // What it does by itself goes on.
-        self.messages.retain(|(_, message)| matches!(message, Message::Persisted));
+    /// Loses the server, or finds it again. What is on its way between them is lost; what it does by itself
+    /// goes on.
+    pub(super) fn connect(&mut self, is_connected: bool) {
+        self.is_connected = is_connected;
+        self.line += 1;
     }
 }
 

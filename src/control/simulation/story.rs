@@ -2,41 +2,38 @@
 
 mod journey;
 mod promises;
+mod time;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::Totals;
 use super::chance::Chance;
-use super::node::{Message, Node};
+use super::node::Node;
 use super::server::{Removal, Server, endpoint};
 use crate::api::table::{NodeTable, OverlayTable};
-use crate::types::NodeId;
-
+use crate::types::{NodeId, Serial};
 use promises::CALM_MILLIS;
+use time::Due;
 
 /// Events of one story.
-const EVENTS: u64 = 60;
-
-/// How long time stands still between two looks at everybody.
-const TICK_MILLIS: u64 = 10;
-
-/// Between two looks of the server's clockwork.
-const LOOK_MILLIS: u64 = 100;
-
-/// Between two packets of a pair that talks all the time.
-const STREAM_MILLIS: u64 = 200;
+const EVENTS: u64 = 14;
 
 /// How long it may take until all is quiet once all is healed.
-const QUIET_MILLIS: u64 = 15_000;
+const QUIET_MILLIS: u64 = CALM_MILLIS;
 
-const ENTITIES_MAX: u32 = 5;
+const SAPS: u32 = 2;
+const ENTITIES: u32 = 3;
+const ENTITIES_MAX: u32 = 4;
 
-/// The port of each pair's flow that lives through the whole story.
+/// The port of each pair's flow that lives through the whole story, and of one in which the first packet
+/// alone comes from its starter.
 const LASTING: u16 = 7_000;
+const POURED: u16 = 7_100;
 
-/// With two SaPs: how often something happens to one of them while all else is well with them.
-const MISHAP_PERCENT: u64 = 4;
+/// How long pairs are watched after a mishap, and how long after anything else that happens to SaPs.
+const MISHAP_MILLIS: u64 = 1_600;
+const WATCH_MILLIS: u64 = 3_000;
 
 type Pair = (NodeId, NodeId);
 
@@ -44,7 +41,14 @@ type Pair = (NodeId, NodeId);
 pub(super) struct Story {
     chance: Chance,
     now: u64,
+    /// What happens next, by time and in order.
+    due: BTreeMap<(u64, u64), Due>,
+    scheduled: u64,
     server: Server,
+    /// Whether the server's clockwork is about to look.
+    will_look: bool,
+    /// Who waits for a table after this serial.
+    waiting: BTreeMap<NodeId, Serial>,
     nodes: BTreeMap<NodeId, Node>,
     /// The naive model: who may start flows to whom, after each revision.
     allowed: Vec<BTreeSet<Pair>>,
@@ -55,17 +59,16 @@ pub(super) struct Story {
     /// The key that each pair stamped last, and those before.
     stamped: BTreeMap<Pair, u32>,
     old: BTreeSet<(Pair, u32)>,
-    /// Control datagrams that arrive with the next tick.
-    datagrams: Vec<Datagram>,
-    /// Entities and SaPs between which nothing passes, and when such pairs were healed.
+    /// From whom nothing passes to whom.
     cut: BTreeSet<(NodeId, NodeId)>,
-    healed: BTreeMap<(NodeId, NodeId), u64>,
-    /// When nodes started, or got their first tables.
+    /// When legs were healed, and when nodes started or got their first tables.
+    healed: BTreeMap<Pair, u64>,
     came: BTreeMap<NodeId, u64>,
-    /// When anybody last came, went, was cut or healed.
+    /// When anybody last came, went, was cut or healed; when a clock last jumped.
     disturbed: u64,
-    /// Since when pairs that talk get nothing through, though they should.
-    lost_since: BTreeMap<Pair, u64>,
+    jumped: u64,
+    /// Since when pairs that talk get no answers, though they should.
+    lost_since: BTreeMap<(Pair, u16), u64>,
     /// Why the last packet that was lost was.
     last_loss: String,
     fresh_port: u16,
@@ -74,35 +77,30 @@ pub(super) struct Story {
     pub(super) totals: Totals,
 }
 
-#[derive(Debug)]
-struct Datagram {
-    by: NodeId,
-    from: SocketAddr,
-    to: SocketAddr,
-    bytes: Vec<u8>,
-}
-
 impl Story {
-    /// With one SaP nothing excuses a lost packet; with two, there is somewhere to go.
     pub(super) fn new(seed: u64) -> Self {
-        let saps = if seed.is_multiple_of(9) { 2 } else { 1 };
-        let (chance, now) = (Chance::new(seed), 1_000);
-        let sap = |number| (NodeId(101 + number), Node::new(endpoint(101 + number, 0), now));
+        let now = 1_000;
+        let ids = (101..).take(SAPS as usize).chain((1..).take(ENTITIES as usize));
+        let nodes = ids.map(|id| (NodeId(id), Node::new(endpoint(id, 0), now)));
         Self {
-            server: Server::new(saps),
-            chance,
+            chance: Chance::new(seed),
             now,
-            nodes: (0..saps).map(sap).collect(),
+            due: BTreeMap::new(),
+            scheduled: 0,
+            server: Server::new(SAPS, ENTITIES),
+            will_look: false,
+            waiting: BTreeMap::new(),
+            nodes: nodes.collect(),
             allowed: vec![BTreeSet::new()],
             going: Vec::new(),
             gone: BTreeSet::new(),
             stamped: BTreeMap::new(),
             old: BTreeSet::new(),
-            datagrams: Vec::new(),
             cut: BTreeSet::new(),
             healed: BTreeMap::new(),
             came: BTreeMap::new(),
-            disturbed: now,
+            disturbed: 0,
+            jumped: 0,
             lost_since: BTreeMap::new(),
             last_loss: String::new(),
             fresh_port: 10_000,
@@ -122,16 +120,20 @@ impl Story {
 
     /// The whole story; what does not hold, in words.
     pub(super) fn play(&mut self) -> Result<(), String> {
-        for _ in 0..3 {
-            self.join();
+        for id in self.ids() {
+            self.arrive(id);
+        }
+        self.change_policy();
+        self.change_policy();
+        self.pass(400)?;
+        // Everybody is there from the start, and has doubted nobody yet.
+        self.came.clear();
+        if self.chance.is(25) {
+            self.mishap()?;
         }
         for _ in 0..EVENTS {
-            self.event();
-            self.look()?;
-            if self.saps().count() > 1 && self.chance.is(MISHAP_PERCENT) {
-                self.mishap()?;
-            }
-            let time = self.chance.of(&[0, 20, 50, 150, 400, 1_500]);
+            self.event()?;
+            let time = self.chance.of(&[0, 20, 50, 150, 400, 1_000]);
             self.pass(time)?;
             self.send_some()?;
             self.use_old_keys()?;
@@ -139,35 +141,42 @@ impl Story {
         }
         self.heal();
         self.pass(QUIET_MILLIS)?;
-        self.look()?;
         self.expect_quiet()?;
-        self.send_all()
+        self.send_all()?;
+        if self.chance.is(25) {
+            self.mishap()?;
+        }
+        Ok(())
     }
 
     fn tell(&mut self, line: String) {
         self.lines.push(format!("{:>7} ms  {line}", self.now));
     }
 
+    fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
     fn entities(&self) -> Vec<NodeId> {
-        self.nodes.keys().copied().filter(|id| id.0 < 100).collect()
+        self.nodes.keys().copied().filter(|id| !is_sap(*id)).collect()
     }
 
     fn saps(&self) -> impl Iterator<Item = NodeId> {
-        self.nodes.keys().copied().filter(|id| id.0 > 100)
+        self.nodes.keys().copied().filter(|id| is_sap(*id))
     }
 
     fn newest_policy(&self) -> &BTreeSet<Pair> {
         self.allowed.last().expect("there is one")
     }
 
+    fn node(&mut self, id: NodeId) -> &mut Node {
+        self.nodes.get_mut(&id).expect("it is one of them")
+    }
+
     /// Who is there and listens at `endpoint`.
     fn node_at(&self, endpoint: SocketAddr) -> Option<NodeId> {
         let mut nodes = self.nodes.iter();
         nodes.find(|(_, node)| node.is_up && node.endpoint == endpoint).map(|(id, _)| *id)
-    }
-
-    fn is_cut(&self, one: NodeId, other: NodeId) -> bool {
-        self.cut.contains(&(one.min(other), one.max(other)))
     }
 
     fn any_pair(&mut self) -> Pair {
@@ -178,26 +187,35 @@ impl Story {
     }
 
     fn any_node(&mut self) -> NodeId {
-        let all: Vec<NodeId> = self.nodes.keys().copied().collect();
+        let all = self.ids();
         self.chance.of(&all)
     }
 
-    fn event(&mut self) {
+    fn any_leg(&mut self) -> Pair {
+        let (entities, saps) = (self.entities(), self.saps().collect::<Vec<_>>());
+        (self.chance.of(&entities), self.chance.of(&saps))
+    }
+
+    fn event(&mut self) -> Result<(), String> {
         match self.chance.below(100) {
             0..4 => self.join(),
             4..26 => self.change_policy(),
             26..44 => self.rotate(),
-            44..58 => self.kill_or_start(),
-            58..72 => self.cut_or_join(),
-            72..78 => self.roam(),
-            78..86 => self.jump(),
-            86..95 => self.kill_or_start_server(),
+            44..56 => self.kill_or_start(),
+            56..66 => self.lose_or_find_server(),
+            66..72 => self.roam(),
+            72..78 => self.jump(),
+            78..85 => self.kill_or_start_server(),
+            85..92 => self.cut_or_heal(),
+            92..96 => self.watch(WATCH_MILLIS, false)?,
             _ => {
                 self.tell("the server will die after its next commit".to_owned());
                 self.server.dies_after_commit = self.server.is_up;
             }
         }
-        self.follow_policy();
+        // The model has one entry for each revision.
+        assert_eq!(self.allowed.len() as u64, self.server.revision() + 1);
+        Ok(())
     }
 
     fn join(&mut self) {
@@ -207,6 +225,9 @@ impl Story {
             self.tell(format!("{id} joins"));
             self.nodes.insert(id, Node::new(at, self.now));
             self.server.join(id, at, self.now);
+            self.came.insert(id, self.now);
+            self.serve();
+            self.arrive(id);
         }
     }
 
@@ -218,9 +239,11 @@ impl Story {
         let (from, to) = pair;
         let mut next = self.newest_policy().clone();
         if next.remove(&pair) {
-            self.tell(format!("{from} may not talk to {to} any more"));
+            let by_rule = self.chance.is(50);
+            let how = if by_rule { ", says a rule" } else { "" };
+            self.tell(format!("{from} may not talk to {to} any more{how}"));
             self.allowed.push(next);
-            self.going.extend(self.server.revoke(from, to, self.now));
+            self.going.extend(self.server.revoke(from, to, by_rule, self.now));
         } else {
             self.tell(format!("{from} may talk to {to}"));
             next.insert(pair);
@@ -229,11 +252,7 @@ impl Story {
             self.gone.remove(&pair);
             self.server.allow(from, to, self.now);
         }
-    }
-
-    /// The model has one entry for each revision.
-    fn follow_policy(&self) {
-        assert_eq!(self.allowed.len() as u64, self.server.revision() + 1);
+        self.serve();
     }
 
     fn rotate(&mut self) {
@@ -257,22 +276,31 @@ impl Story {
                 self.server.rotate(Some(from), to, hurry, self.now);
             }
         }
+        self.serve();
     }
 
     fn kill_or_start(&mut self) {
         let id = self.any_node();
+        if self.nodes[&id].is_up { self.kill(id) } else { self.start(id) }
+    }
+
+    fn kill(&mut self, id: NodeId) {
+        self.tell(format!("{id} is killed"));
         self.disturb();
-        let node = self.nodes.get_mut(&id).expect("it is one of them");
-        if node.is_up {
-            node.kill();
-            self.totals.kills += 1;
-            self.tell(format!("{id} is killed"));
-        } else {
-            node.start(self.now);
-            let serial = node.serial();
-            self.came.insert(id, self.now);
-            self.tell(format!("{id} starts with serial {serial}"));
-        }
+        self.node(id).kill();
+        self.waiting.remove(&id);
+        self.totals.kills += 1;
+    }
+
+    fn start(&mut self, id: NodeId) {
+        self.disturb();
+        self.came.insert(id, self.now);
+        let now = self.now;
+        let node = self.node(id);
+        node.start(now);
+        let serial = node.serial();
+        self.tell(format!("{id} starts with serial {serial}"));
+        self.arrive(id);
     }
 
     /// Somebody came or went: what is lost from here on has another reason.
@@ -281,47 +309,55 @@ impl Story {
         self.lost_since.clear();
     }
 
-    /// All SaPs are there, long enough for everybody to know; then one is killed, or cut off from an entity.
+    /// One of the SaPs is killed, or cut off from an entity, while all else is well.
     fn mishap(&mut self) -> Result<(), String> {
-        self.tell("SaPs are there, and reach everybody".to_owned());
-        self.heal_legs();
-        self.pass(CALM_MILLIS + 500)?;
-        let (entities, saps) = (self.entities(), self.saps().collect::<Vec<_>>());
-        let (entity, sap) = (self.chance.of(&entities), self.chance.of(&saps));
-        self.disturb();
+        self.pour()?;
+        let (entity, sap) = self.any_leg();
         if self.chance.is(30) {
-            self.nodes.get_mut(&sap).expect("it is one of them").kill();
-            self.totals.kills += 1;
-            self.tell(format!("{sap} is killed"));
+            self.kill(sap);
         } else {
-            self.cut.insert((entity, sap));
-            self.totals.cuts += 1;
-            self.tell(format!("{entity} and {sap} do not reach each other"));
+            self.cut(entity, sap);
         }
-        self.pass(2_000)
+        self.watch(MISHAP_MILLIS, true)
     }
 
-    /// Starts SaPs that are down, and joins what is cut.
-    fn heal_legs(&mut self) {
-        self.disturb();
-        for leg in std::mem::take(&mut self.cut) {
+    fn cut_or_heal(&mut self) {
+        let leg = self.any_leg();
+        let (entity, sap) = leg;
+        if self.has_leg(entity, sap) || !self.nodes[&entity].is_up || !self.nodes[&sap].is_up {
+            self.cut(entity, sap);
+        } else {
+            self.tell(format!("{entity} and {sap} reach each other again"));
+            self.disturb();
+            self.cut.retain(|(from, to)| (*from, *to) != leg && (*to, *from) != leg);
             self.healed.insert(leg, self.now);
         }
-        for (id, node) in self.nodes.iter_mut().filter(|(id, node)| id.0 > 100 && !node.is_up) {
-            node.start(self.now);
-            self.came.insert(*id, self.now);
+    }
+
+    fn cut(&mut self, entity: NodeId, sap: NodeId) {
+        self.disturb();
+        self.totals.cuts += 1;
+        let cut: &[Pair] = match self.chance.below(4) {
+            0 => &[(entity, sap)],
+            1 => &[(sap, entity)],
+            _ => &[(entity, sap), (sap, entity)],
+        };
+        self.cut.extend(cut);
+        for (from, to) in cut {
+            self.tell(format!("nothing passes from {from} to {to}"));
         }
     }
 
-    fn cut_or_join(&mut self) {
+    fn lose_or_find_server(&mut self) {
         let id = self.any_node();
-        let node = self.nodes.get_mut(&id).expect("it is one of them");
-        if node.is_connected {
-            node.cut();
-            self.tell(format!("{id} loses the server"));
-        } else {
-            node.is_connected = true;
+        let is_connected = !self.nodes[&id].is_connected;
+        self.node(id).connect(is_connected);
+        self.waiting.remove(&id);
+        if is_connected {
             self.tell(format!("{id} finds the server"));
+            self.call(id);
+        } else {
+            self.tell(format!("{id} loses the server"));
         }
     }
 
@@ -330,11 +366,13 @@ impl Story {
         let id = self.chance.of(&entities);
         self.roamed += 1;
         let to = endpoint(id.0, self.roamed);
-        self.nodes.get_mut(&id).expect("it is one of them").endpoint = to;
+        self.node(id).endpoint = to;
         self.tell(format!("{id} is at {to} now"));
+        self.report(id);
     }
 
     fn jump(&mut self) {
+        self.jumped = self.now;
         if self.chance.is(25) {
             let millis = self.chance.of(&[1_000, 60_000, 3_600_000]);
             self.server.ahead_millis += millis;
@@ -342,7 +380,7 @@ impl Story {
         }
         let id = self.any_node();
         let seconds = self.chance.of(&[-3_600, -30, 0, 2, 30, 3_600]);
-        self.nodes.get_mut(&id).expect("it is one of them").ahead_seconds = seconds;
+        self.node(id).ahead_seconds = seconds;
         self.tell(format!("the clock of {id} is {seconds} s ahead"));
     }
 
@@ -352,137 +390,44 @@ impl Story {
             self.server.kill();
             self.totals.kills += 1;
         } else {
-            self.tell("the server starts".to_owned());
-            self.server.start(self.now);
+            self.start_server();
         }
+        self.serve();
+    }
+
+    fn start_server(&mut self) {
+        self.tell("the server starts".to_owned());
+        self.server.start(self.now);
+        for id in self.ids() {
+            self.call(id);
+        }
+        self.serve();
     }
 
     fn heal(&mut self) {
         self.tell("all is healed".to_owned());
+        self.disturb();
         self.server.dies_after_commit = false;
-        self.heal_legs();
+        for (one, other) in std::mem::take(&mut self.cut) {
+            self.healed.insert(if is_sap(other) { (one, other) } else { (other, one) }, self.now);
+        }
         if !self.server.is_up {
-            self.server.start(self.now);
+            self.start_server();
         }
-        for (id, node) in &mut self.nodes {
-            node.is_connected = true;
-            if !node.is_up {
-                node.start(self.now);
-                self.came.insert(*id, self.now);
+        for id in self.ids() {
+            if !self.nodes[&id].is_connected {
+                self.node(id).connect(true);
+                self.call(id);
+            }
+            if !self.nodes[&id].is_up {
+                self.start(id);
             }
         }
     }
+}
 
-    /// Lets time pass.
-    fn pass(&mut self, millis: u64) -> Result<(), String> {
-        let end = self.now + millis;
-        while self.now < end {
-            self.now += TICK_MILLIS;
-            let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
-            for id in ids {
-                self.move_messages(id)?;
-            }
-            // With one SaP there is no other way, whatever probes say.
-            if self.saps().count() > 1 {
-                self.move_datagrams();
-            }
-            if self.server.is_up && self.now.is_multiple_of(LOOK_MILLIS) {
-                self.server.drive(self.now);
-                self.look()?;
-            }
-            if self.saps().count() > 1 && self.now.is_multiple_of(STREAM_MILLIS) {
-                self.stream()?;
-            }
-            if !self.server.is_up {
-                for node in self.nodes.values_mut() {
-                    node.messages.retain(|(_, message)| matches!(message, Message::Persisted));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What the server would answer by now to those who wait, and whether it holds from here on.
-    fn look(&mut self) -> Result<(), String> {
-        self.expect_honest()?;
-        let server = &self.server;
-        let enforced = self.going.extract_if(.., |removal| server.is_enforced(removal));
-        let over: Vec<Pair> = enforced.map(|removal| removal.pair).collect();
-        if over.is_empty() {
-            return Ok(());
-        }
-        self.gone.extend(over);
-        self.expect_over()
-    }
-
-    /// Control datagrams between nodes.
-    fn move_datagrams(&mut self) {
-        let now = self.now;
-        for Datagram { by, from, to, bytes } in std::mem::take(&mut self.datagrams) {
-            if let Some(id) = self.node_at(to).filter(|id| !self.is_cut(by, *id)) {
-                self.nodes.get_mut(&id).expect("it is there").hear(from, &bytes, now);
-            }
-        }
-        for (&by, node) in self.nodes.iter_mut().filter(|(_, node)| node.is_up) {
-            let from = node.endpoint;
-            let sent = node.talk(now).into_iter();
-            self.datagrams.extend(sent.map(|sent| Datagram {
-                by,
-                from,
-                to: sent.to,
-                bytes: sent.bytes,
-            }));
-        }
-    }
-
-    /// What is due at one node, and what it says next.
-    fn move_messages(&mut self, id: NodeId) -> Result<(), String> {
-        let Self { chance, now, server, nodes, came, .. } = self;
-        let node = nodes.get_mut(&id).expect("it is one of them");
-        if !node.is_up {
-            return Ok(());
-        }
-        let now = *now;
-        let (due, later): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut node.messages).into_iter().partition(|(at, _)| *at <= now);
-        node.messages = later;
-        for (_, message) in due {
-            match message {
-                Message::Table(table) => {
-                    if node.in_force.is_none() {
-                        came.insert(id, now);
-                    }
-                    node.apply(*table, now)
-                        .map_err(|why| format!("{id} refuses a table: {why}"))?;
-                    let persisted = Message::Persisted;
-                    node.messages.push((now + 10 * chance.below(4), persisted));
-                }
-                Message::Persisted => node.disk.clone_from(&node.in_force),
-                // It died in this very moment.
-                Message::Poll(_) | Message::Endpoint(_) if !server.is_up => {}
-                Message::Poll(serial) => {
-                    if let Some(table) = server.poll(id, serial) {
-                        let table = Message::Table(Box::new(table));
-                        node.messages.push((now + 10 * chance.below(6), table));
-                    }
-                }
-                Message::Endpoint(endpoint) => server.report(id, endpoint, now),
-            }
-        }
-        if node.is_connected && server.is_up {
-            let is_report = |message: &Message| matches!(message, Message::Endpoint(_));
-            if !node.messages.iter().any(|(_, message)| !is_report(message)) {
-                let serial = node.disk.as_ref().map_or_else(Default::default, |table| table.serial);
-                node.messages.push((now + 10 * chance.below(6), Message::Poll(serial)));
-            }
-            if server.endpoint_of(id) != Some(node.endpoint)
-                && !node.messages.iter().any(|(_, message)| is_report(message))
-            {
-                node.messages.push((now + 100, Message::Endpoint(node.endpoint)));
-            }
-        }
-        Ok(())
-    }
+fn is_sap(id: NodeId) -> bool {
+    id.0 > 100
 }
 
 fn lab(table: &NodeTable) -> Option<&OverlayTable> {

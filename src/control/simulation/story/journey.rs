@@ -1,10 +1,14 @@
 //! Packets: the way of one through the nodes, and whether the model says that it has to arrive.
 
-use super::{LASTING, Pair, Story, lab};
+use std::net::SocketAddr;
+
+use super::time::Due;
+use super::{LASTING, POURED, Pair, Story, is_sap, lab};
 use crate::control::simulation::packet::udp;
 use crate::control::simulation::server::{OVERLAY, address};
 use crate::forward::Verdict;
-use crate::types::{DropReason, NodeId};
+use crate::types::{AuthorizationKey, DropReason, NodeId};
+use crate::wire::Facts;
 
 /// How far a packet came.
 pub(super) enum Way {
@@ -25,13 +29,38 @@ pub(super) enum Exchange {
     Unheard,
 }
 
+/// A packet that leaves a node.
+#[derive(Debug)]
+struct Sent {
+    facts: Facts,
+    by: NodeId,
+    outer: SocketAddr,
+    hop: SocketAddr,
+    key: AuthorizationKey,
+}
+
+/// A packet that is under way for a while.
+#[derive(Debug)]
+pub(super) struct Late {
+    pair: Pair,
+    sent: Sent,
+    at: u64,
+    sap: NodeId,
+}
+
 impl Story {
     /// Packets of random pairs, in new flows and in lasting ones.
     pub(super) fn send_some(&mut self) -> Result<(), String> {
-        for _ in 0..3 {
+        for _ in 0..2 {
             let pair = self.any_pair();
             let port = if self.chance.is(50) { LASTING } else { self.new_port() };
             self.exchange(pair, port)?;
+        }
+        let newest: Vec<Pair> = self.newest_policy().iter().copied().collect();
+        if !newest.is_empty() {
+            let (allowed, after) = (self.chance.of(&newest), self.chance.of(&[20, 60, 200]));
+            self.exchange(allowed, LASTING)?;
+            self.send_late(allowed, after);
         }
         let pair = self.any_pair();
         self.reply_alone(pair)
@@ -43,9 +72,9 @@ impl Story {
         for from in self.entities() {
             for to in self.entities().into_iter().filter(|to| *to != from) {
                 let port = self.new_port();
-                let passed = self.exchange((from, to), port)? != Exchange::Unheard;
+                let passed = self.exchange((from, to), port)? == Exchange::Answered;
                 if passed != newest.contains(&(from, to)) {
-                    return Err(format!("after all is quiet: {from} to {to} passes: {passed}"));
+                    return Err(format!("after all is quiet: {from} to {to} is answered: {passed}"));
                 }
             }
         }
@@ -76,6 +105,23 @@ impl Story {
         Ok(Exchange::Unanswered)
     }
 
+    /// Pairs that may talk begin flows in which answers alone follow.
+    pub(super) fn pour(&mut self) -> Result<(), String> {
+        for pair in self.newest_policy().clone() {
+            self.exchange(pair, POURED)?;
+        }
+        Ok(())
+    }
+
+    /// Another answer in the flow that [`Self::pour`] began.
+    pub(super) fn pour_on(&mut self, (from, to): Pair) -> bool {
+        let way = self.send(to, from, POURED, true);
+        if !matches!(way, Way::Delivered) {
+            self.last_loss = format!("{to} pours to {from}: {}", text(&way));
+        }
+        matches!(way, Way::Delivered)
+    }
+
     fn new_port(&mut self) -> u16 {
         self.fresh_port += 1;
         self.fresh_port
@@ -104,10 +150,46 @@ impl Story {
     /// An answer that comes out of nowhere: only where its flow is allowed.
     fn reply_alone(&mut self, (from, to): Pair) -> Result<(), String> {
         let way = self.send(to, from, LASTING, true);
-        if matches!(way, Way::Delivered) && self.allows(from, (from, to)) != Some(true) {
+        let may_pass = self.allows(from, (from, to)) == Some(true) && !self.gone.contains(&(from, to));
+        if matches!(way, Way::Delivered) && !may_pass {
             return Err(format!("an answer of {to} to {from} arrived after its flow was over"));
         }
         Ok(())
+    }
+
+    /// Sends a packet that arrives later.
+    fn send_late(&mut self, pair: Pair, after: u64) {
+        if self.is_expected(pair) != Some(true) {
+            return;
+        }
+        let Some(sap) = self.chosen(pair) else { return };
+        if let Ok(sent) = self.leave(pair.0, pair.1, LASTING, false) {
+            self.schedule(after, Due::Late(Late { pair, sent, at: self.now, sap }));
+        }
+    }
+
+    /// It arrives, unless something happened meanwhile that excuses its loss.
+    pub(super) fn arrive_late(&mut self, late: &Late) -> Result<(), String> {
+        let Late { pair, at, sap, .. } = *late;
+        let (from, to) = pair;
+        let has_time = |id: &NodeId| self.nodes[id].ahead_seconds == 0;
+        let is_owed = self.disturbed < at
+            && self.jumped < at
+            && self.nodes[&from].endpoint == late.sent.outer
+            && self.carries(sap, pair)
+            && self.is_trusted(pair)
+            && [from, sap, to].iter().all(|id| self.allows(*id, pair) == Some(true) && has_time(id));
+        let way = self.follow(&late.sent);
+        self.totals.late += u64::from(is_owed);
+        match way {
+            Way::Delivered if self.gone.contains(&pair) => {
+                Err(format!("a late packet of {from} to {to} arrived: the server said that this is over"))
+            }
+            Way::Dropped(..) | Way::Lost if is_owed => {
+                Err(format!("a packet of {from} to {to}, sent at {at} ms: {}", text(&way)))
+            }
+            Way::Delivered | Way::Dropped(..) | Way::Lost => Ok(()),
+        }
     }
 
     /// Whether the table in force at `node` allows the pair, by the model.
@@ -127,8 +209,7 @@ impl Story {
     fn is_expected(&self, pair: Pair) -> Option<bool> {
         let (from, to) = pair;
         let sap = self.chosen(pair)?;
-        let reaches = [from, to].into_iter().all(|end| self.has_leg(end, sap));
-        if !reaches || !self.knows_places(sap, pair) {
+        if !self.passes(from, sap) || !self.passes(sap, to) || !self.knows_places(sap, pair) {
             return None;
         }
         let on_way = [from, sap, to];
@@ -137,9 +218,19 @@ impl Story {
         Some(allow.into_iter().all(|allows| allows))
     }
 
-    /// Whether datagrams pass between an entity and a SaP.
+    /// Whether datagrams pass from one node to another.
+    fn passes(&self, from: NodeId, to: NodeId) -> bool {
+        self.nodes[&from].is_up && self.nodes[&to].is_up && !self.cut.contains(&(from, to))
+    }
+
+    /// Whether datagrams pass between an entity and a SaP, both ways.
     pub(super) fn has_leg(&self, entity: NodeId, sap: NodeId) -> bool {
-        self.nodes[&entity].is_up && self.nodes[&sap].is_up && !self.cut.contains(&(entity, sap))
+        self.passes(entity, sap) && self.passes(sap, entity)
+    }
+
+    /// Whether a SaP reaches both ends, and knows where they are.
+    pub(super) fn carries(&self, sap: NodeId, pair: Pair) -> bool {
+        self.has_leg(pair.0, sap) && self.has_leg(pair.1, sap) && self.knows_places(sap, pair)
     }
 
     /// Whether the table in force at a SaP says where both ends are.
@@ -153,42 +244,59 @@ impl Story {
 
     /// Whether no hurried rotation left somebody on the pair's way behind.
     pub(super) fn is_trusted(&self, (from, to): Pair) -> bool {
-        self.server.cut_off.iter().all(|id| *id != from && *id != to && id.0 < 100)
+        self.server.cut_off.iter().all(|id| *id != from && *id != to && !is_sap(*id))
     }
 
     /// Sends a packet and follows it.
     fn send(&mut self, from: NodeId, to: NodeId, port: u16, is_reply: bool) -> Way {
-        let facts = udp(address(from), address(to), port, is_reply);
-        let mut at = from;
-        if !self.nodes[&from].is_up {
-            return Way::Lost;
+        match self.leave(from, to, port, is_reply) {
+            Ok(sent) => self.follow(&sent),
+            Err(way) => way,
         }
-        let (snapshot, flows, now) = self.nodes[&from].view(self.now);
-        let Some(index) = snapshot.overlay_index(OVERLAY) else { return Way::Lost };
-        let mut verdict = snapshot.egress(index, &facts, flows, now);
-        if let Verdict::Send { key, .. } = verdict {
-            self.note_stamped((from, to), key.bits());
-            self.nodes.get_mut(&from).expect("it is there").has_moved = true;
+    }
+
+    /// A packet as it leaves its source.
+    fn leave(&mut self, by: NodeId, to: NodeId, port: u16, is_reply: bool) -> Result<Sent, Way> {
+        let facts = udp(address(by), address(to), port, is_reply);
+        let node = &self.nodes[&by];
+        let (snapshot, flows, now) = node.view(self.now);
+        let index = snapshot.overlay_index(OVERLAY).filter(|_| node.is_up).ok_or(Way::Lost)?;
+        match snapshot.egress(index, &facts, flows, now) {
+            Verdict::Send { hop, key } => {
+                let outer = node.endpoint;
+                self.note_stamped((by, to), key.bits());
+                self.note_moved(by);
+                Ok(Sent { facts, by, outer, hop, key })
+            }
+            Verdict::Drop(reason) => Err(Way::Dropped(by, reason)),
+            Verdict::Deliver { .. } => panic!("a packet for the network goes to the host"),
         }
+    }
+
+    /// The rest of a packet's way.
+    fn follow(&mut self, sent: &Sent) -> Way {
+        let Sent { facts, mut by, mut outer, mut hop, mut key } = *sent;
         for _ in 0..4 {
-            let (hop, key) = match verdict {
-                Verdict::Send { hop, key } => (hop, key.bits()),
-                Verdict::Deliver { .. } => {
-                    self.nodes.get_mut(&at).expect("it is there").has_moved = true;
-                    return Way::Delivered;
-                }
-                Verdict::Drop(reason) => return Way::Dropped(at, reason),
-            };
-            let outer = self.nodes[&at].endpoint;
-            let Some(next) = self.node_at(hop).filter(|next| !self.is_cut(at, *next)) else {
+            let Some(next) = self.node_at(hop).filter(|next| !self.cut.contains(&(by, *next))) else {
                 return Way::Lost;
             };
-            let (snapshot, flows, now) = self.nodes[&next].view(self.now);
-            verdict = match next.0 {
-                101.. => snapshot.transit(outer, key, &facts, flows, now),
-                _ => snapshot.ingress(outer, key, &facts, flows, now),
+            let node = &self.nodes[&next];
+            let (snapshot, flows, now) = node.view(self.now);
+            let verdict = if is_sap(next) {
+                snapshot.transit(outer, key.bits(), &facts, flows, now)
+            } else {
+                snapshot.ingress(outer, key.bits(), &facts, flows, now)
             };
-            at = next;
+            (by, outer) = (next, node.endpoint);
+            match verdict {
+                Verdict::Send { hop: next, key: same } => (hop, key) = (next, same),
+                Verdict::Drop(reason) => return Way::Dropped(by, reason),
+                Verdict::Deliver { .. } => {
+                    self.note_moved(by);
+                    return Way::Delivered;
+                }
+            }
+            self.note_moved(by);
         }
         panic!("a packet goes round in circles");
     }

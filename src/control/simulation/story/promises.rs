@@ -1,7 +1,8 @@
 //! What must hold beside the fate of packets that honest nodes send.
 
 use super::journey::Exchange;
-use super::{LASTING, Pair, Story, lab};
+use super::{LASTING, POURED, Pair, Story, is_sap, lab};
+use crate::agent::snapshot;
 use crate::api::table::{OverlayTable, TableBody};
 use crate::control::simulation::packet::udp;
 use crate::control::simulation::server::{OVERLAY, address};
@@ -12,66 +13,86 @@ use crate::types::{NodeId, Serial, Timestamp};
 /// Traffic is back within this time when its SaP is gone and another one could carry it.
 const BACK_MILLIS: u64 = 1_000;
 
-/// After this time without a disturbance everybody knows which SaPs are there, and who they reach: a SaP
+/// After this time without a disturbance everybody knows which SaPs are there, and whom they reach: a SaP
 /// that was dead is probed once a second, and trusted after three.
 pub(super) const CALM_MILLIS: u64 = 6_000;
 
-/// Pairs that talk all the time, at most.
-const STREAMS_MAX: usize = 3;
+/// So long after it is there again a SaP carries pairs that have no other: who probes it once a second has
+/// found it.
+const FOUND_MILLIS: u64 = 1_500;
+
+/// Between two packets of a pair that is watched.
+const STREAM_MILLIS: u64 = 100;
 
 impl Story {
-    /// Whether everybody knows by now which SaPs are there. With one there is nothing to know.
+    /// Whether everybody knows by now which SaPs are there.
     pub(super) fn is_calm(&self) -> bool {
-        self.saps().count() == 1 || self.now - self.disturbed >= CALM_MILLIS
+        self.disturbed == 0 || self.now - self.disturbed >= CALM_MILLIS
     }
 
-    /// Whether an entity and a SaP have had each other for long enough to know it.
-    fn is_well(&self, entity: NodeId, sap: NodeId) -> bool {
-        let came = |id| self.came.get(&id).copied().unwrap_or(0);
-        let healed = self.healed.get(&(entity, sap)).copied().unwrap_or(0);
-        let since = came(entity).max(came(sap)).max(healed);
-        self.has_leg(entity, sap) && self.now - since >= CALM_MILLIS
+    /// Since when a SaP reaches both ends of a pair without a break; none while it does not.
+    fn carries_since(&self, sap: NodeId, pair: Pair) -> Option<u64> {
+        let came = |id: NodeId| self.came.get(&id).copied().unwrap_or(0);
+        let healed = |end: NodeId| self.healed.get(&(end, sap)).copied().unwrap_or(0);
+        let (from, to) = pair;
+        let all = [came(from), came(to), came(sap), healed(from), healed(to)];
+        self.carries(sap, pair).then(|| all.into_iter().max().unwrap_or(0))
     }
 
-    /// Pairs that may talk do. Where a SaP is gone, another one carries them soon.
-    pub(super) fn stream(&mut self) -> Result<(), String> {
-        let newest = self.newest_policy().clone();
-        self.lost_since.retain(|pair, _| newest.contains(pair));
-        for pair in newest.into_iter().take(STREAMS_MAX) {
-            let exchange = self.exchange(pair, LASTING)?;
-            if exchange != Exchange::Unheard {
-                self.totals.moved += u64::from(self.lost_since.remove(&pair).is_some());
-            } else if !self.is_owed(pair) {
-                self.lost_since.remove(&pair);
-            } else {
-                let since = *self.lost_since.entry(pair).or_insert(self.now);
-                if self.now - since > BACK_MILLIS {
-                    let (from, to) = pair;
-                    return Err(format!(
-                        "{from} does not reach {to} since {since} ms, and a SaP could carry it; {}",
-                        self.last_loss
-                    ));
+    /// Lets time pass while pairs that may talk do; with `is_pouring` also in the flows of [`Self::pour`].
+    pub(super) fn watch(&mut self, millis: u64, is_pouring: bool) -> Result<(), String> {
+        self.tell(format!("pairs are watched for {millis} ms"));
+        for _ in 0..millis / STREAM_MILLIS {
+            self.pass(STREAM_MILLIS)?;
+            for pair in self.newest_policy().clone() {
+                let is_back = self.exchange(pair, LASTING)? == Exchange::Answered;
+                self.expect_back(pair, LASTING, is_back)?;
+                if is_pouring && self.pours(pair) {
+                    let is_back = self.pour_on(pair);
+                    self.expect_back(pair, POURED, is_back)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether a pair whose packets do not arrive has a SaP that would carry them, and no table is the reason.
-    /// That answers come back as soon is for real packets to show (`failover`).
+    fn expect_back(&mut self, pair: Pair, port: u16, is_back: bool) -> Result<(), String> {
+        let is_owed = self.is_owed(pair);
+        self.totals.owed += u64::from(is_owed);
+        if is_back || !is_owed {
+            let was_lost = self.lost_since.remove(&(pair, port)).is_some();
+            self.totals.moved += u64::from(is_back && was_lost);
+            return Ok(());
+        }
+        let since = *self.lost_since.entry((pair, port)).or_insert(self.now);
+        if self.now - since <= BACK_MILLIS {
+            return Ok(());
+        }
+        let ((from, to), loss) = (pair, &self.last_loss);
+        Err(format!("{from} and {to} do not talk since {since} ms, and a SaP could carry them; {loss}"))
+    }
+
+    /// Whether there is a SaP that carries a pair for long enough to be found, and no table is against it.
     fn is_owed(&self, pair: Pair) -> bool {
         let (from, to) = pair;
         let allows = |id: NodeId| self.allows(id, pair) == Some(true);
-        let carries = |sap: NodeId| allows(sap) && self.knows_places(sap, pair);
-        let could = |sap: NodeId| [from, to].into_iter().all(|end| self.is_well(end, sap));
-        let chosen = self.chosen(pair);
-        let is_gone = |sap: NodeId| !self.has_leg(from, sap) || !self.has_leg(to, sap);
+        let is_found = |sap: NodeId| {
+            self.carries_since(sap, pair).is_some_and(|since| self.now - since >= FOUND_MILLIS)
+        };
+        let knows = |sap: NodeId| allows(sap) && self.knows_places(sap, pair);
         allows(from)
             && allows(to)
             && self.is_trusted(pair)
-            && self.saps().any(|sap| could(sap) && carries(sap))
-            && self.saps().all(|sap| !self.nodes[&sap].is_up || carries(sap))
-            && chosen.is_some_and(is_gone)
+            && self.saps().any(is_found)
+            && self.saps().all(|sap| !self.nodes[&sap].is_up || knows(sap))
+    }
+
+    /// Whether a flow of which answers alone are left goes on. Its starter has to notice that its SaP is gone:
+    /// what happens on the way to the other end, or to it alone, it hears of with its next packet.
+    fn pours(&self, (from, to): Pair) -> bool {
+        let is_half = |(one, other): &Pair| !self.cut.contains(&(*other, *one));
+        let is_far = |(one, other): &Pair| *one == to || *other == to;
+        !self.cut.iter().any(|leg| is_half(leg) || is_far(leg)) && self.nodes[&from].is_up
     }
 
     /// Whose right is gone everywhere gets nothing through, whatever it stamps and whichever SaP it takes.
@@ -81,8 +102,9 @@ impl Story {
         }
         let (keys, mut tried) = (self.server.keys(), 0);
         for &(from, to) in &self.gone {
-            let stamped = self.stamped.get(&(from, to)).copied();
-            let keys = stamped.into_iter().chain([keys.send_key(OVERLAY, from, to).bits()]);
+            let newest = keys.send_key(OVERLAY, from, to).bits();
+            let stamped = self.stamped.get(&(from, to)).copied().filter(|key| *key != newest);
+            let keys = stamped.into_iter().chain([newest]);
             for (key, sap) in keys.flat_map(|key| self.saps().map(move |sap| (key, sap))) {
                 for port in [LASTING, LASTING + 2] {
                     tried += 1;
@@ -137,7 +159,7 @@ impl Story {
                 continue;
             }
             let facts = udp(address(from), address(to), LASTING + 1, false);
-            let saps = self.nodes.iter().filter(|(id, node)| id.0 > 100 && node.is_up);
+            let saps = self.nodes.iter().filter(|(id, node)| is_sap(**id) && node.is_up);
             for (sap, node) in saps {
                 let Some(table) = node.in_force.as_ref().and_then(lab) else { continue };
                 let (snapshot, flows, now) = node.view(self.now);
@@ -165,8 +187,9 @@ impl Story {
         if !self.server.rotating().is_empty() {
             return Err(format!("rotations never end: {:?}", self.server.rotating()));
         }
+        let fresh = self.server.fresh(self.now);
         for (id, node) in &self.nodes {
-            let (serial, body) = (self.server.newest_serial(*id), self.server.fresh(*id, self.now));
+            let (serial, body) = (self.server.newest_serial(*id), fresh(*id));
             let disk = node.disk.as_ref().ok_or(format!("{id} never got a table"))?;
             if disk.serial != serial || Some(&disk.body) != body.as_ref() {
                 let (had, due) = (lines(Some(&disk.body)), lines(body.as_ref()));
@@ -179,6 +202,15 @@ impl Story {
             let mut rows = disk.body.overlays.iter().flat_map(|overlay| &overlay.destination_keys);
             if rows.any(|row| row.accept.len() != 1) {
                 return Err(format!("{id} accepts old keys for ever"));
+            }
+            // Of SaPs that nobody doubts the best one is chosen.
+            let new = snapshot::build(disk)?;
+            for pair in self.newest_policy().iter().filter(|(from, _)| from == id) {
+                let best = new.opens_by(address(pair.0), address(pair.1));
+                if self.chosen(*pair) != best {
+                    let chosen = self.chosen(*pair);
+                    return Err(format!("{pair:?} go by {chosen:?} for ever, not by {best:?}"));
+                }
             }
         }
         if let Some(removal) = self.going.first() {
