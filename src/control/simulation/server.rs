@@ -49,6 +49,15 @@ pub(super) struct Removal {
     pub(super) pair: (NodeId, NodeId),
 }
 
+/// An old key that nobody stamps any more.
+#[derive(Debug)]
+struct Retired {
+    since_millis: u64,
+    until: Timestamp,
+    /// The tables that say so.
+    serials: BTreeMap<NodeId, Serial>,
+}
+
 #[derive(Debug)]
 pub(super) struct Server {
     database: Database,
@@ -65,6 +74,8 @@ pub(super) struct Server {
     pub(super) made_of: BTreeMap<(NodeId, Serial), u64>,
     /// Whom hurried rotations did not wait for.
     pub(super) cut_off: BTreeSet<NodeId>,
+    /// The newest of each ring.
+    retired: BTreeMap<RingId, Retired>,
 }
 
 impl Server {
@@ -90,6 +101,7 @@ impl Server {
             next_rule: 1,
             made_of: BTreeMap::new(),
             cut_off: BTreeSet::new(),
+            retired: BTreeMap::new(),
         };
         for sap in (101..).take(saps as usize) {
             server.add(NodeId(sap), NodeKind::Sap, endpoint(sap, 0));
@@ -317,7 +329,41 @@ impl Server {
         if !later.is_empty() {
             self.held.push((now + millis(publish::HOLD), first, later));
         }
+        self.note_retired();
         published
+    }
+
+    fn note_retired(&mut self) {
+        let Self { database, live, retired, .. } = self;
+        for (id, RingRow { ring, .. }) in &database.rings {
+            let since_millis = ring.since_millis;
+            let is_known = retired.get(id).is_some_and(|known| known.since_millis == since_millis);
+            if ring.step != Step::Retiring || is_known {
+                continue;
+            }
+            let serials = live.nodes.iter().map(|(id, node)| (*id, node.newest_serial())).collect();
+            let until = Timestamp((since_millis + GRACE_MILLIS).div_ceil(1000));
+            retired.insert(*id, Retired { since_millis, until, serials });
+        }
+    }
+
+    /// Whether all keys of a pair but the one that is stamped now are over at a node that has this table, when
+    /// it is so late there.
+    pub(super) fn old_keys_are_over(
+        &self,
+        (from, to): (NodeId, NodeId),
+        (node, serial): (NodeId, Serial),
+        wall: Timestamp,
+    ) -> bool {
+        [None, Some(from)].into_iter().all(|source| {
+            let id = (OVERLAY, source, to);
+            let ring = self.database.rings.get(&id).map(|row| row.ring.step);
+            let is_over = |retired: &Retired| {
+                retired.until <= wall && retired.serials.get(&node).is_some_and(|at| *at <= serial)
+            };
+            !matches!(ring, Some(Step::Adding | Step::Switching))
+                && self.retired.get(&id).is_none_or(is_over)
+        })
     }
 
     pub(super) fn kill(&mut self) {

@@ -74,7 +74,9 @@ impl Story {
                 let port = self.new_port();
                 let passed = self.exchange((from, to), port)? == Exchange::Answered;
                 if passed != newest.contains(&(from, to)) {
-                    return Err(format!("after all is quiet: {from} to {to} is answered: {passed}"));
+                    return Err(format!(
+                        "after all is quiet: {from} to {to} is answered: {passed}"
+                    ));
                 }
             }
         }
@@ -150,7 +152,8 @@ impl Story {
     /// An answer that comes out of nowhere: only where its flow is allowed.
     fn reply_alone(&mut self, (from, to): Pair) -> Result<(), String> {
         let way = self.send(to, from, LASTING, true);
-        let may_pass = self.allows(from, (from, to)) == Some(true) && !self.gone.contains(&(from, to));
+        let may_pass =
+            self.allows(from, (from, to)) == Some(true) && !self.gone.contains(&(from, to));
         if matches!(way, Way::Delivered) && !may_pass {
             return Err(format!("an answer of {to} to {from} arrived after its flow was over"));
         }
@@ -178,13 +181,15 @@ impl Story {
             && self.nodes[&from].endpoint == late.sent.outer
             && self.carries(sap, pair)
             && self.is_trusted(pair)
-            && [from, sap, to].iter().all(|id| self.allows(*id, pair) == Some(true) && has_time(id));
+            && [from, sap, to]
+                .iter()
+                .all(|id| self.allows(*id, pair) == Some(true) && has_time(id));
         let way = self.follow(&late.sent);
         self.totals.late += u64::from(is_owed);
         match way {
-            Way::Delivered if self.gone.contains(&pair) => {
-                Err(format!("a late packet of {from} to {to} arrived: the server said that this is over"))
-            }
+            Way::Delivered if self.gone.contains(&pair) => Err(format!(
+                "a late packet of {from} to {to} arrived: the server said that this is over"
+            )),
             Way::Dropped(..) | Way::Lost if is_owed => {
                 Err(format!("a packet of {from} to {to}, sent at {at} ms: {}", text(&way)))
             }
@@ -277,7 +282,8 @@ impl Story {
     fn follow(&mut self, sent: &Sent) -> Way {
         let Sent { facts, mut by, mut outer, mut hop, mut key } = *sent;
         for _ in 0..4 {
-            let Some(next) = self.node_at(hop).filter(|next| !self.cut.contains(&(by, *next))) else {
+            let Some(next) = self.node_at(hop).filter(|next| !self.cut.contains(&(by, *next)))
+            else {
                 return Way::Lost;
             };
             let node = &self.nodes[&next];

@@ -3,12 +3,12 @@
 use super::journey::Exchange;
 use super::{LASTING, POURED, Pair, Story, is_sap, lab};
 use crate::agent::snapshot;
-use crate::api::table::{OverlayTable, TableBody};
+use crate::api::table::TableBody;
 use crate::control::simulation::packet::udp;
 use crate::control::simulation::server::{OVERLAY, address};
 use crate::forward::Verdict;
 use crate::policy::KeySource as _;
-use crate::types::{NodeId, Serial, Timestamp};
+use crate::types::{NodeId, Serial};
 
 /// Traffic is back within this time when its SaP is gone and another one could carry it.
 const BACK_MILLIS: u64 = 1_000;
@@ -69,7 +69,9 @@ impl Story {
             return Ok(());
         }
         let ((from, to), loss) = (pair, &self.last_loss);
-        Err(format!("{from} and {to} do not talk since {since} ms, and a SaP could carry them; {loss}"))
+        Err(format!(
+            "{from} and {to} do not talk since {since} ms, and a SaP could carry them; {loss}"
+        ))
     }
 
     /// Whether there is a SaP that carries a pair for long enough to be found, and no table is against it.
@@ -150,7 +152,7 @@ impl Story {
         Ok(())
     }
 
-    /// Keys whose time is over open nothing, at no SaP.
+    /// Keys whose time is over open nothing, at no SaP and at no destination.
     pub(super) fn use_old_keys(&mut self) -> Result<(), String> {
         let (rotating, keys, mut checked) = (self.server.rotating(), self.server.keys(), 0);
         for &((from, to), key) in &self.old {
@@ -159,22 +161,31 @@ impl Story {
                 continue;
             }
             let facts = udp(address(from), address(to), LASTING + 1, false);
-            let saps = self.nodes.iter().filter(|(id, node)| is_sap(**id) && node.is_up);
-            for (sap, node) in saps {
-                let Some(table) = node.in_force.as_ref().and_then(lab) else { continue };
+            for id in self.saps().chain([to]) {
+                let node = &self.nodes[&id];
+                let Some(table) = node.in_force.as_ref().and_then(lab).filter(|_| node.is_up)
+                else {
+                    continue;
+                };
                 let (snapshot, flows, now) = node.view(self.now);
-                let is_newest = node.serial() == self.server.newest_serial(*sap);
-                let is_settled = self.server.is_up && is_newest && !rotating.contains(&to);
-                let is_behind = self.server.cut_off.contains(sap);
-                let is_over = !is_behind && ends(table, (from, to)).any(|end| end <= now.wall);
+                let (serial, newest) = (node.serial(), self.server.newest_serial(id));
+                let is_settled = self.server.is_up && serial == newest && !rotating.contains(&to);
+                let is_over = self.server.old_keys_are_over((from, to), (id, serial), now.wall);
                 if !is_settled && !is_over {
                     continue;
                 }
+                let verdict = if id == to {
+                    let saps = self.saps().map(|sap| self.nodes[&sap].endpoint);
+                    let verdicts = saps.map(|sap| snapshot.ingress(sap, key, &facts, flows, now));
+                    verdicts.last()
+                } else {
+                    let outer = table.members.iter().find(|row| row.id == from);
+                    let outer = outer.and_then(|row| row.endpoints.first());
+                    outer.map(|outer| snapshot.transit(*outer, key, &facts, flows, now))
+                };
                 checked += 1;
-                let outer = self.nodes[&from].endpoint;
-                let verdict = snapshot.transit(outer, key, &facts, flows, now);
-                if !matches!(verdict, Verdict::Drop(_)) {
-                    return Err(format!("{sap} takes an old key from {from} to {to}"));
+                if !matches!(verdict, Some(Verdict::Drop(_)) | None) {
+                    return Err(format!("{id} takes an old key from {from} to {to}"));
                 }
             }
         }
@@ -219,18 +230,6 @@ impl Story {
         self.server.cut_off.clear();
         Ok(())
     }
-}
-
-/// When old keys of the pair end, by this table.
-fn ends(table: &OverlayTable, (from, to): Pair) -> impl Iterator<Item = Timestamp> {
-    let is = move |index: u32, id: NodeId| {
-        let row = usize::try_from(index).ok().and_then(|index| table.members.get(index));
-        row.is_some_and(|row| row.id == id)
-    };
-    let rows = table.destination_keys.iter().filter(move |row| is(row.to, to));
-    let pairs = table.pair_generations.iter();
-    let pairs = pairs.filter(move |row| is(row.from, from) && is(row.to, to));
-    rows.filter_map(|row| row.old_until).chain(pairs.filter_map(|row| row.old_until))
 }
 
 /// A table's body, to be compared.

@@ -124,8 +124,7 @@ impl Story {
                 self.call(id);
             }
             Message::Poll if self.server.is_up => {
-                let serial =
-                    self.nodes[&id].disk.as_ref().map_or(Serial(0), |table| table.serial);
+                let serial = self.nodes[&id].disk.as_ref().map_or(Serial(0), |table| table.serial);
                 self.server.poll(id, serial);
                 self.waiting.insert(id, serial);
                 self.serve();
