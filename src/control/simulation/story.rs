@@ -16,7 +16,7 @@ use crate::types::{NodeId, Serial};
 use time::Due;
 
 /// Events of one story.
-const EVENTS: u64 = 8;
+const EVENTS: u64 = 6;
 
 /// How long it may take until all is quiet once all is healed: who is idle probes once in 5 s, and one whom a
 /// SaP had lost must be heard of by two answers.

@@ -1,7 +1,7 @@
 //! What must hold beside the fate of packets that honest nodes send.
 
 use super::journey::Exchange;
-use super::{LASTING, POURED, Pair, Story, is_sap, lab};
+use super::{LASTING, POURED, Pair, Story, lab};
 use crate::agent::snapshot;
 use crate::api::table::TableBody;
 use crate::control::simulation::packet::udp;
