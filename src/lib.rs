@@ -12,6 +12,7 @@
 //! | [`keys`] | derivation, epochs, rotation steps. Pure | types |
 //! | [`forward`] | one packet's facts in, one verdict out; the flow table. Pure | types, wire, keys |
 //! | [`probe`] | when to probe, what answers mean. Pure | types, wire |
+//! | [`doctor`] | facts of a machine in, what is wrong with it out. Pure | types, wire, api |
 //! | [`sys`] | the kernel and all `unsafe`: TUN, UDP batches, routes | types, wire |
 //! | [`dataplane`] | the three hallways on OS threads: egress, ingress, transit | types, wire, forward, sys |
 //! | [`guard`] | desired firewall rules (pure), rendering, apply and sweep | types, sys |
@@ -26,7 +27,7 @@
 //! | [`telemetry`] | logs | types |
 //! | [`app`] | builds each program from rooms, owns every task and thread | all |
 //!
-//! Pure rooms (`types`, `wire`, `api`, `policy`, `keys`, `forward`, `probe`) own no clock, no socket
+//! Pure rooms (`types`, `wire`, `api`, `policy`, `keys`, `forward`, `probe`, `doctor`) own no clock, no socket
 //! and no thread: `now` is passed in. `unsafe` lives in [`sys`] alone.
 
 pub mod agent;
@@ -37,6 +38,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod dns;
+pub mod doctor;
 pub mod forward;
 pub mod guard;
 pub mod health;

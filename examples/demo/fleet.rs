@@ -355,6 +355,11 @@ impl Node {
         self.wait_ready()
     }
 
+    /// As [`Self::start`], for a program that will not be ready.
+    pub(crate) fn start_unready(&mut self) -> Result<()> {
+        self.spawn(&[])
+    }
+
     /// Starts the program beside the one that runs, to take over from it; returns that one's exit code.
     pub(crate) fn take_over(&mut self) -> Result<i32> {
         let name = self.machine.name.clone();

@@ -19,6 +19,7 @@ mod icmp_ping;
 mod ip_count;
 mod ip_send;
 mod probe;
+mod proxy;
 mod refuse;
 mod relay;
 mod report;
@@ -62,6 +63,8 @@ usage: netkit COMMAND ...
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
   probe-serve SERVICE...                 answers tcp/80, udp/53, sctp/80, 47 (a protocol)
   probe TIMEOUT_MS SERVICE@ADDR...       which of them answer, all asked at once; also icmp
+  proxy PORT FILE inbound|outbound       takes connections that the kernel redirects to PORT on to where they
+                                         were going (inbound: on loopback), and counts them by port
   gue-send SRC_ADDR:PORT DST_ADDR:PORT HEX|@HEXFILE COUNT
                                          sends any UDP payload, also from a port that is in use
   gue-guess SRC_ADDR:PORT DST_ADDR:PORT HEX COUNT RATE RIGHT_AT
@@ -139,6 +142,7 @@ fn run(arguments: &[String]) -> Result<()> {
             let (_, questions) = rest.0.split_first().context(USAGE)?;
             probe::ask(questions, std::time::Duration::from_millis(rest.parse(0)?))
         }
+        "proxy" => proxy::run(rest.parse(0)?, rest.text(1)?, rest.text(2)?),
         "gue-send" => gue_send::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?, rest.parse(3)?),
         "gue-guess" => gue_guess::send(
             &gue_guess::Guessing {

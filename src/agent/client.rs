@@ -17,7 +17,7 @@ use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeRepo
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::pin;
-use crate::types::{Incarnation, Revision, Secret, Serial};
+use crate::types::{Incarnation, Revision, Secret, Serial, Timestamp};
 
 /// For TCP and TLS together, for each address.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -188,6 +188,17 @@ impl Client {
         Ok(())
     }
 
+    /// The server's time, which its answer to anything has; none where it does not say.
+    ///
+    /// # Errors
+    ///
+    /// Why it could not be asked.
+    pub async fn clock(&self) -> Result<Option<Timestamp>, Problem> {
+        let (_, response) = self.reach(Method::GET, "/", None, |request| request).await?;
+        let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok());
+        Ok(date.and_then(Timestamp::of_http_date))
+    }
+
     /// Sends a request to the first address that takes it; an answer that is an error is a problem.
     async fn send(
         &self,
@@ -196,6 +207,18 @@ impl Client {
         credential: Option<&Secret>,
         finish: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, Problem> {
+        let (url, response) = self.reach(method, path, credential, finish).await?;
+        if is_success(response.status()) { Ok(response) } else { Err(refusal(url, response).await) }
+    }
+
+    /// Sends a request to the first address that takes it; returns that and the answer, whatever it is.
+    async fn reach(
+        &self,
+        method: Method,
+        path: &str,
+        credential: Option<&Secret>,
+        finish: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<(&str, Response), Problem> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut failure = None;
         for offset in 0..self.urls.len() {
@@ -207,13 +230,9 @@ impl Client {
                 request = request.bearer_auth(String::from(credential.clone()));
             }
             match finish(request).send().await {
-                Ok(response) if is_success(response.status()) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(response);
-                }
                 Ok(response) => {
                     self.preferred.store(index, Ordering::Relaxed);
-                    return Err(refusal(url, response).await);
+                    return Ok((url, response));
                 }
                 Err(error) => {
                     let problem = self.unreachable(url, &error);

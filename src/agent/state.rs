@@ -144,6 +144,15 @@ impl StateDir {
         }
     }
 
+    /// Reads the table and the devices of a node without holding its directory; nothing where they cannot be
+    /// read.
+    #[must_use]
+    pub fn peek(path: &Path, uid: u32) -> (Option<NodeTable>, BTreeMap<OverlayId, String>) {
+        let table = read(&path.join(TABLE), uid).ok().flatten();
+        let devices: Option<_> = read(&path.join(DEVICES), uid).ok().flatten();
+        (table, devices.unwrap_or_default())
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -192,8 +201,13 @@ impl StateDir {
     /// When the newest table was written; none when there is none.
     #[must_use]
     pub fn table_written(&self) -> Option<Timestamp> {
-        let written =
-            fs::metadata(self.path.join(TABLE)).and_then(|found| found.modified()).ok()?;
+        Self::peek_written(&self.path)
+    }
+
+    /// As [`Self::table_written`], without holding the directory.
+    #[must_use]
+    pub fn peek_written(path: &Path) -> Option<Timestamp> {
+        let written = fs::metadata(path.join(TABLE)).and_then(|found| found.modified()).ok()?;
         written.duration_since(UNIX_EPOCH).ok().map(|since| Timestamp(since.as_secs()))
     }
 

@@ -46,11 +46,28 @@ pub struct NodeStatus {
     /// Opening packets of this host that were refused in the last 10 minutes, as far as remembered.
     #[serde(default)]
     pub denied: u64,
+    /// Destinations whose way takes less than the overlay's device, as far as somebody believable said so;
+    /// sorted, [`NARROW_MAX`] at most.
+    #[serde(default)]
+    pub narrow: Vec<NarrowWay>,
     /// The guard; none at a SaP.
     #[serde(default)]
     pub guard: Option<GuardStatus>,
     /// What keeps the node from doing its work, each a line for people.
     pub problems: Vec<String>,
+}
+
+/// How many narrow ways a status has.
+pub const NARROW_MAX: usize = 64;
+
+/// A way that takes less than the overlay's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NarrowWay {
+    /// The overlay address that it leads to.
+    pub destination: IpAddr,
+    /// The longest packet that fits, without our headers, in bytes.
+    pub mtu: u16,
 }
 
 /// The guard of a machine.

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod backup;
 pub mod can;
+pub mod doctor;
 pub mod errand;
 pub mod flows;
 pub mod gzip;

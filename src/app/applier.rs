@@ -243,11 +243,14 @@ impl Applier<'_> {
         let held = self.is_guarded();
         // Interfaces come and go.
         self.follow_guard().await;
-        let must_follow = match &*self.plane {
-            Plane::Entity(plane, devices) => {
-                !held || devices.is_incomplete() || !plane.problems().is_empty()
+        let must_follow = match (&*self.plane, &self.in_force) {
+            (Plane::Entity(plane, devices), Some(table)) => {
+                !held
+                    || devices.is_incomplete()
+                    || !plane.problems().is_empty()
+                    || devices.is_outdated(table).await
             }
-            Plane::Sap(_) => false,
+            (Plane::Entity(..), None) | (Plane::Sap(_), _) => false,
         };
         if must_follow {
             if let Plane::Entity(plane, _) = &mut *self.plane {

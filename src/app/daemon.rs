@@ -27,15 +27,15 @@ use crate::agent::sync::Puller;
 use crate::agent::tracers::Sightings;
 use crate::agent::{flows, report};
 use crate::api::local::{
-    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NodeStatus, OverlayStatus,
-    SapStatus, TableStatus,
+    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NARROW_MAX, NarrowWay, NodeStatus,
+    OverlayStatus, SapStatus, TableStatus,
 };
 use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
 use crate::dns::Names;
-use crate::forward::{FlowTable, Snapshot};
+use crate::forward::{FlowTable, PathMtus, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
 use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Timestamp};
@@ -130,6 +130,7 @@ pub(crate) struct Shared {
     /// The links of the table in force changed, or a message waits.
     pub(crate) control_due: Notify,
     flows: Arc<FlowTable>,
+    path_mtus: Arc<Publisher<PathMtus>>,
     /// What the hallways counted, on its way to the server.
     pub(crate) counted: flows::Reporter,
     probes: Mutex<Probes>,
@@ -158,6 +159,7 @@ impl Shared {
         identity: Identity,
         publisher: Arc<Publisher<Snapshot>>,
         flows: Arc<FlowTable>,
+        path_mtus: Arc<Publisher<PathMtus>>,
         counters: Arc<Counters>,
     ) -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -168,6 +170,7 @@ impl Shared {
             counters,
             control_due: Notify::new(),
             flows,
+            path_mtus,
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
             probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
             denials: Mutex::default(),
@@ -263,6 +266,16 @@ impl Shared {
         saps.collect()
     }
 
+    fn narrow(&self) -> Vec<NarrowWay> {
+        let known = self.path_mtus.current();
+        let known = known.known(clock::monotonic_millis());
+        let mut ways: Vec<_> =
+            known.map(|(destination, mtu)| NarrowWay { destination, mtu }).collect();
+        ways.sort_unstable();
+        ways.truncate(NARROW_MAX);
+        ways
+    }
+
     fn status(&self) -> NodeStatus {
         let facts = self.facts().clone();
         let ways: &[Way] = match self.identity.kind {
@@ -289,6 +302,7 @@ impl Shared {
             drops: self.counters.drops().into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
             flows: u64::try_from(self.flows.len()).unwrap_or(u64::MAX),
             denied: self.denials().since(ago(LATELY)).map(|denial| denial.count).sum(),
+            narrow: self.narrow(),
             guard: self.guard.status(),
             problems: self.health.problems(),
         }

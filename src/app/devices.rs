@@ -54,6 +54,17 @@ pub(crate) struct Devices {
     left: BTreeSet<String>,
     /// Whether something could not be set up and is to be tried again.
     is_incomplete: bool,
+    /// What the underlay left for packets when the devices were last looked at.
+    room: Option<Room>,
+}
+
+/// What the narrowest way to any hop leaves for a wrapped packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    /// In bytes, within what a device may have.
+    mtu: u32,
+    /// Whose way it is and what that takes in bytes; none where no way is known.
+    narrowest: Option<(IpAddr, u32)>,
 }
 
 impl Devices {
@@ -65,8 +76,8 @@ impl Devices {
         inheritance: Inheritance,
         left: BTreeSet<String>,
     ) -> Self {
-        let (in_use, is_incomplete) = (BTreeMap::new(), false);
-        Self { network, data_path, lanes, in_use, inheritance, left, is_incomplete }
+        let (in_use, is_incomplete, room) = (BTreeMap::new(), false, None);
+        Self { network, data_path, lanes, in_use, inheritance, left, is_incomplete, room }
     }
 
     /// The device of an overlay.
@@ -77,6 +88,11 @@ impl Devices {
     /// Whether [`Self::follow`] should be called again without a new table.
     pub(crate) fn is_incomplete(&self) -> bool {
         self.is_incomplete
+    }
+
+    /// Whether the underlay has another MTU by now than the devices were made for.
+    pub(crate) async fn is_outdated(&self, table: &NodeTable) -> bool {
+        self.room != Some(self.room(table).await)
     }
 
     /// Lets go of devices whose thread reported that they are gone, so that [`Self::follow`] makes them
@@ -121,12 +137,17 @@ impl Devices {
                 self.let_go(&left).await;
             }
         }
-        let mtu = self.overlay_mtu(table).await;
+        let room = self.room(table).await;
+        self.room = Some(room);
         for overlay in &table.body.overlays {
             let Some(address) = overlay.address else { continue };
             let Some(name) = names.get(&overlay.id) else { continue };
             let topic = Topic::Overlay(overlay.name.to_string());
-            match self.set_up(overlay, address, name, mtu, plane).await {
+            let outcome = match room.too_small(overlay.cidr) {
+                None => self.set_up(overlay, address, name, room.mtu, plane).await,
+                Some(error) => Err(self.keep_shut(overlay, name, plane, error).await),
+            };
+            match outcome {
                 Ok(()) => health.set(topic, Vec::new()),
                 Err(error) => {
                     self.is_incomplete = true;
@@ -141,6 +162,24 @@ impl Devices {
         }
     }
 
+    /// An overlay without a device, for the reason that comes back: its packets get nowhere, and programs hear so
+    /// at once.
+    async fn keep_shut(
+        &mut self,
+        overlay: &OverlayTable,
+        name: &str,
+        plane: &mut EntityPlane,
+        reason: SysError,
+    ) -> SysError {
+        plane.remove_overlay(overlay.id);
+        // Nobody reads one that an earlier process has left.
+        self.let_go(name).await;
+        match self.network.add_unreachable(overlay.cidr).await {
+            Ok(()) => reason,
+            Err(error) => error,
+        }
+    }
+
     async fn set_up(
         &mut self,
         overlay: &OverlayTable,
@@ -149,7 +188,6 @@ impl Devices {
         mtu: u32,
         plane: &mut EntityPlane,
     ) -> Result<(), SysError> {
-        let mtu = if overlay.cidr.addr().is_ipv6() { mtu.max(IPV6_MTU_MIN) } else { mtu };
         let wanted = Device {
             name: name.to_owned(),
             mtu,
@@ -221,7 +259,7 @@ impl Devices {
 
     /// What a wrapped packet may carry: the smallest path to any SaP or direct peer, less the
     /// overhead.
-    async fn overlay_mtu(&self, table: &NodeTable) -> u32 {
+    async fn room(&self, table: &NodeTable) -> Room {
         let saps = table.body.saps.iter().filter_map(|sap| sap.endpoints.first());
         let peers = table
             .body
@@ -230,16 +268,45 @@ impl Devices {
             .flat_map(|overlay| &overlay.members)
             .filter(|member| member.id != table.body.node.id)
             .filter_map(|member| member.endpoints.first());
-        let mut smallest: Option<u32> = None;
+        let mut room: Option<Room> = None;
         for endpoint in saps.chain(peers).take(MTU_ASKED_MAX) {
             let to = endpoint.ip().to_canonical();
-            if let Ok(mtu) = self.network.mtu_towards(to).await {
-                let inner = mtu.saturating_sub(gue::overhead(to.is_ipv4()).into());
-                smallest = Some(smallest.map_or(inner, |smallest| smallest.min(inner)));
+            if let Ok(way) = self.network.mtu_towards(to).await {
+                let found = Room::of(way, to);
+                room = Some(room.filter(|room| room.mtu <= found.mtu).unwrap_or(found));
             }
         }
+        room.unwrap_or(Room::usual())
+    }
+}
+
+impl Room {
+    /// What a way to `to` of `way` bytes leaves.
+    fn of(way: u32, to: IpAddr) -> Self {
         let max = u32::try_from(OVERLAY_MTU_MAX).unwrap_or(u32::MAX);
-        smallest.unwrap_or(UNDERLAY_MTU_USUAL - u32::from(gue::overhead(true))).clamp(576, max)
+        let mtu = way.saturating_sub(gue::overhead(to.is_ipv4()).into());
+        Self { mtu: mtu.clamp(576, max), narrowest: Some((to, way)) }
+    }
+
+    /// Where no way is known.
+    fn usual() -> Self {
+        Self { mtu: UNDERLAY_MTU_USUAL - u32::from(gue::overhead(true)), narrowest: None }
+    }
+
+    /// Why there can be no overlay of `range`: a link of IPv6 that does not take 1280 bytes loses what hosts
+    /// take for granted.
+    fn too_small(self, range: Prefix) -> Option<SysError> {
+        let (to, way) = self.narrowest?;
+        if range.addr().is_ipv4() || self.mtu >= IPV6_MTU_MIN {
+            return None;
+        }
+        let needed = IPV6_MTU_MIN + u32::from(gue::overhead(to.is_ipv4()));
+        let why = format!(
+            "IPv6 needs {IPV6_MTU_MIN} bytes, and the way to {to} takes {way}, headers of ours included"
+        );
+        Some(SysError::new("the underlay is too narrow for IPv6", why).fix(format!(
+            "give that link or route an MTU of {needed} or more, or use an overlay of IPv4"
+        )))
     }
 }
 
@@ -279,6 +346,28 @@ fn assign(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_overlay_of_ipv6_needs_1280_bytes_beside_our_headers() {
+        let (v4, v6): (IpAddr, IpAddr) =
+            ("192.0.2.9".parse().unwrap(), "2001:db8::9".parse().unwrap());
+        let (range_v4, range_v6): (Prefix, Prefix) =
+            ("10.70.0.0/16".parse().unwrap(), "fd70::/64".parse().unwrap());
+
+        for (way, to, fits) in
+            [(1316, v4, true), (1315, v4, false), (1336, v6, true), (1335, v6, false)]
+        {
+            let room = Room::of(way, to);
+            assert_eq!(room.too_small(range_v6).is_none(), fits, "{way} to {to}");
+            assert_eq!(room.too_small(range_v4), None, "{way} to {to}");
+        }
+        let refused = Room::of(1300, v4).too_small(range_v6).unwrap().to_string();
+        for word in ["192.0.2.9", "1300", "1316"] {
+            assert!(refused.contains(word), "{refused}");
+        }
+        assert_eq!((Room::of(1500, v4).mtu, Room::usual().mtu), (1464, 1464));
+        assert_eq!(Room::usual().too_small(range_v6), None);
+    }
 
     #[test]
     fn overlays_keep_their_device_and_new_ones_take_the_first_free() {

@@ -11,6 +11,7 @@ mod backup;
 mod control_loop;
 mod daemon;
 mod devices;
+mod doctor;
 mod down;
 mod endpoints;
 mod errands;

@@ -10,7 +10,7 @@ use super::devices::Devices;
 use super::guarding::Guarding;
 use super::handover::{self, Estate, Inheritance};
 use super::node::{self, RunOptions, Settings};
-use super::{down, guard_command};
+use super::{doctor, down, guard_command};
 use crate::agent::join::{Joined, Start};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
@@ -42,6 +42,7 @@ pub fn main() -> ExitCode {
         OvdCommand::Down(args) => node::finish(down::run(args.into())),
         OvdCommand::Guard(command) => guard_command::run(&command),
         OvdCommand::Status(args) => node::status("ovd", &args),
+        OvdCommand::Doctor(args) => doctor::run(&args),
         OvdCommand::Denied(args) => node::denied(&args),
         OvdCommand::Why(args) => node::why(&args),
     }
@@ -229,8 +230,9 @@ async fn start(
     let (manager, predecessor) = (Arc::clone(&inheritance.manager), inheritance.predecessor.take());
     let left = state.devices().into_values().collect();
     let devices = Devices::new(network, settings.data_path, settings.lanes, inheritance, left);
+    let path_mtus = plane.path_mtus();
     let plane = Plane::Entity(plane, devices);
-    let shared = Shared::new(identity, publisher, flows, plane.counters());
+    let shared = Shared::new(identity, publisher, flows, path_mtus, plane.counters());
     let network = Network::open().map_err(node::failed)?;
     let guarding = Guarding::new(settings.guard, bound.port(), network, Arc::clone(&shared.guard));
     daemon::run(Daemon {

@@ -13,7 +13,7 @@ use crate::api::Problem;
 use crate::cli::args::{Ovsap, OvsapCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, SapPlane};
-use crate::forward::Snapshot;
+use crate::forward::{PathMtus, Snapshot};
 use crate::local::Socket;
 use crate::sys::descriptors::Descriptors;
 use crate::sys::udp::UdpSocket;
@@ -136,7 +136,9 @@ async fn start(
     let (plane, port) = SapPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
-    let shared = Shared::new(identity, publisher, flows, plane.counters());
+    // It sends what others made: how long that may be is for the sources to know.
+    let path_mtus = Arc::new(Publisher::new(PathMtus::default()));
+    let shared = Shared::new(identity, publisher, flows, path_mtus, plane.counters());
     inheritance.close_rest();
     let Inheritance { manager, predecessor, .. } = inheritance;
     daemon::run(Daemon {

@@ -9,6 +9,7 @@ pub mod completion;
 mod credential;
 pub mod denied;
 pub mod dns;
+pub mod doctor;
 mod enforcement;
 pub mod entity;
 pub mod flow;

@@ -125,6 +125,7 @@ fn lines(program: &str, status: &NodeStatus, now: Timestamp) -> Vec<String> {
     lines.extend(status.guard.as_ref().map(guard::summary));
     lines.extend(section(&overlay_table(status)));
     lines.extend(section(&sap_table(status)));
+    lines.extend(section(&narrow_table(status)));
     lines.extend(section(&packet_table(status)));
     lines.extend(section(&drop_table(status)));
     if let Some(guard) = &status.guard {
@@ -229,6 +230,14 @@ fn sap_table(status: &NodeStatus) -> Table {
     table
 }
 
+fn narrow_table(status: &NodeStatus) -> Table {
+    let mut table = Table::new(&["NARROW WAY TO", "MTU"]);
+    for way in &status.narrow {
+        table.row([way.destination.to_string(), way.mtu.to_string()]);
+    }
+    table
+}
+
 fn packet_table(status: &NodeStatus) -> Table {
     let mut table = Table::new(&["HALLWAY", "PACKETS", "BYTES"]);
     for (hallway, count) in &status.packets {
@@ -251,7 +260,7 @@ fn drop_table(status: &NodeStatus) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::local::{OverlayStatus, SapStatus, ServerStatus, TableStatus};
+    use crate::api::local::{NarrowWay, OverlayStatus, SapStatus, ServerStatus, TableStatus};
     use crate::types::{ApiVersion, Name, NodeId, Revision, Serial};
 
     fn ready() -> NodeStatus {
@@ -295,6 +304,7 @@ mod tests {
             drops: [("no_rule".to_owned(), 4), ("from_the_future".to_owned(), 1)].into(),
             flows: 0,
             denied: 3,
+            narrow: vec![NarrowWay { destination: "100.71.0.12".parse().unwrap(), mtu: 1364 }],
             guard: None,
             problems: vec!["the MTU of eth0 fell".to_owned()],
         }
@@ -309,6 +319,7 @@ mod tests {
             "table     revision 43, serial 7, applied now",
             "default  100.71.0.11  100.71.0.0/16  ov0     1464  2      1",
             "sap-1  192.0.2.9:6080  answers  420 µs",
+            "100.71.0.12    1364",
             "no_rule          4        no rule allows it",
             "from_the_future  1        –",
             "denied    3 opening packets of this host in the last 10m: ovd denied",

@@ -259,6 +259,12 @@ impl EntityPlane {
         })
     }
 
+    /// What is known of ways that are narrower than the devices.
+    #[must_use]
+    pub fn path_mtus(&self) -> Arc<Publisher<PathMtus>> {
+        Arc::clone(&self.mtus)
+    }
+
     /// The counters of all hallways.
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {

@@ -20,6 +20,7 @@ const TTL_SECS: u32 = 5;
 
 /// Types of records.
 pub(super) const A: u16 = 1;
+pub(super) const NS: u16 = 2;
 const SOA: u16 = 6;
 pub(super) const PTR: u16 = 12;
 pub(super) const AAAA: u16 = 28;
@@ -69,6 +70,12 @@ pub(super) enum Record {
     Name(String),
 }
 
+/// Whether an answer has records and no complaint.
+pub(super) fn has_records(answer: &[u8]) -> bool {
+    let (flags, records) = (u16_at(answer, 2), u16_at(answer, 6));
+    flags.is_some_and(|flags| flags & 0x000f == 0) && records.is_some_and(|records| records > 0)
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().copied().map(u16::from_be_bytes)
 }
@@ -105,6 +112,19 @@ impl Query {
         let question = question.to_vec();
         let edns = edns(message, after + 4);
         Ok(Self { id, wants_recursion, name, kind, question, edns })
+    }
+
+    /// The message that asks for `name`, and how to know its answer.
+    pub(super) fn new(id: u16, name: &str, kind: u16) -> Option<(Self, Vec<u8>)> {
+        // Recursion is desired; one question.
+        let mut message = Vec::with_capacity(HEADER + name.len() + 6);
+        for field in [id, 0x0100, 1, 0, 0, 0] {
+            message.extend(field.to_be_bytes());
+        }
+        message.extend(encode(name));
+        message.extend(kind.to_be_bytes());
+        message.extend(IN.to_be_bytes());
+        Self::parse(&message).ok().map(|query| (query, message))
     }
 
     /// The longest datagram that may answer it.

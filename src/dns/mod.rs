@@ -18,6 +18,7 @@
 )]
 
 mod message;
+mod question;
 mod upstream;
 mod zone;
 
@@ -34,6 +35,7 @@ use tokio::sync::Semaphore;
 
 use crate::types::OVERLAY_SUFFIX;
 use message::{MESSAGE_MAX, Query};
+pub use question::{answers, has_address};
 pub use upstream::Upstream;
 use zone::Verdict;
 pub use zone::Zone;

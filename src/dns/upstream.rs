@@ -43,6 +43,14 @@ impl Upstream {
         Self(others.take(SERVERS_MAX).map(|server| SocketAddr::new(server, 53)).collect())
     }
 
+    /// The addresses of `/etc/resolv.conf`: whom programs here ask.
+    #[must_use]
+    pub fn configured() -> Vec<IpAddr> {
+        let mut servers = parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        servers.truncate(SERVERS_MAX);
+        servers
+    }
+
     /// Without our own listener: nobody asks themselves.
     pub(super) fn without(mut self, own: SocketAddr) -> Self {
         let is_own = |server: &SocketAddr| {
@@ -73,7 +81,11 @@ impl Upstream {
 }
 
 /// Asks from a port of its own, which only the kernel knows before.
-async fn by_udp(server: SocketAddr, query: &Query, message: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) async fn by_udp(
+    server: SocketAddr,
+    query: &Query,
+    message: &[u8],
+) -> io::Result<Vec<u8>> {
     let any = match server {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

@@ -31,14 +31,21 @@ impl PathMtus {
     #[must_use]
     pub fn exceeded(&self, destination: IpAddr, len: usize, now_millis: u64) -> Option<u16> {
         let &(mtu, until) = self.by_destination.get(&destination)?;
+        let mtu = mtu.max(least(destination));
         (len > usize::from(mtu) && now_millis < until).then_some(mtu)
+    }
+
+    /// The narrow ways, each with what it was said to take in bytes: less than every link of the family
+    /// must, where packets of that size do not fit and the host cannot be told of anything smaller.
+    pub fn known(&self, now_millis: u64) -> impl Iterator<Item = (IpAddr, u16)> {
+        let valid = self.by_destination.iter().filter(move |(_, (_, until))| now_millis < *until);
+        valid.map(|(&destination, &(mtu, _))| (destination, mtu))
     }
 
     /// The same with one more word; nothing when it says nothing new. A way only gets narrower, until
     /// what is known of it is forgotten.
     #[must_use]
     pub fn learn(&self, destination: IpAddr, mtu: u16, now_millis: u64) -> Option<Self> {
-        let mtu = mtu.max(if destination.is_ipv6() { LEAST_V6 } else { LEAST_V4 });
         let mut next = self.clone();
         next.by_destination.retain(|_, (_, until)| now_millis < *until);
         let known = next.by_destination.get(&destination).map(|(mtu, _)| *mtu);
@@ -49,6 +56,11 @@ impl PathMtus {
         next.by_destination.insert(destination, (mtu, now_millis.saturating_add(KEPT_MILLIS)));
         Some(next)
     }
+}
+
+/// What every link takes: hosts do not believe in less.
+fn least(destination: IpAddr) -> u16 {
+    if destination.is_ipv6() { LEAST_V6 } else { LEAST_V4 }
 }
 
 #[cfg(test)]
@@ -84,6 +96,15 @@ mod tests {
         let v6: IpAddr = "fd00::1".parse().unwrap();
         let narrow = known.learn(v6, 68, 0).unwrap();
         assert_eq!(narrow.exceeded(v6, 1500, 0), Some(LEAST_V6));
+    }
+
+    #[test]
+    fn what_is_known_says_what_was_said_and_is_forgotten_in_time() {
+        let v6: IpAddr = "fd00::1".parse().unwrap();
+        let known = PathMtus::default().learn(v6, 1264, 0).unwrap();
+
+        assert_eq!(known.known(1).collect::<Vec<_>>(), [(v6, 1264)]);
+        assert_eq!(known.known(KEPT_MILLIS).count(), 0);
     }
 
     #[test]

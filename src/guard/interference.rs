@@ -75,6 +75,7 @@ mod tests {
             family: "ip".to_owned(),
             table: table.to_owned(),
             name: name.to_owned(),
+            ..ForeignChain::default()
         };
         let named = |chains: &[ForeignChain]| {
             interference(chains).iter().map(|found| found.tool).collect::<Vec<_>>()

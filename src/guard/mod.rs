@@ -16,7 +16,7 @@ mod sockets;
 mod table;
 
 pub use interference::{Interference, interference};
-pub use nft::{chains, is_missing};
+pub use nft::{ForeignChain, chains, is_missing};
 pub use render::render;
 pub use rules::{Egress, Intent, Member, Outside, Rule, RuleName, rules};
 pub use services::Services;

@@ -84,7 +84,7 @@ pub(super) struct Counter {
 }
 
 /// A chain of anybody's.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct ForeignChain {
     /// `ip`, `ip6`, `inet`, …
     pub family: String,
@@ -92,6 +92,13 @@ pub struct ForeignChain {
     pub table: String,
     /// Its name.
     pub name: String,
+    /// `filter`, `nat` or `route`, where the kernel runs it by itself.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Where it does: `input`, `output`, `forward`, …
+    pub hook: Option<String>,
+    /// What becomes of packets that no rule decides: `accept` or `drop`.
+    pub policy: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -139,11 +146,17 @@ mod tests {
         let json = r#"{"nftables": [{"metainfo": {"version": "1.0.6"}},
             {"chain": {"family": "ip", "table": "nat", "name": "DOCKER", "handle": 1}},
             {"counter": {"family": "inet", "name": "closed", "table": "ovmesh", "handle": 2,
-             "packets": 3, "bytes": 180}}]}"#;
+             "packets": 3, "bytes": 180}},
+            {"chain": {"family": "inet", "table": "filter", "name": "input", "handle": 1,
+             "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}}]}"#;
 
         let items = items(json).unwrap();
 
-        assert_eq!(items[1].chain.as_ref().unwrap().name, "DOCKER");
+        let chain = items[1].chain.as_ref().unwrap();
+        assert_eq!((chain.name.as_str(), chain.hook.as_deref()), ("DOCKER", None));
+        let chain = items[3].chain.as_ref().unwrap();
+        let hooked = [&chain.kind, &chain.hook, &chain.policy].map(|word| word.as_deref().unwrap());
+        assert_eq!(hooked, ["filter", "input", "drop"]);
         let counter = items[2].counter.as_ref().unwrap();
         assert_eq!((counter.packets, counter.bytes), (3, 180));
     }

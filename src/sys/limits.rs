@@ -1,6 +1,9 @@
 //! What the kernel lets this process have.
 
+use std::ffi::CString;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// Raises the limit of open files as far as this process may, and gives what it is then: a server holds
 /// a connection for each node, and the limit that shells and systemd start programs with is 1,024.
@@ -22,9 +25,32 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
+/// How many bytes this process may still write to the file system that `path` is on.
+///
+/// # Errors
+///
+/// When there is no such file or directory.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero and the kernel writes one `statvfs`; both are ours and alive.
+    if unsafe { libc::statvfs(path.as_ptr(), found.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call above succeeded, so it is written.
+    let found = unsafe { found.assume_init() };
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_disk_has_some_room_and_no_file_has_none() {
+        assert!(free_bytes(Path::new("/")).unwrap() > 0);
+        assert!(free_bytes(Path::new("/no/such/file")).is_err());
+    }
 
     #[test]
     fn afterwards_the_kernel_says_the_same() {

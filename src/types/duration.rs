@@ -91,6 +91,13 @@ impl Timestamp {
         let round_up = u64::from(duration.subsec_nanos() > 0);
         Self(self.0.saturating_add(duration.as_secs()).saturating_add(round_up))
     }
+
+    /// The time of an HTTP `Date` header (RFC 9110 section 5.6.7); none where it is none.
+    #[must_use]
+    pub fn of_http_date(text: &str) -> Option<Self> {
+        let time = jiff::fmt::rfc2822::parse(text).ok()?;
+        u64::try_from(time.timestamp().as_second()).ok().map(Self)
+    }
 }
 
 impl fmt::Display for Timestamp {
@@ -145,6 +152,13 @@ mod tests {
         for bad in ["", "0s", "8", "h", "-1s", "1y", "99999999999999999999s", "9999999d", "1h 2m"] {
             assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn http_dates_are_read_and_other_texts_are_not() {
+        let time = Timestamp::of_http_date("Fri, 27 Nov 2026 00:24:11 GMT");
+        assert_eq!(time.unwrap().to_string(), "2026-11-27T00:24:11Z");
+        assert_eq!(Timestamp::of_http_date("now"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::path::Path;
 use source::{NamedPath, Source};
 
 /// Rooms without clock, socket, thread, file or chance.
-const PURE: &[&str] = &["types", "wire", "api", "policy", "keys", "forward", "probe"];
+const PURE: &[&str] = &["types", "wire", "api", "policy", "keys", "forward", "probe", "doctor"];
 
 /// Packages that only some places may use: a room, or a folder in it. `bin` and `app` put programs
 /// together from rooms and are held to this table too.

@@ -2,7 +2,7 @@
 //! nothing behind.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ovmesh::api::node::JoinToken;
@@ -13,6 +13,9 @@ use crate::binaries;
 use crate::fleet::{Fleet, Kind};
 use crate::support::{Rig, SOON, Turn, expect_refusal, http_over, play};
 use crate::world::{Machine, Output, World, poll};
+
+/// How soon a machine must be online, as the first answer through the overlay shows.
+const FIRST_PING_WITHIN: Duration = Duration::from_secs(5);
 
 #[test]
 fn tokens_that_do_not_admit_are_refused_and_leave_nothing() {
@@ -46,6 +49,104 @@ fn tokens_that_do_not_admit_are_refused_and_leave_nothing() {
         }
         let admin = rig.fleet.token(&["--role", "admin"])?;
         joiner.refused(&admin, 2, &["malformed"])
+    });
+}
+
+#[test]
+fn from_the_command_to_the_first_policed_ping_it_takes_less_than_5_s() {
+    play(&["s1"], &["a"], |rig| {
+        let laptop = rig.world.machine("laptop")?;
+        rig.allow(&["role=laptop", "a", "--port", "udp/7"])?;
+        let token = rig.fleet.token(&["--overlay", "lab", "--label", "role=laptop"])?;
+        let _echoes = [rig.udp_echo("a", 7)?, rig.udp_echo("a", 8)?];
+        let netkit = rig.netkit();
+        let [allowed, refused] = [rig.at("a", 7)?, rig.at("a", 8)?].map(|to| to.to_string());
+        let answers = |to: &str| -> Result<bool> {
+            let output = laptop.run(&[netkit.as_str(), "udp-ping", to, "1", "200"])?;
+            Ok(output.stdout.contains("\"received\":1"))
+        };
+        ensure!(!answers(&allowed)?, "answered before it joined");
+
+        let ovd = binaries().ovd.to_string_lossy().into_owned();
+        let started = Instant::now();
+        let _ovd = laptop.spawn("ovd", &[&ovd, "run", "--join", &token, "--guard", "ports"])?;
+        let took =
+            poll(SOON, "the first answer", || Ok(answers(&allowed)?.then(|| started.elapsed())))?;
+
+        show(&format!("from `ovd run --join` to the first policed ping: {took:.1?}"));
+        ensure!(took < FIRST_PING_WITHIN, "{took:?}");
+        ensure!(!answers(&refused)?, "what no rule allows is answered");
+        rig.allow(&["role=laptop", "a", "--port", "udp/8"])?;
+        poll(SOON, "the control", || Ok(answers(&refused)?.then_some(())))
+    });
+}
+
+#[expect(clippy::print_stderr, reason = "a figure that one wants to see, also when it is good")]
+fn show(figure: &str) {
+    eprintln!("{figure}");
+}
+
+#[test]
+fn an_endpoint_in_the_open_is_refused_unless_the_token_allows_it() {
+    play(&[], &[], |rig| {
+        let joiner = Joiner::new(rig, "m")?;
+        let open = ["--endpoint", "203.0.113.7"];
+        let token = rig.fleet.token(&["--overlay", "lab"])?;
+
+        let refused = joiner.join(&token, "refused", &open)?;
+        expect_refusal(
+            &refused,
+            5,
+            &["underlay at 203.0.113.7 is not declared managed", "in clear", "--clear-underlay"],
+        )?;
+        ensure!(!joiner.state("refused").exists(), "state was left behind");
+
+        // The controls: the same token with another endpoint, and another token with the same.
+        ensure!(joiner.join(&token, "private", &["--name", "private"])?.code == 0);
+        let clear = rig.fleet.token(&["--overlay", "lab", "--clear-underlay"])?;
+        let words = [&open[..], &["--name", "clear"]].concat();
+        let joined = joiner.join(&clear, "clear", &words)?;
+        ensure!(joined.code == 0, "{joined:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_goes_in_clear_to_a_sap_in_the_open_unless_the_token_allowed_it() {
+    play(&[], &["a"], |rig| {
+        for name in ["c", "e"] {
+            rig.join(name, Kind::Entity, &["--clear-underlay"])?;
+        }
+        let sap = rig.world.machine("s1")?;
+        let open = "203.0.113.9";
+        let command = |machine: &Machine, words: &str| {
+            let command: Vec<&str> = words.split(' ').collect();
+            machine.run(&command)?.success(words).map(drop)
+        };
+        command(&sap, &format!("ip address add {open}/32 dev eth0"))?;
+        for name in ["a", "c", "e"] {
+            let machine = rig.fleet.machine(name)?;
+            command(machine, &format!("ip route add {open} dev eth0"))?;
+            command(&sap, &format!("ip route add {} dev eth0 src {open}", machine.ip4))?;
+        }
+        let token = rig.fleet.token(&["--role", "sap", "--overlay", "lab", "--clear-underlay"])?;
+        rig.fleet.add(sap, Kind::Sap, &token, &["--endpoint", open])?;
+        rig.allow(&["a", "e", "--port", "udp/7"])?;
+        rig.allow(&["c", "e", "--port", "udp/7"])?;
+        let _echo = rig.udp_echo("e", 7)?;
+
+        poll(
+            SOON,
+            "who may to reach e",
+            || Ok((rig.udp_ping("c", "e", 7, 3)? == 3).then_some(())),
+        )?;
+        ensure!(rig.udp_ping("a", "e", 7, 3)? == 0, "a speaks to a SaP in the open");
+        let problems = rig.fleet.node("a")?.status()?["problems"].to_string();
+        let expected = format!("SaP s1 at {open}:6080 is beyond underlays declared managed");
+        ensure!(problems.contains(&expected), "{problems}");
+        let none = rig.fleet.node("c")?.status()?["problems"].to_string();
+        ensure!(none == "[]", "{none}");
+        Ok(())
     });
 }
 

@@ -31,8 +31,8 @@ pub use dns::{DnsCommand, DnsExportArgs, DnsForm};
 pub use flow::{FlowArgs, FlowCommand};
 pub use kubernetes::{InjectArgs, KubernetesCommand};
 pub use node::{
-    Check, DaemonArgs, DeniedArgs, GuardCommand, GuardOffArgs, JoinArgs, LeaveArgs, NodeStatusArgs,
-    Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
+    Check, DaemonArgs, DeniedArgs, DoctorArgs, GuardCommand, GuardOffArgs, JoinArgs, LeaveArgs,
+    NodeStatusArgs, Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,

@@ -58,6 +58,15 @@ Examples:
   ovd status -o json
   ovd status --check ready --wait 30s && my-program")]
     Status(NodeStatusArgs),
+    /// Look for what is wrong on this machine: clock, MTU, DNS, firewalls, addresses, rights, server, SaPs
+    #[command(after_help = "\
+Examples:
+  sudo ovd doctor
+  sudo ovd doctor -o json
+
+Each line is ok, a warning or a problem, with what it means and what to do. It exits 1 when there is a
+problem. It works without the daemon, too; what SaPs answer only the daemon knows.")]
+    Doctor(DoctorArgs),
     /// Show what this host wanted and was refused, newest first, with the reason
     #[command(after_help = "\
 Examples:
@@ -273,6 +282,23 @@ pub struct NodeStatusArgs {
     #[arg(long, value_name = "DURATION", requires = "check")]
     pub wait: Option<HumanDuration>,
     /// The local status socket [default: /run/ovmesh/PROGRAM.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Which machine to look at: this one, with the daemon of this state.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoctorArgs {
+    /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where state is kept [default: /var/lib/ovmesh/PROGRAM]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The local status socket [default: /run/ovmesh/ovd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// How to show it
