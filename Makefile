@@ -48,8 +48,12 @@ test: setup
 
 # Long runs are tests marked `#[ignore = "long"]`. Of licences and bans `make test` asks what Cargo knows
 # (`dependencies::*`); cargo-deny takes a minute to build.
+# Long tests run alone and optimised, because most print a figure that has to hold: times, and what was lost at full rate.
+# Those of every mix of modes compare bytes only, and take longest.
 test-long: setup deny
-	cargo test --locked -- --test-threads=$(TEST_THREADS) --include-ignored
+	cargo test --locked -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --profile long -- --ignored --test-threads=1 --show-output --skip in_every_mix
+	cargo test --locked --profile long -- --ignored --show-output in_every_mix
 	$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=200
 
 # Everything is built before anything is measured.

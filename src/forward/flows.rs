@@ -6,6 +6,9 @@
 //! hop) are single words. The state word carries bits of the sequence number, so that a late update
 //! never lands on the slot's next flow.
 //!
+//! Beside the slots stands a byte of each one's hash: a lookup reads the sixteen of a bucket, and then only
+//! slots whose byte is that of the key. Most often that is the flow's own, or none.
+//!
 //! The slots may lie in memory that outlives the process, so that the next one finds them
 //! ([`FlowTable::within`], [`FlowTable::take_over`]).
 //!
@@ -17,7 +20,7 @@ mod slot;
 mod walk;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use super::Now;
 use super::by_source::BySource;
@@ -27,7 +30,7 @@ use super::records::RecordTable;
 pub(super) use slot::{Found, HopMark, Phase};
 use slot::{Slot, SlotWords, State, View};
 
-/// Slots of a bucket: how many a lookup touches at most. With eight, a source that is over its share
+/// Slots of a bucket. With eight, a source that is over its share
 /// found a bucket full of others' once in 100,000 times, in a table that was a quarter full.
 const BUCKET: usize = 16;
 
@@ -55,6 +58,8 @@ const GRACE_MILLIS: u64 = 60_000;
 #[derive(Debug)]
 pub struct FlowTable {
     memory: Memory,
+    /// A byte of each slot's hash, 0 where it is free.
+    tags: Box<[AtomicU8]>,
     /// Flows by starter, for the quota.
     by_source: BySource,
     occupied: AtomicUsize,
@@ -100,6 +105,7 @@ impl FlowTable {
         let capacity = memory.slots().len();
         Self {
             memory,
+            tags: (0..capacity).map(|_| AtomicU8::new(0)).collect(),
             by_source: BySource::new(SOURCES),
             occupied: AtomicUsize::new(0),
             hasher: RandomState::new(),
@@ -133,7 +139,7 @@ impl FlowTable {
     /// How many flows it can hold.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.slots().len()
+        self.memory.slots().len()
     }
 
     /// Whether mid-stream TCP may make entries.
@@ -144,12 +150,9 @@ impl FlowTable {
 
     /// The entry of `key`, if its time is not up.
     pub(super) fn find(&self, key: &FlowKey, now: Now) -> Option<Found<'_>> {
-        let FlowKey([.., meta]) = key;
-        self.bucket(key).iter().map(Slot).find_map(|slot| {
-            let [.., slot_meta] = slot.key();
-            if slot_meta.load(Ordering::Relaxed) != *meta {
-                return None;
-            }
+        let hash = self.hasher.hash_one(key.0);
+        let tag = tag_of(hash);
+        self.bucket_at(hash).filter(|slot| slot.has_tag(tag)).find_map(|slot| {
             let view = slot.view()?;
             (view.key == *key && !view.is_expired(now)).then_some(Found { slot, state: view.state })
         })
@@ -165,25 +168,26 @@ impl FlowTable {
         token: u32,
         now: Now,
     ) -> Option<Found<'_>> {
+        let hash = self.hasher.hash_one(key.0);
         let starter = key.starter(starter_is_lower);
         let is_over =
-            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.slots().len() / SHARE;
+            self.count_of(starter).load(Ordering::Relaxed) as usize >= self.capacity() / SHARE;
         if is_over
-            && !self.reclaim(key, starter, true, now)
-            && !self.reclaim(key, starter, false, now)
+            && !self.reclaim(hash, starter, true, now)
+            && !self.reclaim(hash, starter, false, now)
         {
             return None;
         }
         // A claim fails when another thread was faster; then the bucket looks different.
         for _ in 0..4 {
-            let (slot, view) = self.place(key, starter, is_over, now)?;
+            let (slot, view) = self.place(hash, key, starter, is_over, now)?;
             if !slot.claim(view.sequence) {
                 continue;
             }
             self.forget(&view);
             let generation = view.sequence.wrapping_add(2) >> 1;
             let state = State::new(token, generation, phase, starter_is_lower);
-            slot.write(view.sequence, key, state, now.monotonic_millis);
+            slot.write(view.sequence, (key, tag_of(hash)), state, now.monotonic_millis);
             self.count_of(starter).fetch_add(1, Ordering::Relaxed);
             self.occupied.fetch_add(1, Ordering::Relaxed);
             return Some(Found { slot, state });
@@ -198,12 +202,13 @@ impl FlowTable {
     /// its replies start it anew. A source that is over its share takes no live one of others.
     fn place(
         &self,
+        hash: u64,
         key: &FlowKey,
         starter: (u64, u64, u64),
         is_over: bool,
         now: Now,
     ) -> Option<(Slot<'_>, View)> {
-        views(self.bucket(key))
+        views(self.bucket_at(hash))
             .filter_map(|(slot, view)| {
                 let rank = if view.is_free() {
                     1
@@ -230,7 +235,7 @@ impl FlowTable {
     /// not do either: it is often the only one there, and now and then milliseconds old.
     fn reclaim(
         &self,
-        key: &FlowKey,
+        hash: u64,
         starter: (u64, u64, u64),
         spares_tombstones: bool,
         now: Now,
@@ -238,7 +243,7 @@ impl FlowTable {
         let mut choice = 0;
         let mut oldest: Option<(Slot<'_>, View)> = None;
         // Other bits than those that choose the new flow's bucket; golden steps go all over the table.
-        let mut at = self.hasher.hash_one(key.0) >> 32;
+        let mut at = hash >> 32;
         for _ in 0..RECLAIM_BUCKETS {
             at = at.wrapping_add(0x9E37_79B9_7F4A_7C15);
             for (slot, view) in views(self.bucket_at(at)) {
@@ -267,7 +272,7 @@ impl FlowTable {
             return false;
         }
         self.forget(view);
-        slot.write(view.sequence, &FlowKey([0; KEY_WORDS]), State(0), 0);
+        slot.write(view.sequence, (&FlowKey([0; KEY_WORDS]), 0), State(0), 0);
         true
     }
 
@@ -280,19 +285,18 @@ impl FlowTable {
         }
     }
 
-    fn slots(&self) -> &[SlotWords] {
-        self.memory.slots()
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        slots(self.memory.slots(), &self.tags)
     }
 
-    fn bucket(&self, key: &FlowKey) -> &[SlotWords] {
-        self.bucket_at(self.hasher.hash_one(key.0))
-    }
-
-    fn bucket_at(&self, hash: u64) -> &[SlotWords] {
-        let slots = self.slots();
+    fn bucket_at(&self, hash: u64) -> impl Iterator<Item = Slot<'_>> {
         // The number of slots is a power of two.
-        let start = hash as usize & (slots.len() - 1) & !(BUCKET - 1);
-        slots.get(start..start + BUCKET).unwrap_or_default()
+        let start = hash as usize & (self.capacity() - 1) & !(BUCKET - 1);
+        let places = start..start + BUCKET;
+        slots(
+            self.memory.slots().get(places.clone()).unwrap_or_default(),
+            self.tags.get(places).unwrap_or_default(),
+        )
     }
 
     fn count_of(&self, starter: (u64, u64, u64)) -> &AtomicU32 {
@@ -300,8 +304,18 @@ impl FlowTable {
     }
 }
 
-fn views(bucket: &[SlotWords]) -> impl Iterator<Item = (Slot<'_>, View)> {
-    bucket.iter().map(Slot).filter_map(|slot| slot.view().map(|view| (slot, view)))
+/// The byte of a hash that stands beside its slot: none of the bits that choose the bucket, and never 0,
+/// which stands beside a free slot.
+fn tag_of(hash: u64) -> u8 {
+    ((hash >> 56) as u8).max(1)
+}
+
+fn slots<'a>(words: &'a [SlotWords], tags: &'a [AtomicU8]) -> impl Iterator<Item = Slot<'a>> {
+    words.iter().zip(tags).map(|(words, tag)| Slot { words, tag })
+}
+
+fn views<'a>(slots: impl Iterator<Item = Slot<'a>>) -> impl Iterator<Item = (Slot<'a>, View)> {
+    slots.filter_map(|slot| slot.view().map(|view| (slot, view)))
 }
 
 #[cfg(test)]

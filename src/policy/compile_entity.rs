@@ -1,6 +1,6 @@
 //! The table of an entity: itself, its peers, and what concerns them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::compile::Part;
 use super::draft::Draft;
@@ -55,14 +55,15 @@ pub(super) fn compile(
     for (saps, ends) in preferences(plan, owner, &peers) {
         draft.prefer(Set::new(ends), saps);
     }
+    let mut cut = Cut { peers: &peers, known: HashMap::new() };
     for way in leaving {
         for (services, group) in &way.to {
-            draft.rule(way, services, alone.clone(), group.intersection(&peers));
+            draft.rule(way, services, alone.clone(), cut.of(group));
         }
     }
     for way in arriving {
         for (services, _) in way.to.iter().filter(|(_, group)| group.contains(&owner)) {
-            draft.rule(way, services, way.from.intersection(&peers), alone.clone());
+            draft.rule(way, services, cut.of(&way.from), alone.clone());
         }
     }
     draft.destination_keys(alone);
@@ -70,6 +71,20 @@ pub(super) fn compile(
     let mut table = draft.finish(world, plan, keys, owner);
     table.outside = outside::table(plan, owner);
     Part { table, saps }
+}
+
+/// Sets cut to the peers of one member: many rules speak of a few sets.
+struct Cut<'a> {
+    peers: &'a Set,
+    /// By what was cut, as it lies in memory.
+    known: HashMap<*const NodeId, Set>,
+}
+
+impl<'a> Cut<'a> {
+    fn of(&mut self, whole: &'a Set) -> Set {
+        let cut = || whole.intersection(self.peers);
+        self.known.entry(whole.as_ptr()).or_insert_with(cut).clone()
+    }
 }
 
 /// The orders of the default SaPs that are not that of the table, and with whom `owner` prefers them.
@@ -126,23 +141,21 @@ struct Ends<'a> {
 impl Ends<'_> {
     fn open(&self, plan: &Plan, owner: NodeId) -> Set {
         let denials: Vec<&&Way> = self.ways.iter().filter(|way| way.tier == Tier::Deny).collect();
-        let mut open = Vec::new();
-        for allow in self.ways {
-            if !matches!(allow.tier, Tier::Allow | Tier::AuditAllow) {
-                continue;
-            }
-            let shadows = denials.iter().filter(|deny| deny.shadows(allow));
-            let ends = shadows.fold((self.other_end)(allow).clone(), |ends, deny| {
-                ends.without((self.other_end)(deny))
-            });
-            open.extend(&ends);
-        }
+        let allows = self.ways.iter().filter(|w| matches!(w.tier, Tier::Allow | Tier::AuditAllow));
+        let mut open: Vec<Set> = allows
+            .map(|allow| {
+                let shadows = denials.iter().filter(|deny| deny.shadows(allow));
+                shadows.fold((self.other_end)(allow).clone(), |ends, deny| {
+                    ends.without((self.other_end)(deny))
+                })
+            })
+            .collect();
         let sides = denials
             .iter()
             .filter(|deny| deny.shadows_always())
             .fold(self.by_sides(plan, owner), |ends, deny| ends.without((self.other_end)(deny)));
-        open.extend(&sides);
-        Set::new(open)
+        open.push(sides);
+        Set::union_of(open.iter())
     }
 
     /// Whom both sides let something through with.

@@ -47,13 +47,15 @@ impl Preference {
         let facts: Vec<_> = saps.iter().filter_map(|id| Some((*id, known(id)?))).collect();
         let mut places = BTreeMap::new();
         if facts.len() > 1 {
-            places = members.filter_map(|id| Some((*id, place(&facts, known(id)?)))).collect();
+            let stands: Vec<Stand<'_>> =
+                facts.iter().map(|(id, sap)| Stand::of(*id, sap)).collect();
+            places = members.filter_map(|id| Some((*id, place(&stands, known(id)?)?))).collect();
         }
         let leaving = facts.iter().filter(|(_, facts)| facts.drain != Drain::No);
         Self { saps: saps.to_vec(), leaving: leaving.map(|(id, _)| *id).collect(), places }
     }
 
-    /// Where the member stands; none where all stand alike.
+    /// Where the member stands; none where it is near no SaP.
     pub(super) fn place(&self, id: NodeId) -> Option<&Place> {
         self.places.get(&id)
     }
@@ -81,15 +83,32 @@ impl Preference {
     }
 }
 
-fn place(saps: &[(NodeId, &NodeFacts)], member: &NodeFacts) -> Place {
-    let hosts: BTreeSet<IpAddr> = member.endpoints.iter().map(|endpoint| endpoint.ip()).collect();
-    let own_zone = zone(member);
-    let near = saps.iter().map(|(id, facts)| {
-        let is_same_host = facts.endpoints.iter().any(|endpoint| hosts.contains(&endpoint.ip()));
-        let is_same_zone = own_zone.is_some() && own_zone == zone(facts);
-        (is_same_host, is_same_zone, member.round_trips.get(id).copied())
-    });
-    Place { near: near.collect() }
+/// Where a SaP stands.
+struct Stand<'a> {
+    sap: NodeId,
+    hosts: Vec<IpAddr>,
+    zone: Option<&'a str>,
+}
+
+impl<'a> Stand<'a> {
+    fn of(sap: NodeId, facts: &'a NodeFacts) -> Self {
+        let hosts = facts.endpoints.iter().map(|endpoint| endpoint.ip()).collect();
+        Self { sap, hosts, zone: zone(facts) }
+    }
+
+    /// Whether it is on the member's host and in its zone, and how far away.
+    fn near(&self, member: &NodeFacts, zone: Option<&str>) -> (bool, bool, Option<u32>) {
+        let is_same_host = member.endpoints.iter().any(|end| self.hosts.contains(&end.ip()));
+        let is_same_zone = zone.is_some() && zone == self.zone;
+        (is_same_host, is_same_zone, member.round_trips.get(&self.sap).copied())
+    }
+}
+
+/// None where it is near none of them, as far as is known: most members of a large overlay may be so.
+fn place(saps: &[Stand<'_>], member: &NodeFacts) -> Option<Place> {
+    let zone = zone(member);
+    let near = || saps.iter().map(|sap| sap.near(member, zone));
+    near().any(|near| near != Default::default()).then(|| Place { near: near().collect() })
 }
 
 /// The SaPs for a pair of members, best first, out of `saps`.

@@ -18,7 +18,8 @@ impl Set {
 
     /// Takes ids in any order, also twice.
     pub(super) fn new(mut ids: Vec<NodeId>) -> Self {
-        ids.sort_unstable();
+        // Not the unstable sort: most often these are a few runs in order.
+        ids.sort();
         ids.dedup();
         Self(ids.into())
     }
@@ -106,6 +107,11 @@ impl Set {
         let mut kept = before.to_vec();
         kept.extend(rest.iter().skip(1).filter(|id| is_kept(id)));
         Self(kept.into())
+    }
+
+    /// Where it lies in memory: the same for sets that share.
+    pub(super) fn as_ptr(&self) -> *const NodeId {
+        self.0.as_ptr()
     }
 
     fn is_same(&self, other: &Self) -> bool {

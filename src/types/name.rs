@@ -2,16 +2,18 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 /// What is meant where nobody says a name.
 const DEFAULT: &str = "default";
 
-/// A DNS label: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?` (RFC 1123 section 2.1, lower case only).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+/// A DNS label: `[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?` (RFC 1123 section 2.1, lower case only). Cloning shares:
+/// tables repeat the names of members thousands of times.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Name(Arc<str>);
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,7 +57,7 @@ impl Name {
         {
             return Err(ParseNameError::new(text, "name"));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The text.
@@ -65,14 +67,14 @@ impl Name {
     }
 
     fn is_default(&self) -> bool {
-        self.0 == DEFAULT
+        *self.0 == *DEFAULT
     }
 }
 
 impl Default for Name {
     /// `default`: the name of the first overlay and of the namespace that nobody named.
     fn default() -> Self {
-        Self(DEFAULT.to_owned())
+        Self(DEFAULT.into())
     }
 }
 
@@ -86,7 +88,13 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0
+        name.0.to_string()
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 

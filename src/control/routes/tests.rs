@@ -1,4 +1,5 @@
 mod clock;
+mod errands;
 mod flows;
 mod outside;
 mod paths;

@@ -1,6 +1,6 @@
 //! One entry of the flow table, as it lies in memory.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use crate::forward::Now;
 use crate::forward::flow_key::{FlowKey, KEY_WORDS};
@@ -71,7 +71,11 @@ pub(super) type SlotWords = [AtomicU64; SLOT_WORDS];
 
 /// A place for a flow: `sequence | key (6 words) | state | seen, in milliseconds | hop | record (0 for none)`
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot<'a>(pub(super) &'a SlotWords);
+pub(super) struct Slot<'a> {
+    pub(super) words: &'a SlotWords,
+    /// A byte of the hash of its key, 0 where it is free.
+    pub(super) tag: &'a AtomicU8,
+}
 
 /// `token | generation (24 bits) | phase (3 bits) | starter is the lower end | starter is a guess`
 #[derive(Clone, Copy)]
@@ -139,33 +143,43 @@ impl View {
 
 impl<'a> Slot<'a> {
     pub(super) fn sequence(self) -> &'a AtomicU64 {
-        let [sequence, ..] = self.0;
+        let [sequence, ..] = self.words;
         sequence
     }
 
     pub(super) fn key(self) -> [&'a AtomicU64; KEY_WORDS] {
-        let [_, k0, k1, k2, k3, k4, k5, ..] = self.0;
+        let [_, k0, k1, k2, k3, k4, k5, ..] = self.words;
         [k0, k1, k2, k3, k4, k5]
     }
 
     pub(super) fn state(self) -> &'a AtomicU64 {
-        let [.., state, _, _, _] = self.0;
+        let [.., state, _, _, _] = self.words;
         state
     }
 
     pub(super) fn seen_millis(self) -> &'a AtomicU64 {
-        let [.., seen_millis, _, _] = self.0;
+        let [.., seen_millis, _, _] = self.words;
         seen_millis
     }
 
     pub(super) fn hop(self) -> &'a AtomicU64 {
-        let [.., hop, _] = self.0;
+        let [.., hop, _] = self.words;
         hop
     }
 
     pub(super) fn record(self) -> &'a AtomicU64 {
-        let [.., record] = self.0;
+        let [.., record] = self.words;
         record
+    }
+
+    /// Whether its key may have this byte of hash; a look at the content tells.
+    pub(super) fn has_tag(self, tag: u8) -> bool {
+        self.tag.load(Ordering::Relaxed) == tag
+    }
+
+    /// Whether it may hold something; a look at the content tells.
+    pub(super) fn is_used(self) -> bool {
+        !self.has_tag(0)
     }
 
     /// The slot's content, or nothing while a writer is at it.
@@ -199,7 +213,15 @@ impl<'a> Slot<'a> {
         claimed
     }
 
-    pub(super) fn write(self, sequence: u64, key: &FlowKey, state: State, seen_millis: u64) {
+    /// Ends what [`Self::claim`] began. Whoever sees the content sees the tag.
+    pub(super) fn write(
+        self,
+        sequence: u64,
+        (key, tag): (&FlowKey, u8),
+        state: State,
+        seen_millis: u64,
+    ) {
+        self.tag.store(tag, Ordering::Relaxed);
         for (slot, word) in self.key().iter().zip(key.0) {
             slot.store(word, Ordering::Relaxed);
         }

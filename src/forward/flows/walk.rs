@@ -67,8 +67,9 @@ impl FlowTable {
         }
     }
 
+    /// Free slots are not looked at: memory that was never written to takes none.
     pub(super) fn entries(&self) -> impl Iterator<Item = (Slot<'_>, View)> {
-        views(self.slots()).filter(|(_, view)| !view.is_free())
+        views(self.slots().filter(|slot| slot.is_used())).filter(|(_, view)| !view.is_free())
     }
 }
 
