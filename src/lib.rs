@@ -20,7 +20,7 @@
 //! | [`agent`] | pull, persist, turn tables into snapshots; report; drive probes | types, wire, api, keys, forward, probe, pin |
 //! | [`local`] | the unix-socket API of ovd and ovsap | types, api |
 //! | [`health`] | the health port: asks the program beside ovd | types |
-//! | [`dns`] | answers overlay names, passes the rest on | types |
+//! | [`dns`] | answers overlay names, passes the rest on | types, sys |
 //! | [`control`] | the coordination server: routes, auth, store, watch, rotation | types, api, policy, keys |
 //! | [`config`] | TOML to one validated config per program | types |
 //! | [`cli`] | arguments of all programs; one file per noun; tables and JSON | types, api, config, policy, pin |

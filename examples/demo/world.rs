@@ -14,8 +14,8 @@
 //! As root these are plain namespaces; otherwise they stand in a user namespace. Where neither is
 //! allowed, [`World::new`] says so and what to do: it never pretends.
 //!
-//! Each command on a machine sees its own host name, its own `/run/ovmesh` and its own
-//! `/var/lib/ovmesh`, so the programs need no options that a real machine would not need.
+//! Each command on a machine sees its own host name, `/run/ovmesh`, `/var/lib/ovmesh` and, where it was
+//! given one, `/etc/resolv.conf`, so the programs need no options that a real machine would not need.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -98,7 +98,6 @@ exec nsenter --net="/run/netns/$name" -- sh -e -c '
 /// `on MACHINE COMMAND...`: runs a command on one machine. People use it in `make shell`, and every
 /// command that this file runs on a machine goes through it.
 const ON: &str = r#"#!/bin/sh
-# on MACHINE COMMAND [ARGUMENT...]: runs a command on one machine of this world.
 if [ $# -lt 2 ] || [ ! -e "/run/netns/$1" ]; then
   echo "usage: on MACHINE COMMAND [ARGUMENT...]    machines: $(ls /run/netns | tr '\n' ' ')" >&2
   exit 2
@@ -107,6 +106,11 @@ exec nsenter --net="/run/netns/$1" -- unshare --mount --uts -- sh -e -c '
   hostname "$1"
   mount --bind "$0/$1/run" /run/ovmesh
   mount --bind "$0/$1/state" /var/lib/ovmesh
+  if [ -e "$0/$1/resolv.conf" ]; then
+    at=$(readlink -m /etc/resolv.conf)
+    case "$at" in /run/*) mkdir -p "${at%/*}"; : >> "$at"; esac
+    mount --bind "$0/$1/resolv.conf" "$at"
+  fi
   shift
   if [ -n "$OVMESH_PID_FILE" ]; then echo $$ > "$OVMESH_PID_FILE"; unset OVMESH_PID_FILE; fi
   exec "$@"' "$OVMESH_WORLD" "$@"

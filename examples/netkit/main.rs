@@ -18,6 +18,7 @@ mod http;
 mod icmp_ping;
 mod ip_count;
 mod ip_send;
+mod names;
 mod probe;
 mod proxy;
 mod refuse;
@@ -61,6 +62,8 @@ usage: netkit COMMAND ...
   udp-flows DST FLOWS ROUNDS [TIMEOUT_MS]
                                          FLOWS sockets, ROUNDS datagrams each, to an udp-echo
   icmp-ping DST COUNT [TIMEOUT_MS]       IPv4 or IPv6
+  name-server ADDR FILE                  knows every name; counts those that it is asked for
+  resolve NAME COUNT                     asks this machine's resolver COUNT times, as programs do
   probe-serve SERVICE...                 answers tcp/80, udp/53, sctp/80, 47 (a protocol)
   probe TIMEOUT_MS SERVICE@ADDR...       which of them answer, all asked at once; also icmp
   proxy PORT FILE inbound|outbound       takes connections that the kernel redirects to PORT on to where they
@@ -137,6 +140,8 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "udp-flows" => flows::run(rest.parse(0)?, rest.parse(1)?, rest.parse(2)?, rest.timeout(3)?),
         "icmp-ping" => icmp_ping::ping(rest.parse(0)?, rest.parse(1)?, rest.timeout(2)?),
+        "name-server" => names::serve(rest.parse(0)?, rest.text(1)?),
+        "resolve" => names::resolve(rest.text(0)?, rest.parse(1)?),
         "probe-serve" => probe::serve(rest.0),
         "probe" => {
             let (_, questions) = rest.0.split_first().context(USAGE)?;

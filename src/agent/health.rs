@@ -23,6 +23,8 @@ pub enum Topic {
     Endpoint,
     /// The guard.
     Guard,
+    /// What brings programs' questions for names here.
+    Names,
     /// One overlay's device and routes, by the overlay's name.
     Overlay(String),
 }

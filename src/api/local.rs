@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::why::Stage;
 use crate::types::{
-    ApiVersion, EntityName, GuardEgress, GuardMode, HumanDuration, Name, NodeId, NodeKind, Prefix,
-    Revision, Serial, Service, Timestamp,
+    ApiVersion, DnsHook, EntityName, GuardEgress, GuardMode, HumanDuration, Name, NodeId, NodeKind,
+    Prefix, Revision, Serial, Service, Timestamp,
 };
 
 /// `GET /v1/status` of `ovd` and of `ovsap`.
@@ -53,8 +53,23 @@ pub struct NodeStatus {
     /// The guard; none at a SaP.
     #[serde(default)]
     pub guard: Option<GuardStatus>,
+    /// Where names are answered; none where they are not, and at a SaP.
+    #[serde(default)]
+    pub names: Option<NamesStatus>,
     /// What keeps the node from doing its work, each a line for people.
     pub problems: Vec<String>,
+}
+
+/// How programs of a machine get names of overlays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NamesStatus {
+    /// What brings their questions; never [`DnsHook::Auto`].
+    pub hook: DnsHook,
+    /// Where questions are answered.
+    pub listeners: Vec<SocketAddr>,
+    /// The name servers whose questions are redirected.
+    pub redirected: Vec<IpAddr>,
 }
 
 /// How many narrow ways a status has.

@@ -137,6 +137,35 @@ pub struct OverlayTable {
     /// At an entity: the key to stamp for each destination that it may send to (to open a flow or to
     /// reply). Sorted by member. Empty at a SaP.
     pub send_keys: Vec<SendKeyRow>,
+    /// At an entity: the services that some of `members` are instances of, for its resolver. Sorted by
+    /// name. Empty at a SaP.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceRow>,
+}
+
+/// A service: a name for those of the members that it means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// Its name.
+    pub name: Name,
+    /// Index of the set of its instances; never empty.
+    pub members: u32,
+    /// The ports that instances gave names to, sorted by name and port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<ServicePortRow>,
+}
+
+/// A named port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePortRow {
+    /// Its name.
+    pub name: Name,
+    /// Always [`Service::Ports`].
+    pub port: Service,
+    /// Index of the set of instances that have it.
+    pub members: u32,
 }
 
 /// A member of an overlay.

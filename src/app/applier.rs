@@ -1,6 +1,6 @@
 //! Makes this host do what tables say, and what its operator orders: snapshots, guard, devices, links.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::daemon::{End, Place, Plane, Shared};
-use super::endpoints::prefer_reachable;
+use super::daemon::{End, Plane, Shared};
+use super::endpoints::{Wanted, prefer_reachable};
 use super::guarding::Guarding;
 use super::handover::{Estate, Predecessor};
 use super::{control_loop, devices, node};
@@ -20,12 +20,12 @@ use crate::agent::state::StateDir;
 use crate::agent::sync::Puller;
 use crate::agent::{snapshot, underlay};
 use crate::api::local::{Order, OverlayStatus, TableStatus};
-use crate::api::table::NodeTable;
+use crate::api::table::{NodeTable, OverlayTable};
 use crate::api::{Problem, ProblemCode};
-use crate::dns::Zone;
+use crate::dns::{Names, Zone};
 use crate::local::Ordered;
 use crate::sys::clock;
-use crate::types::NodeKind;
+use crate::types::{EntityName, NodeKind};
 
 /// How often endpoints are looked at again and failed devices are tried again.
 const TICK: Duration = Duration::from_secs(5);
@@ -77,14 +77,30 @@ async fn deliver(
     answer.await.ok()
 }
 
-/// The names of the members that a table speaks of.
+/// The names of the members and services that a table speaks of.
 fn zone(table: &NodeTable) -> Zone {
     let mut zone = Zone::default();
     for overlay in &table.body.overlays {
         let members = overlay.members.iter().map(|member| (&member.name, member.address));
         zone.add_overlay(&overlay.name, overlay.cidr, members);
+        for service in &overlay.services {
+            zone.add_service(&overlay.name, &service.name, meant(overlay, service.members));
+            for row in &service.ports {
+                let of = (&overlay.name, &service.name);
+                zone.add_port(of, (&row.name, &row.port), meant(overlay, row.members));
+            }
+        }
     }
     zone
+}
+
+/// Who is in a set of a table.
+fn meant(overlay: &OverlayTable, set: u32) -> impl Iterator<Item = (&EntityName, IpAddr)> {
+    let place = |index: u32| usize::try_from(index).ok();
+    let set = place(set).and_then(|set| overlay.sets.get(set));
+    let members =
+        set.into_iter().flatten().filter_map(move |&index| overlay.members.get(place(index)?));
+    members.map(|member| (&member.name, member.address))
 }
 
 /// Makes this host do what tables say.
@@ -93,7 +109,10 @@ pub(crate) struct Applier<'a> {
     pub(crate) state: &'a StateDir,
     pub(crate) client: &'a Client,
     pub(crate) plane: &'a mut Plane,
-    pub(crate) place: Place,
+    /// Where others' packets find this node.
+    pub(crate) wanted: Wanted,
+    /// Where names are answered from; none where they are not.
+    pub(crate) names: Option<Names>,
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) in_force: Option<NodeTable>,
@@ -229,7 +248,7 @@ impl Applier<'_> {
             from_disk,
         });
         tracing::info!(serial = %table.serial, revision = %table.revision, from_disk, "table in force");
-        if let Some(names) = &self.place.names {
+        if let Some(names) = &self.names {
             names.replace(zone(&table));
         }
         self.in_force = Some(table);
@@ -352,7 +371,7 @@ impl Applier<'_> {
 
     pub(crate) async fn find_endpoints(&mut self) {
         let server = self.find_server().await;
-        let found = self.place.wanted.pick(self.in_force.as_ref(), server);
+        let found = self.wanted.pick(self.in_force.as_ref(), server);
         let lines = if found.is_empty() {
             vec!["no route to any SaP or to the server: nobody can reach this node".to_owned()]
         } else {

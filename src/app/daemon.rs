@@ -14,6 +14,7 @@ use super::devices::Devices;
 use super::endpoints::Wanted;
 use super::guarding::{Guarding, SharedGuard};
 use super::handover::{self, Estate, Predecessor, UDP, queues_of};
+use super::naming::Naming;
 use super::service_manager::ServiceManager;
 use super::{answers, control_loop, errands, guessing, shutdown};
 use crate::agent::client::Client;
@@ -27,14 +28,13 @@ use crate::agent::sync::Puller;
 use crate::agent::tracers::Sightings;
 use crate::agent::{flows, report};
 use crate::api::local::{
-    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NARROW_MAX, NarrowWay, NodeStatus,
-    OverlayStatus, SapStatus, TableStatus,
+    Denial, DenialList, HallwayStatus, LocalQuestion, LocalWhy, NARROW_MAX, NamesStatus, NarrowWay,
+    NodeStatus, OverlayStatus, SapStatus, TableStatus,
 };
 use crate::api::node::{NodeReport, RoundTrip, Translated};
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way};
-use crate::dns::Names;
 use crate::forward::{FlowTable, PathMtus, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
@@ -152,6 +152,7 @@ pub(crate) struct Facts {
     pub(crate) endpoints: Vec<std::net::SocketAddr>,
     pub(crate) overlays: Vec<OverlayStatus>,
     pub(crate) names: Arc<BTreeMap<IpAddr, EntityName>>,
+    pub(crate) resolver: Option<NamesStatus>,
 }
 
 impl Shared {
@@ -304,6 +305,7 @@ impl Shared {
             denied: self.denials().since(ago(LATELY)).map(|denial| denial.count).sum(),
             narrow: self.narrow(),
             guard: self.guard.status(),
+            names: facts.resolver,
             problems: self.health.problems(),
         }
     }
@@ -338,13 +340,6 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Where this node is found: by others' packets, and by names.
-pub(crate) struct Place {
-    pub(crate) wanted: Wanted,
-    /// The names that this host asks for; none when it has no resolver of ours.
-    pub(crate) names: Option<Names>,
-}
-
 /// How a daemon ends well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -361,7 +356,9 @@ pub(crate) struct Daemon {
     pub(crate) plane: Plane,
     pub(crate) port: ControlPort,
     pub(crate) socket: Socket,
-    pub(crate) place: Place,
+    pub(crate) wanted: Wanted,
+    /// None where no names are answered.
+    pub(crate) naming: Option<Naming>,
     /// None at a SaP.
     pub(crate) guarding: Option<Guarding>,
     pub(crate) manager: Arc<ServiceManager>,
@@ -378,7 +375,8 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         mut plane,
         port,
         mut socket,
-        place,
+        wanted,
+        naming,
         guarding,
         manager,
         mut estate,
@@ -438,7 +436,8 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         state: &state,
         client: &client,
         plane: &mut plane,
-        place,
+        wanted,
+        names: naming.as_ref().map(|naming| naming.names().clone()),
         guarding,
         in_force: None,
         kept_addresses,
@@ -449,6 +448,9 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     // Packets may be waiting: a name server that is away must not keep them.
     let _ = tokio::time::timeout(FIRST_LOOK, applier.find_endpoints()).await;
     applier.follow_guard().await;
+    // Who hears that it is up may stop it at once.
+    let requested = shutdown::requested()
+        .map_err(|error| broken("cannot listen to signals", error.to_string()))?;
     // Up is not online: it answers, and does what the table on disk says (`status --check ready`).
     manager.ready();
 
@@ -461,14 +463,17 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         shared.flows.records(),
         clock::wall,
     );
+    let naming = async {
+        match naming {
+            Some(naming) => naming.run(&shared).await,
+            None => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
-        signal = shutdown::requested() => match signal {
-            Ok(signal) => {
-                tracing::info!(signal, "stopping");
-                Ok(End::Stopped)
-            }
-            Err(error) => Err(broken("cannot listen to signals", error.to_string())),
-        },
+        signal = requested => {
+            tracing::info!(signal, "stopping");
+            Ok(End::Stopped)
+        }
         result = socket.serve(status, denied, why, orders, successors) => match result {
             Ok(()) => Err(broken("the local socket ended", String::new())),
             Err(error) => Err(broken("the local socket broke", error.to_string())),
@@ -487,6 +492,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         () = shared.guard.watch(&shared.health) => {
             Err(broken("the guard's watch ended", String::new()))
         }
+        () = naming => Err(broken("the naming loop ended", String::new())),
         () = reporting => {
             Err(broken("the report loop ended", String::new()))
         }

@@ -350,7 +350,7 @@ fn hooked(chain: &guard::ForeignChain) -> Option<Chain> {
 
 /// Asks as programs here do.
 async fn ask_names(name: Option<&EntityName>, overlays: &[Overlay]) -> Names {
-    let servers = dns::Upstream::configured();
+    let servers = dns::System::read().listed();
     let asked: Vec<_> =
         servers.iter().map(|&server| (server, tokio::spawn(dns::answers(server)))).collect();
     let place = overlays.iter().find_map(|overlay| Some((&overlay.name, overlay.address?)));

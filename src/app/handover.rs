@@ -24,6 +24,7 @@ use super::node::Settings;
 use super::service_manager::ServiceManager;
 use crate::api::{Problem, ProblemCode};
 use crate::dataplane;
+use crate::dns::Listener;
 use crate::forward::FlowTable;
 use crate::local;
 use crate::sys::SysError;
@@ -45,7 +46,7 @@ pub(crate) const LOCAL: &str = "local";
 /// The health port.
 pub(crate) const HEALTH: &str = "health";
 
-/// The resolver's sockets.
+/// The resolver's sockets, pair by pair.
 pub(crate) const DNS_UDP: &str = "dns-udp";
 pub(crate) const DNS_TCP: &str = "dns-tcp";
 
@@ -129,6 +130,13 @@ impl Inheritance {
             self.manager.let_go(name);
         }
         self.descriptors = Descriptors::default();
+    }
+
+    /// Where names were answered.
+    pub(crate) fn listeners(&mut self) -> Vec<Listener> {
+        let [udp, tcp] = [DNS_UDP, DNS_TCP].map(|name| self.descriptors.take(name));
+        let adopt = |(udp, tcp)| Listener::adopt(udp, tcp).ok();
+        udp.into_iter().zip(tcp).filter_map(adopt).collect()
     }
 
     /// A flow table in memory that outlives this process, with the flows of the process before it.

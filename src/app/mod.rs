@@ -19,6 +19,7 @@ mod guard_command;
 mod guarding;
 mod guessing;
 mod handover;
+mod naming;
 pub mod node;
 mod outside;
 pub mod ovctl;

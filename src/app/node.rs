@@ -28,7 +28,9 @@ use crate::local::Socket;
 use crate::sys::udp::UdpSocket;
 use crate::sys::{SysError, process};
 use crate::telemetry::{self, LogOptions};
-use crate::types::{DataPath, GuardEgress, GuardMode, HealthTarget, Lanes, Name, NodeKind};
+use crate::types::{
+    DataPath, DnsHook, GuardEgress, GuardMode, HealthTarget, Lanes, Name, NodeKind,
+};
 
 /// What the command line says about a node; the configuration file fills the gaps.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +67,8 @@ pub struct RunOptions {
     pub health: Option<(SocketAddr, Vec<HealthTarget>)>,
     /// Where names are answered.
     pub dns_listen: Option<SocketAddr>,
+    /// What brings programs' questions there.
+    pub dns: Option<DnsHook>,
 }
 
 impl From<OvdRunArgs> for RunOptions {
@@ -75,6 +79,7 @@ impl From<OvdRunArgs> for RunOptions {
             lock_ssh: args.lock_ssh,
             health: args.health_listen.map(|listen| (listen, args.health_targets)),
             dns_listen: args.dns_listen,
+            dns: args.dns,
             ..args.run.into()
         }
     }
@@ -99,6 +104,7 @@ impl From<RunArgs> for RunOptions {
             data_path: args.data_path,
             health: None,
             dns_listen: None,
+            dns: None,
         }
     }
 }
@@ -144,6 +150,7 @@ pub(crate) struct Settings {
     pub(crate) data_path: DataPath,
     pub(crate) health: Option<(SocketAddr, Vec<HealthTarget>)>,
     pub(crate) dns_listen: Option<SocketAddr>,
+    pub(crate) dns: DnsHook,
     pub(crate) guard: GuardSettings,
     pub(crate) takeover: bool,
     pub(crate) uid: u32,
@@ -192,6 +199,7 @@ impl Settings {
             data_path: options.data_path,
             health: options.health,
             dns_listen: options.dns_listen,
+            dns: options.dns.or(file.dns).unwrap_or_default(),
             guard: GuardSettings {
                 mode: guard,
                 egress,

@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Daemon, Place, Plane, Shared};
+use super::daemon::{self, Daemon, Plane, Shared};
 use super::devices::Devices;
 use super::guarding::Guarding;
 use super::handover::{self, Estate, Inheritance};
+use super::naming::{self, Naming};
 use super::node::{self, RunOptions, Settings};
 use super::{doctor, down, guard_command};
 use crate::agent::join::{Joined, Start};
@@ -18,7 +19,7 @@ use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{Ovd, OvdCommand};
 use crate::dataplane::publish::Publisher;
 use crate::dataplane::{self, EntityPlane};
-use crate::dns::{Resolver, Upstream};
+use crate::dns::{Listener, Resolver, System};
 use crate::forward::Snapshot;
 use crate::guard;
 use crate::health::HealthPort;
@@ -139,10 +140,7 @@ async fn get_ready(
         }
         None => None,
     };
-    let resolver = match settings.dns_listen {
-        Some(listen) => Some(bind_resolver(listen, inheritance).await?),
-        None => None,
-    };
+    let resolver = bind_resolver(settings, inheritance).await?;
     let identity = identify(settings, state, start, bound, &network).await?;
     Ok(Ready { identity, sockets, bound, socket, network, health, resolver })
 }
@@ -164,21 +162,35 @@ async fn bind_health(
     })
 }
 
+/// Listens where names are to be answered; none where nobody wants that.
 async fn bind_resolver(
-    listen: SocketAddr,
+    settings: &Settings,
     inheritance: &mut Inheritance,
-) -> Result<Resolver, Problem> {
-    let inherited = [handover::DNS_UDP, handover::DNS_TCP].map(|name| inheritance.take_one(name));
-    if let [Some(udp), Some(tcp)] = inherited
-        && let Ok(adopted) = Resolver::adopt(udp, tcp, listen, Upstream::of_system())
-    {
-        return Ok(adopted);
+) -> Result<Option<Resolver>, Problem> {
+    let mut inherited = inheritance.listeners();
+    let mut listeners = Vec::new();
+    for place in naming::places(settings.dns_listen, settings.dns) {
+        let bound = match inherited.iter().position(|listener| listener.at() == place) {
+            Some(at) => Ok(inherited.swap_remove(at)),
+            None => Listener::bind(place).await,
+        };
+        match bound {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if settings.dns_listen == Some(place) => {
+                let what = format!("cannot answer names on {place}");
+                return Err(Problem::new(ProblemCode::Failed, what)
+                    .why(error.to_string())
+                    .fix("give another place with --dns-listen"));
+            }
+            // Another program may have the port, and the hook needs none of its own.
+            Err(error) => match Listener::bind(SocketAddr::new(place.ip(), 0)).await {
+                Ok(listener) => listeners.push(listener),
+                Err(_) => tracing::warn!(%place, %error, "cannot answer names there"),
+            },
+        }
     }
-    Resolver::bind(listen, Upstream::of_system()).await.map_err(|error| {
-        Problem::new(ProblemCode::Failed, format!("cannot answer names on {listen}"))
-            .why(error.to_string())
-            .fix("give another place with --dns-listen")
-    })
+    let upstream = System::read().upstream();
+    Ok((!listeners.is_empty()).then(|| Resolver::new(listeners, upstream)))
 }
 
 /// Who this node is: as it was, or as it becomes by joining.
@@ -213,13 +225,15 @@ async fn start(
         estate.add(handover::HEALTH, health.descriptor());
         tokio::spawn(health.serve());
     }
-    let names = resolver.as_ref().map(Resolver::names);
-    if let Some(resolver) = resolver {
-        let [udp, tcp] = resolver.descriptors();
-        estate.add(handover::DNS_UDP, udp);
-        estate.add(handover::DNS_TCP, tcp);
-        tokio::spawn(resolver.serve());
-    }
+    let naming = resolver.map(|resolver| {
+        for [udp, tcp] in resolver.listeners().iter().map(Listener::descriptors) {
+            estate.add(handover::DNS_UDP, udp);
+            estate.add(handover::DNS_TCP, tcp);
+        }
+        let naming = Naming::new(settings.dns, resolver.names());
+        resolver.start();
+        naming
+    });
     let wanted = settings.wanted(bound);
     let publisher = Arc::new(Publisher::new(Snapshot::empty()));
     // TCP flows that ran through the daemon before this one go on, also when it left nothing.
@@ -241,7 +255,8 @@ async fn start(
         plane,
         port,
         socket,
-        place: Place { wanted, names },
+        wanted,
+        naming,
         guarding: Some(guarding),
         manager,
         estate,

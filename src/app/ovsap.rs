@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::daemon::{self, Daemon, Place, Plane, Shared};
+use super::daemon::{self, Daemon, Plane, Shared};
 use super::handover::{Estate, Inheritance};
 use super::node::{self, RunOptions, Settings};
 use crate::agent::join::Start;
@@ -147,7 +147,8 @@ async fn start(
         plane,
         port,
         socket,
-        place: Place { wanted, names: None },
+        wanted,
+        naming: None,
         guarding: None,
         manager,
         estate,

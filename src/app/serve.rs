@@ -141,11 +141,14 @@ pub async fn run(
     let started = start(config, host_addresses).await?;
     started.greeting().lines().for_each(announce);
     let manager = ServiceManager::from_environment();
+    // Who hears that it is up may stop it at once.
+    let requested = shutdown::requested();
     manager.ready();
     let stop = async {
-        if shutdown::requested().await.is_err() {
+        match requested {
+            Ok(requested) => drop(requested.await),
             // Without signals only SIGKILL ends it, which loses nothing that was acknowledged.
-            std::future::pending::<()>().await;
+            Err(_) => std::future::pending::<()>().await,
         }
     };
     let stop = async {

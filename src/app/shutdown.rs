@@ -4,16 +4,18 @@ use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits for SIGTERM or SIGINT; returns its name.
+/// Waits for SIGTERM or SIGINT, from the call on; gives its name.
 ///
 /// # Errors
 ///
 /// When signals cannot be listened to.
-pub(crate) async fn requested() -> io::Result<&'static str> {
+pub(crate) fn requested() -> io::Result<impl Future<Output = &'static str>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
-    }
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
 }

@@ -8,8 +8,8 @@ use super::client::{Answer, Client};
 use super::output::{Output, Table, counted, micros, relative, span};
 use super::{Outcome, guard};
 use crate::api::Problem;
-use crate::api::local::NodeStatus;
-use crate::types::{DropReason, HumanDuration, NodeKind, Timestamp};
+use crate::api::local::{NamesStatus, NodeStatus};
+use crate::types::{DnsHook, DropReason, HumanDuration, NodeKind, Timestamp};
 
 /// How often `--check` asks while it waits.
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
@@ -123,6 +123,7 @@ fn lines(program: &str, status: &NodeStatus, now: Timestamp) -> Vec<String> {
         ),
     ];
     lines.extend(status.guard.as_ref().map(guard::summary));
+    lines.extend(status.names.as_ref().map(names_line));
     lines.extend(section(&overlay_table(status)));
     lines.extend(section(&sap_table(status)));
     lines.extend(section(&narrow_table(status)));
@@ -141,6 +142,20 @@ fn lines(program: &str, status: &NodeStatus, now: Timestamp) -> Vec<String> {
         lines.extend(status.problems.iter().map(|problem| format!("! {problem}")));
     }
     lines
+}
+
+fn names_line(names: &NamesStatus) -> String {
+    let listed = |items: Vec<String>| items.join(" ");
+    let at = listed(names.listeners.iter().map(ToString::to_string).collect());
+    let how = match names.hook {
+        DnsHook::Auto | DnsHook::Off => "programs ask there by themselves".to_owned(),
+        DnsHook::Resolved => "systemd-resolved asks there".to_owned(),
+        DnsHook::Redirect => {
+            let servers = names.redirected.iter().map(ToString::to_string).collect();
+            format!("instead of {}", listed(servers))
+        }
+    };
+    format!("names     {at}, {how}")
 }
 
 fn server_line(status: &NodeStatus, now: Timestamp) -> String {
@@ -306,6 +321,11 @@ mod tests {
             denied: 3,
             narrow: vec![NarrowWay { destination: "100.71.0.12".parse().unwrap(), mtu: 1364 }],
             guard: None,
+            names: Some(NamesStatus {
+                hook: DnsHook::Redirect,
+                listeners: vec!["127.0.0.1:6053".parse().unwrap()],
+                redirected: vec!["192.0.2.53".parse().unwrap()],
+            }),
             problems: vec!["the MTU of eth0 fell".to_owned()],
         }
     }
@@ -317,6 +337,7 @@ mod tests {
         for part in [
             "ovd 0.1.0  connected, up 16m   entity web",
             "table     revision 43, serial 7, applied now",
+            "names     127.0.0.1:6053, instead of 192.0.2.53",
             "default  100.71.0.11  100.71.0.0/16  ov0     1464  2      1",
             "sap-1  192.0.2.9:6080  answers  420 µs",
             "100.71.0.12    1364",

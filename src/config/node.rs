@@ -7,9 +7,10 @@
 //! endpoints = ["192.0.2.7"]          # IP or IP:PORT; none: what the kernel picks
 //! name = "web"
 //! lanes = 1                          # 1 to 64; more on machines with CPUs to spare
-//! guard = "ports"                    # or "all", "off"; ovd only, as the next two
+//! guard = "ports"                    # or "all", "off"; ovd only, as the next three
 //! egress = "off"                     # or "rules": what leaves by other interfaces
 //! lock_ssh = false                   # whether the guard may cut off who is connected by ssh
+//! dns = "auto"                       # or "redirect", "resolved", "off"
 //! log = "info"
 //! log_format = "text"                # or "json"
 //! ```
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::{GuardEgress, GuardMode, Lanes, Name};
+use crate::types::{DnsHook, GuardEgress, GuardMode, Lanes, Name};
 
 /// Where sockets of the system are.
 pub(super) const RUN_DIR: &str = "/run/ovmesh";
@@ -62,6 +63,8 @@ pub struct NodeFile {
     pub egress: Option<GuardEgress>,
     /// Whether the guard may cut off who is connected by ssh.
     pub lock_ssh: bool,
+    /// What brings programs' questions for names to `ovd`.
+    pub dns: Option<DnsHook>,
     /// The log filter.
     pub log: Option<String>,
     /// Whether logs are JSON.
@@ -83,6 +86,7 @@ struct Raw {
     egress: Option<String>,
     #[serde(default)]
     lock_ssh: bool,
+    dns: Option<String>,
     log: Option<String>,
     log_format: Option<String>,
 }
@@ -100,15 +104,21 @@ pub fn load(program: &str, given: Option<&Path>) -> Result<NodeFile, ConfigError
     match fs::read_to_string(&path) {
         Ok(text) => {
             let file = parse(&path, &text)?;
-            if program == "ovsap" && (file.guard.is_some() || file.lock_ssh) {
-                return Err(ConfigError {
-                    file: path.display().to_string(),
-                    text:
-                        "guard and lock_ssh are keys of ovd: ovsap keeps no guard; leave them out"
-                            .to_owned(),
-                });
+            let not_here = if program != "ovsap" {
+                None
+            } else if file.guard.is_some() || file.lock_ssh {
+                Some("guard and lock_ssh are keys of ovd: ovsap keeps no guard; leave them out")
+            } else if file.dns.is_some() {
+                Some("dns is a key of ovd: ovsap answers no names; leave it out")
+            } else {
+                None
+            };
+            match not_here {
+                Some(text) => {
+                    Err(ConfigError { file: path.display().to_string(), text: text.to_owned() })
+                }
+                None => Ok(file),
             }
-            Ok(file)
         }
         Err(error) if given.is_none() && error.kind() == io::ErrorKind::NotFound => {
             Ok(NodeFile::default())
@@ -183,6 +193,13 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
                 .map_err(|error| refuse(format!("egress is `{}`, {error}", word.escape_debug())))
         })
         .transpose()?;
+    let dns = raw
+        .dns
+        .map(|word| {
+            word.parse()
+                .map_err(|error| refuse(format!("dns is `{}`, {error}", word.escape_debug())))
+        })
+        .transpose()?;
     let is_log_json = match raw.log_format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -211,6 +228,7 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         guard,
         egress,
         lock_ssh: raw.lock_ssh,
+        dns,
         log: raw.log,
         is_log_json,
     })
@@ -301,6 +319,7 @@ mod tests {
             ("lanes = 65", &["lanes", "`65`", "1 to 64"]),
             ("lanes = 'many'", &["line 1", "many", "expected i64"]),
             ("egress = 'on'", &["egress", "`on`", "off or rules"]),
+            ("dns = 'on'", &["dns", "`on`", "auto, redirect, resolved or off"]),
             ("guard = 'on'", &["guard", "`on`", "ports, all or off"]),
             ("log_format = 'xml'", &["log_format", "xml", "json"]),
             ("state_dir = 'here'", &["state_dir", "here", "absolute"]),
@@ -316,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sap_is_told_that_it_keeps_no_guard() {
+    fn a_sap_is_told_that_it_keeps_no_guard_and_answers_no_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
         for text in ["guard = 'all'", "lock_ssh = true"] {
@@ -325,6 +344,10 @@ mod tests {
             assert!(error.contains("node.toml") && error.contains("keeps no guard"), "{error}");
             assert!(load("ovd", Some(&path)).is_ok());
         }
+        fs::write(&path, "dns = 'off'").unwrap();
+        let error = load("ovsap", Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("answers no names"), "{error}");
+        assert_eq!(load("ovd", Some(&path)).unwrap().dns, Some(DnsHook::Off));
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub(super) const MESSAGE_MAX: usize = 65_535;
 const PLAIN_MAX: usize = 512;
 const EDNS_MAX: u16 = 1232;
 
+/// The longest datagram that is taken from another resolver, unless more was asked for.
+const FORWARDED_MAX: usize = 4096;
+
 /// Length of a header.
 const HEADER: usize = 12;
 
@@ -24,12 +27,16 @@ pub(super) const NS: u16 = 2;
 const SOA: u16 = 6;
 pub(super) const PTR: u16 = 12;
 pub(super) const AAAA: u16 = 28;
+pub(super) const SRV: u16 = 33;
 const OPT: u16 = 41;
 /// Every type.
 pub(super) const ANY: u16 = 255;
 
 /// The class of everything here.
 const IN: u16 = 1;
+
+/// A standard query, in a header's flags.
+const OPERATION: u16 = 0x7800;
 
 /// A question, and what its asker can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub(super) struct Query {
     pub(super) name: String,
     /// Which type of records.
     pub(super) kind: u16,
+    /// Whether it is a plain question of the internet's class: everything that we have answers to.
+    pub(super) is_plain: bool,
     /// The question as it came.
     question: Vec<u8>,
     /// The longest datagram that the asker takes, when it speaks EDNS.
@@ -63,11 +72,22 @@ pub(super) enum Code {
 
 /// What is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) code: Code,
+    pub(super) records: Vec<Record>,
+    /// Addresses of hosts that `records` name: told where they fit.
+    pub(super) hosts: Vec<(String, IpAddr)>,
+}
+
+/// A record about the name that was asked for. Names have dots between labels, and none at the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Record {
     /// A or AAAA.
     Address(IpAddr),
-    /// A name, for PTR: dots between labels, none at the end.
+    /// A name, for PTR.
     Name(String),
+    /// A port of a host, for SRV (RFC 2782): all are alike.
+    Place { port: u16, host: String },
 }
 
 /// Whether an answer has records and no complaint.
@@ -92,9 +112,6 @@ impl Query {
         }
         let wants_recursion = flags & 0x0100 != 0;
         let refuse = |code| Err(Some(refusal(id, wants_recursion, code)));
-        if flags & 0x7800 != 0 {
-            return refuse(Code::Unknown);
-        }
         if u16_at(message, 4) != Some(1) {
             return refuse(Code::Malformed);
         }
@@ -106,12 +123,15 @@ impl Query {
         else {
             return refuse(Code::Malformed);
         };
-        if class != IN {
-            return refuse(Code::Unknown);
-        }
+        let is_plain = flags & OPERATION == 0 && class == IN;
         let question = question.to_vec();
         let edns = edns(message, after + 4);
-        Ok(Self { id, wants_recursion, name, kind, question, edns })
+        Ok(Self { id, wants_recursion, name, kind, is_plain, question, edns })
+    }
+
+    /// The longest datagram that another resolver may answer with.
+    pub(super) fn forwarded_max(&self) -> usize {
+        FORWARDED_MAX.max(self.edns.map_or(0, usize::from))
     }
 
     /// The message that asks for `name`, and how to know its answer.
@@ -134,7 +154,8 @@ impl Query {
     }
 
     /// The answer, at most `max` bytes long: what does not fit is left out and the answer says so.
-    pub(super) fn answer(&self, code: Code, records: &[Record], zone: &str, max: usize) -> Vec<u8> {
+    pub(super) fn answer(&self, answer: &Answer, zone: &str, max: usize) -> Vec<u8> {
+        let Answer { code, records, hosts } = answer;
         let mut body = Vec::new();
         let mut counts = [1_u16, 0, 0, 0];
         let opt_len = if self.edns.is_some() { 11 } else { 0 };
@@ -157,6 +178,14 @@ impl Query {
                 counts[2] += 1;
             }
         }
+        // Whoever misses one of these asks for it.
+        for (host, address) in hosts.iter().filter(|_| !is_cut) {
+            let record = [encode(host), address_record(*address)].concat();
+            if body.len() + record.len() <= room {
+                body.extend(record);
+                counts[3] += 1;
+            }
+        }
         if self.edns.is_some() {
             body.push(0);
             body.extend(OPT.to_be_bytes());
@@ -164,16 +193,16 @@ impl Query {
             body.extend([0; 6]);
             counts[3] += 1;
         }
-        let mut message = header(self.id, self.wants_recursion, code, is_cut, counts);
+        let mut message = header(self.id, self.wants_recursion, *code, is_cut, counts);
         message.extend_from_slice(&self.question);
         message.extend(body);
         message
     }
 
-    /// The answer that says that we could not find out.
-    pub(super) fn failure(&self) -> Vec<u8> {
+    /// The answer that is nothing but a code.
+    pub(super) fn refusal(&self, code: Code) -> Vec<u8> {
         let counts = [1, 0, 0, 0];
-        let mut message = header(self.id, self.wants_recursion, Code::Failed, false, counts);
+        let mut message = header(self.id, self.wants_recursion, code, false, counts);
         message.extend_from_slice(&self.question);
         message
     }
@@ -181,21 +210,35 @@ impl Query {
     /// Whether `message` answers this question.
     pub(super) fn is_answered_by(&self, message: &[u8]) -> bool {
         let asked = message.get(HEADER..HEADER + self.question.len());
+        // Answers to updates need not repeat what they answer.
+        let is_bare = !self.is_plain && u16_at(message, 4) == Some(0);
         u16_at(message, 0) == Some(self.id)
             && u16_at(message, 2).is_some_and(|flags| flags & 0x8000 != 0)
-            && asked.is_some_and(|asked| asked.eq_ignore_ascii_case(&self.question))
+            && (is_bare || asked.is_some_and(|asked| asked.eq_ignore_ascii_case(&self.question)))
     }
 
     fn record(&self, record: &Record) -> Vec<u8> {
-        let (kind, data) = match record {
-            Record::Address(IpAddr::V4(address)) => (A, address.octets().to_vec()),
-            Record::Address(IpAddr::V6(address)) => (AAAA, address.octets().to_vec()),
-            Record::Name(name) => (PTR, encode(name)),
+        let about = match record {
+            Record::Address(address) => address_record(*address),
+            Record::Name(name) => rest(PTR, &encode(name)),
+            Record::Place { port, host } => {
+                // Priority and weight come first.
+                let place = [0_u16, 0, *port].map(u16::to_be_bytes).concat();
+                rest(SRV, &[place, encode(host)].concat())
+            }
         };
         // A pointer to the question's name, which stands behind the header.
         let mut bytes = vec![0xc0, HEADER as u8];
-        bytes.extend(rest(kind, &data));
+        bytes.extend(about);
         bytes
+    }
+}
+
+/// An address, behind the name that has it.
+fn address_record(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => rest(A, &address.octets()),
+        IpAddr::V6(address) => rest(AAAA, &address.octets()),
     }
 }
 

@@ -1,8 +1,12 @@
 //! Answers overlay names from the table in force, and passes the rest on to the system's resolvers.
 //!
 //! `NAME.NAMESPACE.OVERLAY.ov.internal`, for the namespace `default` also `NAME.OVERLAY.ov.internal`;
-//! A, AAAA and PTR. Questions about our own suffix or our own addresses never leave the host, whatever
-//! the answer. UDP and TCP; bounded in number, size and time.
+//! A, AAAA and PTR; of services all instances, and SRV for their named ports. Questions about our own suffix
+//! or our own addresses never leave the host, whatever the answer. UDP and TCP; bounded in number, size and
+//! time.
+//!
+//! Whom programs ask is for others to arrange: [`System`] is what the host's configuration says,
+//! [`resolved`] tells systemd-resolved, [`crate::sys::redirect`] has the kernel bring questions here.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -17,43 +21,38 @@
     )
 )]
 
+mod listener;
 mod message;
 mod question;
+pub mod resolved;
+mod system;
 mod upstream;
 mod zone;
 
-use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use crate::types::OVERLAY_SUFFIX;
-use message::{MESSAGE_MAX, Query};
+pub use listener::Listener;
+use listener::{framed, read_message};
+use message::{Code, MESSAGE_MAX, Query};
 pub use question::{answers, has_address};
+pub use system::System;
 pub use upstream::Upstream;
 use zone::Verdict;
 pub use zone::Zone;
 
-/// How many questions are worked on at a time; more are dropped, and asked again by who asked.
-const AT_ONCE: usize = 256;
+/// How many questions wait for other resolvers at a time, and how many connections there are; more are
+/// dropped, and come again by who asked.
+const AT_ONCE: usize = 1024;
 
-/// How long a TCP connection may be idle.
-const IDLE: Duration = Duration::from_secs(10);
-
-/// How long to wait after a socket said no.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Bound sockets, and what they answer from.
+/// Listeners, and what they answer from.
 #[derive(Debug)]
 pub struct Resolver {
-    udp: Arc<UdpSocket>,
-    tcp: TcpListener,
+    listeners: Vec<Listener>,
     shared: Arc<Shared>,
 }
 
@@ -66,94 +65,84 @@ impl Names {
     pub fn replace(&self, zone: Zone) {
         *self.0.zone.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(zone);
     }
+
+    /// Passes the rest on to `upstream` from now on.
+    pub fn pass_on_to(&self, upstream: Upstream) {
+        let upstream = upstream.without(&self.0.own);
+        *self.0.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(upstream);
+    }
+
+    /// Where questions are answered.
+    #[must_use]
+    pub fn listeners(&self) -> &[SocketAddr] {
+        &self.0.own
+    }
 }
 
 #[derive(Debug)]
 struct Shared {
     zone: Mutex<Arc<Zone>>,
     turn: AtomicUsize,
-    upstream: Upstream,
+    upstream: Mutex<Arc<Upstream>>,
+    /// Our own listeners.
+    own: Vec<SocketAddr>,
     places: Arc<Semaphore>,
 }
 
+/// What becomes of a message.
+enum Outcome {
+    /// This is the answer; none where there is to be none.
+    Answer(Option<Vec<u8>>),
+    /// Others know.
+    PassOn(Query),
+}
+
 impl Shared {
-    /// The answer of at most `max` bytes; none where there is to be none.
-    async fn answer(&self, message: &[u8], is_tcp: bool) -> Option<Vec<u8>> {
+    /// What can be said at once, in at most as many bytes as the asker takes.
+    fn look_up(&self, message: &[u8], is_tcp: bool) -> Outcome {
         let query = match Query::parse(message) {
             Ok(query) => query,
-            Err(refusal) => return refusal,
+            Err(refusal) => return Outcome::Answer(refusal),
         };
         let zone = Arc::clone(&self.zone.lock().unwrap_or_else(PoisonError::into_inner));
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let max = if is_tcp { MESSAGE_MAX } else { query.datagram_max() };
         match zone.find(&query.name, query.kind, turn) {
-            Verdict::Answer(code, records) => {
-                Some(query.answer(code, &records, OVERLAY_SUFFIX, max))
+            Verdict::Forward => Outcome::PassOn(query),
+            Verdict::Answer(answer) if query.is_plain => {
+                Outcome::Answer(Some(query.answer(&answer, OVERLAY_SUFFIX, max)))
             }
-            Verdict::Forward => {
-                let answer = self.upstream.ask(&query, message, is_tcp).await;
-                Some(answer.unwrap_or_else(|| query.failure()))
-            }
+            Verdict::Answer(_) => Outcome::Answer(Some(query.refusal(Code::Unknown))),
         }
+    }
+
+    /// What others say.
+    async fn ask_others(&self, query: &Query, message: &[u8], is_tcp: bool) -> Vec<u8> {
+        let upstream = Arc::clone(&self.upstream.lock().unwrap_or_else(PoisonError::into_inner));
+        let answer = upstream.ask(query, message, is_tcp).await;
+        answer.unwrap_or_else(|| query.refusal(Code::Failed))
     }
 }
 
 impl Resolver {
-    /// Binds `listen` for UDP and TCP.
-    ///
-    /// # Errors
-    ///
-    /// When one of them cannot be bound.
-    pub async fn bind(listen: SocketAddr, upstream: Upstream) -> io::Result<Self> {
-        let udp = UdpSocket::bind(listen).await?;
-        // The same port for both where the kernel chooses it.
-        let tcp = TcpListener::bind(udp.local_addr()?).await?;
-        Self::over(udp, tcp, upstream)
-    }
-
-    /// Takes over the sockets of the process before this one. Needs a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// When they are bound to something else, or no sockets.
-    pub fn adopt(
-        udp: OwnedFd,
-        tcp: OwnedFd,
-        listen: SocketAddr,
-        upstream: Upstream,
-    ) -> io::Result<Self> {
-        let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));
-        if [udp.local_addr()?, tcp.local_addr()?] != [listen; 2] {
-            return Err(io::ErrorKind::AddrNotAvailable.into());
-        }
-        udp.set_nonblocking(true)?;
-        tcp.set_nonblocking(true)?;
-        Self::over(UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?, upstream)
-    }
-
-    fn over(udp: UdpSocket, tcp: TcpListener, upstream: Upstream) -> io::Result<Self> {
+    /// Answers at `listeners`, and passes the rest on to `upstream`.
+    #[must_use]
+    pub fn new(listeners: Vec<Listener>, upstream: Upstream) -> Self {
+        let own: Vec<SocketAddr> = listeners.iter().map(Listener::at).collect();
         let shared = Shared {
             zone: Mutex::default(),
             turn: AtomicUsize::new(0),
-            upstream: upstream.without(udp.local_addr()?),
+            upstream: Mutex::new(Arc::new(upstream.without(&own))),
+            own,
             places: Arc::new(Semaphore::new(AT_ONCE)),
         };
-        Ok(Self { udp: Arc::new(udp), tcp, shared: Arc::new(shared) })
+        Self { listeners, shared: Arc::new(shared) }
     }
 
-    /// What the process after this one gets: the sockets for UDP and for TCP.
+    /// Its listeners.
     #[must_use]
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.udp.as_fd(), self.tcp.as_fd()]
-    }
-
-    /// Where it listens.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not say.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.udp.local_addr()
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
     }
 
     /// Where to put names.
@@ -162,68 +151,12 @@ impl Resolver {
         Names(Arc::clone(&self.shared))
     }
 
-    /// Answers for ever.
-    pub async fn serve(self) {
-        tokio::join!(datagrams(self.udp, Arc::clone(&self.shared)), streams(self.tcp, self.shared));
+    /// Has it answer as long as the runtime lives.
+    pub fn start(self) {
+        for listener in self.listeners {
+            listener.start(&self.shared);
+        }
     }
-}
-
-async fn datagrams(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
-    let mut buffer = vec![0; 4096];
-    loop {
-        let Ok((len, from)) = socket.recv_from(&mut buffer).await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() else { continue };
-        let message = buffer.get(..len).unwrap_or(&[]).to_vec();
-        let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
-        tokio::spawn(async move {
-            if let Some(answer) = shared.answer(&message, false).await {
-                // Who asked may be gone.
-                let _ = socket.send_to(&answer, from).await;
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn streams(listener: TcpListener, shared: Arc<Shared>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() else { continue };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let _ = conversation(stream, &shared).await;
-            drop(place);
-        });
-    }
-}
-
-/// Answers one question after another until the other end is done or too slow.
-async fn conversation(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    loop {
-        let message = tokio::time::timeout(IDLE, read_message(&mut stream)).await??;
-        let Some(answer) = shared.answer(&message, true).await else { return Ok(()) };
-        tokio::time::timeout(IDLE, stream.write_all(&framed(&answer))).await??;
-    }
-}
-
-/// Reads a message and the length before it.
-async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let len = stream.read_u16().await?;
-    let mut message = vec![0; len.into()];
-    stream.read_exact(&mut message).await?;
-    Ok(message)
-}
-
-/// A message with its length before it.
-fn framed(message: &[u8]) -> Vec<u8> {
-    let len = u16::try_from(message.len()).unwrap_or(0);
-    [len.to_be_bytes().as_slice(), message].concat()
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! The resolver with real sockets, its zone, and its messages under any bytes.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use proptest::prelude::*;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpStream, UdpSocket};
 
-use super::message::{A, AAAA, ANY, PTR};
+use super::message::{A, AAAA, ANY, Answer, PTR, Record, SRV};
 use super::*;
-use crate::types::{EntityName, Prefix};
+use crate::types::{EntityName, Name, Prefix};
 
 const MX: u16 = 15;
 
@@ -92,10 +95,12 @@ async fn upstream() -> (Upstream, Arc<AtomicUsize>) {
 }
 
 async fn resolver(upstream: Upstream) -> (SocketAddr, Names) {
-    let resolver = Resolver::bind("127.0.0.1:0".parse().unwrap(), upstream).await.unwrap();
-    let (address, names) = (resolver.local_addr().unwrap(), resolver.names());
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.at();
+    let resolver = Resolver::new(vec![listener], upstream);
+    let names = resolver.names();
     names.replace(zone());
-    tokio::spawn(resolver.serve());
+    resolver.start();
     (address, names)
 }
 
@@ -148,6 +153,133 @@ async fn overlay_names_are_answered_and_never_leave_the_host() {
     // The newest table counts.
     names.replace(Zone::default());
     assert_eq!(ask(server, "web.prod.ov.internal", A).await.0, 3);
+}
+
+/// Three instances of `api`, two of which have the port `http`, and one its own.
+fn with_service() -> Zone {
+    let overlay: Name = "prod".parse().unwrap();
+    let names: Vec<EntityName> =
+        ["shop/a", "shop/b", "c", "api"].map(|name| name.parse().unwrap()).into();
+    let member = |index: usize| {
+        let address = IpAddr::from([10, 70, 0, u8::try_from(index).unwrap() + 1]);
+        (&names[index], address)
+    };
+    let mut zone = Zone::default();
+    zone.add_overlay(&overlay, "10.70.0.0/16".parse().unwrap(), (0..4).map(member));
+    let api: Name = "api".parse().unwrap();
+    zone.add_service(&overlay, &api, (0..3).map(member));
+    let http: Name = "http".parse().unwrap();
+    let of = (&overlay, &api);
+    zone.add_port(of, (&http, &"tcp/8080".parse().unwrap()), (0..2).map(member));
+    zone.add_port(of, (&http, &"tcp/80".parse().unwrap()), (2..3).map(member));
+    zone
+}
+
+fn found(zone: &Zone, name: &str, kind: u16, turn: usize) -> Answer {
+    match zone.find(name, kind, turn) {
+        Verdict::Answer(answer) => answer,
+        Verdict::Forward => panic!("{name} is ours"),
+    }
+}
+
+#[test]
+fn a_service_is_all_its_instances_in_turn_and_has_ports() {
+    let zone = with_service();
+    let addresses = |turn| {
+        let records = found(&zone, "api.prod.ov.internal", A, turn).records;
+        records.into_iter().map(|record| {
+            let Record::Address(IpAddr::V4(address)) = record else { panic!("{record:?}") };
+            address.octets()[3]
+        })
+    };
+
+    // The entity of that name is 10.70.0.4, and is not what the name means.
+    assert_eq!(addresses(0).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(addresses(4).collect::<Vec<_>>(), [2, 3, 1]);
+    assert_eq!(found(&zone, "api.default.prod.ov.internal", A, 0).records.len(), 3);
+
+    let ports = found(&zone, "_http._tcp.api.prod.ov.internal", SRV, 2);
+    let place = |port, host: &str| Record::Place { port, host: format!("{host}.prod.ov.internal") };
+    assert_eq!(ports.records, [place(80, "c"), place(8080, "a.shop"), place(8080, "b.shop")]);
+    let host = |name: &str, last| (format!("{name}.prod.ov.internal"), [10, 70, 0, last].into());
+    assert_eq!(ports.hosts, [host("c", 3), host("a.shop", 1), host("b.shop", 2)]);
+
+    for (name, kind, code) in [
+        ("_http._tcp.api.prod.ov.internal", A, Code::Ok),
+        ("_tcp.api.prod.ov.internal", SRV, Code::Ok),
+        ("api.prod.ov.internal", SRV, Code::Ok),
+        ("_http._udp.api.prod.ov.internal", SRV, Code::NoName),
+        ("_ssh._tcp.api.prod.ov.internal", SRV, Code::NoName),
+        ("_http._tcp.c.prod.ov.internal", SRV, Code::NoName),
+    ] {
+        let answer = found(&zone, name, kind, 0);
+        assert_eq!((answer.code, answer.records.len()), (code, 0), "{name} {kind}");
+    }
+}
+
+/// What stands in an answer: answers, then additional records, each as type and data.
+fn sections(message: &[u8]) -> [Vec<(u16, Vec<u8>)>; 2] {
+    let number = |at: usize| usize::from(u16::from_be_bytes([message[at], message[at + 1]]));
+    let mut at = 12;
+    let skip_name = |at: &mut usize| {
+        while message[*at] != 0 && message[*at] < 0xc0 {
+            *at += 1 + usize::from(message[*at]);
+        }
+        *at += if message[*at] == 0 { 1 } else { 2 };
+    };
+    skip_name(&mut at);
+    at += 4;
+    let mut records = |count| {
+        let mut records = Vec::new();
+        for _ in 0..count {
+            skip_name(&mut at);
+            let len = number(at + 8);
+            let kind = u16::try_from(number(at)).unwrap();
+            records.push((kind, message[at + 10..at + 10 + len].to_vec()));
+            at += 10 + len;
+        }
+        records
+    };
+    let sections = [records(number(6)), records(number(8) + number(10))];
+    assert_eq!(at, message.len(), "all of it is read");
+    sections
+}
+
+#[test]
+fn ports_come_with_the_addresses_of_their_hosts_where_these_fit() {
+    let name = "_http._tcp.api.prod.ov.internal";
+    let query = Query::parse(&query(name, SRV, Some(1232))).unwrap();
+    let answer = found(&with_service(), name, SRV, 0);
+    let message = |max| query.answer(&answer, OVERLAY_SUFFIX, max);
+
+    let [ports, more] = sections(&message(1232));
+    let data = [&[0, 0, 0, 0, 0x1f, 0x90][..], b"\x01a\x04shop\x04prod\x02ov\x08internal\0"];
+    assert_eq!(ports[0], (SRV, data.concat()));
+    let kinds = more.iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+    assert_eq!((ports.len(), kinds), (3, vec![A, A, A, 41]));
+    assert_eq!(more[0].1, [10, 70, 0, 1]);
+
+    // Room for the ports and one address: that is no cut answer. Room for less is.
+    let whole = message(1232).len();
+    let address = "a.shop.prod.ov.internal".len() + 2 + 14;
+    let [ports, more] = sections(&message(whole - address));
+    assert_eq!((ports.len(), more.len()), (3, 3));
+    assert_eq!(message(whole - address)[2] & 2, 0);
+    let cut = message(150);
+    assert!(cut.len() <= 150 && cut[2] & 2 == 2, "cut");
+    assert!(sections(&cut)[1].iter().all(|(kind, _)| *kind == 41));
+}
+
+#[test]
+fn a_search_domain_behind_our_suffix_makes_no_name_of_others() {
+    let zone = with_service();
+
+    for name in ["c.prod.ov.internal.svc.cluster.local", "a.ov.internal.example"] {
+        assert_eq!(found(&zone, name, A, 0).code, Code::NoName, "{name}");
+    }
+    for name in ["ov.internal.example", "xov.internal.example", "example"] {
+        assert_eq!(zone.find(name, A, 0), Verdict::Forward, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -213,11 +345,12 @@ fn what_is_no_question_is_refused_or_ignored() {
 
     assert_eq!(with(2, 0x80), Err(None), "an answer");
     assert_eq!(Query::parse(&good[..11]), Err(None));
-    for (at, byte, code) in [(2, 0x28, 4), (5, 2, 1), (12, 0xc0, 1), (12, 64, 1)] {
+    for (at, byte, code) in [(5, 2, 1), (12, 0xc0, 1), (12, 64, 1)] {
         let refusal = with(at, byte).unwrap_err().unwrap();
         assert_eq!(read(&refusal).0, code, "byte {at}");
     }
-    assert!(with(good.len() - 1, 3).is_err(), "another class");
+    assert!(!with(good.len() - 1, 3).unwrap().is_plain, "another class");
+    assert!(!with(2, 0x28).unwrap().is_plain, "an update");
     let long = [&good[..12], &[63; 64].repeat(5), &[0, 0, 1, 0, 1]].concat();
     assert!(Query::parse(&long).is_err(), "a name of 320 bytes");
 }
@@ -235,10 +368,10 @@ proptest! {
         }
         if let Ok(query) = Query::parse(&message) {
             let max = query.datagram_max();
-            if let Verdict::Answer(code, records) = zone().find(&query.name, query.kind, 7) {
-                prop_assert!(query.answer(code, &records, OVERLAY_SUFFIX, max).len() <= max);
+            if let Verdict::Answer(answer) = zone().find(&query.name, query.kind, 7) {
+                prop_assert!(query.answer(&answer, OVERLAY_SUFFIX, max).len() <= max);
             }
-            prop_assert!(query.failure().len() <= message.len());
+            prop_assert!(query.refusal(Code::Failed).len() <= message.len());
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) fn own(facts: &Facts) -> Vec<Finding> {
         Lookup::NotFound => warning(
             "overlay names",
             format!("programs on this machine do not find {name}: another name server answered"),
-            "run ovd with --dns-listen, and see docs/operations.md, Names",
+            "see `ovd status` for how names are hooked, and dns in ovd.toml",
         ),
         Lookup::Silence => warning(
             "overlay names",

@@ -56,6 +56,7 @@ fn status() -> NodeStatus {
         denied: 0,
         narrow: Vec::new(),
         guard: Some(guard()),
+        names: None,
         problems: Vec::new(),
     }
 }
@@ -519,7 +520,7 @@ const CASES: &[Case] = &[
         |facts| facts.names.own.as_mut().unwrap().1 = Lookup::NotFound,
         Warning,
         "overlay names",
-        &["do not find web.prod.ov.internal", "--dns-listen"],
+        &["do not find web.prod.ov.internal", "ovd status"],
     ),
     (
         |facts| facts.names.own.as_mut().unwrap().1 = Lookup::Silence,

@@ -92,11 +92,12 @@ pub enum RuleName {
     OutsideDenied,
     OutsideAllowed,
     Outside,
+    Redirected,
 }
 
 impl RuleName {
     /// All of them, in the order of status.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::OverlayAddressElsewhere,
         Self::OverlaySourceElsewhere,
         Self::OverlayInClear,
@@ -109,6 +110,7 @@ impl RuleName {
         Self::Outside,
         Self::OutsideAllowed,
         Self::Answers,
+        Self::Redirected,
         Self::Ovmesh,
         Self::MssClamped,
         Self::OwnReplies,
@@ -145,6 +147,7 @@ impl RuleName {
             Self::OutsideDenied => "outside_denied",
             Self::OutsideAllowed => "outside_allowed",
             Self::Outside => "outside",
+            Self::Redirected => "redirected",
         }
     }
 
@@ -177,6 +180,7 @@ impl RuleName {
             Self::OutsideDenied => "to the outside, denied by a rule",
             Self::OutsideAllowed => "to the outside, allowed by a rule or policy",
             Self::Outside => "to the outside, and nothing allows it",
+            Self::Redirected => "to this machine, where it was redirected to",
         }
     }
 }

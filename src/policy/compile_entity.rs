@@ -66,6 +66,7 @@ pub(super) fn compile(
             draft.rule(way, services, cut.of(&way.from), alone.clone());
         }
     }
+    draft.services(world, plan);
     draft.destination_keys(alone);
     draft.send_keys(peers);
     let mut table = draft.finish(world, plan, keys, owner);

@@ -1,14 +1,16 @@
 //! A table of one overlay under construction: rows speak of sets of ids, and become indexes at the
 //! end, when all members and all sets are known and sorted.
 
+use std::collections::BTreeMap;
+
 use super::plan::{Plan, Way};
 use super::set::Set;
 use super::{KeySource, World};
 use crate::api::table::{
     DestinationKeyRow, IsolationRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
-    PreferenceRow, RuleRow, SendKeyRow,
+    PreferenceRow, RuleRow, SendKeyRow, ServicePortRow, ServiceRow,
 };
-use crate::types::{NodeId, Service};
+use crate::types::{Name, NodeId, Service};
 
 /// One overlay's table, rows not yet numbered.
 pub(super) struct Draft<'a> {
@@ -23,6 +25,14 @@ pub(super) struct Draft<'a> {
     rules: Vec<Row<'a>>,
     paths: Vec<(Set, Set, PathHops)>,
     preferences: Vec<(Set, Vec<NodeId>)>,
+    services: Vec<Offer<'a>>,
+}
+
+/// A service, cut to the members that the table speaks of.
+struct Offer<'a> {
+    name: &'a Name,
+    instances: Set,
+    ports: Vec<(&'a Name, &'a Service, Set)>,
 }
 
 /// One row of a rule; the order is that of the finished rows.
@@ -46,6 +56,7 @@ impl<'a> Draft<'a> {
             rules: Vec::new(),
             paths: Vec::new(),
             preferences: Vec::new(),
+            services: Vec::new(),
         }
     }
 
@@ -69,6 +80,26 @@ impl<'a> Draft<'a> {
     /// Has the default SaPs in another order for pairs with these members.
     pub(super) fn prefer(&mut self, with: Set, saps: Vec<NodeId>) {
         self.preferences.push((with, saps));
+    }
+
+    /// Tells the services of `plan` that members are instances of; `world` has their named ports.
+    pub(super) fn services(&mut self, world: &'a World, plan: &'a Plan) {
+        for (name, all) in &plan.services {
+            let instances = self.members.intersection(all);
+            if instances.is_empty() {
+                continue;
+            }
+            let mut ports: BTreeMap<(&Name, &Service), Vec<NodeId>> = BTreeMap::new();
+            for &id in &instances {
+                let named = world.nodes.get(&id).into_iter().flat_map(|facts| &facts.ports);
+                for (name, port) in named.flat_map(|(name, all)| all.iter().map(move |p| (name, p)))
+                {
+                    ports.entry((name, port)).or_default().push(id);
+                }
+            }
+            let ports = ports.into_iter().map(|((name, port), ids)| (name, port, Set::new(ids)));
+            self.services.push(Offer { name, instances, ports: ports.collect() });
+        }
     }
 
     /// Tells the destinations' half of the keys towards these.
@@ -113,7 +144,12 @@ impl<'a> Draft<'a> {
         let of_rules = self.rules.iter().flat_map(|row| [&row.from, &row.to]);
         let of_paths = self.paths.iter().flat_map(|(from, to, _)| [from, to]);
         let of_preferences = self.preferences.iter().map(|(with, _)| with);
-        let mut sets: Vec<&Set> = of_rules.chain(of_paths).chain(of_preferences).collect();
+        let of_services = self.services.iter().flat_map(|service| {
+            let of_ports = service.ports.iter().map(|(_, _, instances)| instances);
+            of_ports.chain([&service.instances])
+        });
+        let of_rows = of_rules.chain(of_paths).chain(of_preferences);
+        let mut sets: Vec<&Set> = of_rows.chain(of_services).collect();
         sets.sort();
         sets.dedup();
         let set_number = |set: &Set| {
@@ -148,6 +184,20 @@ impl<'a> Draft<'a> {
             .map(|(with, saps)| PreferenceRow { with: set_number(with), saps: saps.clone() })
             .collect();
         preferences.sort_by_key(|row| row.with);
+        let services = self.services.iter().map(|service| ServiceRow {
+            name: service.name.clone(),
+            members: set_number(&service.instances),
+            ports: service
+                .ports
+                .iter()
+                .map(|&(name, port, ref instances)| ServicePortRow {
+                    name: name.clone(),
+                    port: port.clone(),
+                    members: set_number(instances),
+                })
+                .collect(),
+        });
+        let services = services.collect();
         let isolated = (0..)
             .zip(&self.members)
             .map(|(member, id)| IsolationRow {
@@ -207,6 +257,7 @@ impl<'a> Draft<'a> {
             pair_generations,
             outside: Default::default(),
             send_keys,
+            services,
         }
     }
 }

@@ -14,7 +14,7 @@ use super::span::resolve;
 use super::{BoundSelector, Drain, NodeFacts, OverlayFacts, World};
 use crate::api::admin::Semantics;
 use crate::api::table::PathHops;
-use crate::types::{NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
+use crate::types::{Name, NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
 
 /// One overlay's members and rules in force, with selectors turned into sets.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ pub(super) struct Plan {
     pub(super) ways: Vec<Way>,
     /// What members may open to addresses outside, by rule id.
     pub(super) outside: Vec<OutsideWay>,
+    /// The instances of each service.
+    pub(super) services: BTreeMap<Name, Set>,
     /// What was set for single pairs, then the rules that ask for a path, by rule id: of two that speak of
     /// a pair the first one counts.
     pub(super) paths: Vec<Claim>,
@@ -153,6 +155,7 @@ impl Plan {
             default_saps,
             ways: Vec::new(),
             outside: outside::ways(world, &roster, overlay, now),
+            services: roster.services(),
             paths: Vec::new(),
             ways_from: Index::default(),
             ways_to: Index::default(),

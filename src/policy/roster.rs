@@ -1,6 +1,6 @@
 //! The members of one overlay, by what selectors look at, so that a selector need not ask everybody.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::select::{is_member, selects};
 use super::set::Set;
@@ -55,6 +55,14 @@ impl<'a> Roster<'a> {
             None => self.all.retained(is_meant),
             Some(candidates) => candidates.into_iter().filter(is_meant).collect(),
         }
+    }
+
+    /// The instances of each service of the overlay.
+    pub(super) fn services(&self) -> BTreeMap<Name, Set> {
+        let names = self.world.services.get(&self.overlay).into_iter().flat_map(BTreeMap::keys);
+        let instances =
+            |name: &Name| (name.clone(), self.meant_by(&BoundSelector::Service(name.clone())));
+        names.map(instances).collect()
     }
 
     fn facts(&self, id: NodeId) -> Option<&NodeFacts> {

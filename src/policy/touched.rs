@@ -14,7 +14,7 @@ use super::evaluate::PathSource;
 use super::outside::OutsideWay;
 use super::plan::{Claim, Plan, Way};
 use crate::api::table::PathHops;
-use crate::types::{NodeId, NodeKind, OverlayId, RuleId};
+use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
 
 /// A ring of keys that gives other keys than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,7 @@ impl<'a> Touched<'a> {
                     self.by_ways(old, new);
                     self.by_claims(old, new);
                     self.by_outside(old, new);
+                    self.by_services(old, new);
                 }
                 (old, new) => {
                     self.saps_of(id);
@@ -113,6 +114,19 @@ impl<'a> Touched<'a> {
         }
     }
 
+    /// Who comes to a service, or goes, is named to its peers.
+    fn by_services(&mut self, old: &Plan, new: &Plan) {
+        let mut names: BTreeSet<&Name> = old.services.keys().collect();
+        names.extend(new.services.keys());
+        for name in names {
+            let instances = |plan: &Plan| plan.services.get(name).cloned().unwrap_or_default();
+            for id in &instances(old).difference_either_way(&instances(new)) {
+                self.nodes.insert(*id);
+                self.peers_of(*id, true);
+            }
+        }
+    }
+
     fn by_claims(&mut self, old: &Plan, new: &Plan) {
         // Of `path set` there are many, each with its own pair.
         let claims = |plan: &Plan| -> BTreeMap<_, usize> {
@@ -157,7 +171,9 @@ impl<'a> Touched<'a> {
                 }
                 self.peers_of(id, is_shown_else);
             }
-            if self.is_placed_else(id) {
+            let serves_else =
+                old.map(|f| &f.ports) != new.map(|f| &f.ports) && self.is_instance(id);
+            if serves_else || self.is_placed_else(id) {
                 self.peers_of(id, true);
             }
         }
@@ -176,6 +192,12 @@ impl<'a> Touched<'a> {
             let direct = plan.claims_of(id).filter(|claim| claim.hops == PathHops::Direct);
             self.nodes.extend(direct.flat_map(|claim| claim.from.iter().chain(&claim.to)));
         }
+    }
+
+    /// Whether a service means `id`, before or after.
+    fn is_instance(&self, id: NodeId) -> bool {
+        let plans = self.sides.iter().flat_map(|side| side.plans.values());
+        plans.flat_map(|plan| plan.services.values()).any(|instances| instances.contains(&id))
     }
 
     /// Whether other SaPs may be near `id` than before.

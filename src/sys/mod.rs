@@ -11,7 +11,8 @@
 //! | [`tun`] | a TUN device, read in batches, with offloads where the kernel has them |
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
-//! | [`nftables`] | whether anybody changed the packet filter |
+//! | [`nftables`] | whether anybody changed the packet filter; its messages |
+//! | [`redirect`] | brings questions for name servers here |
 //! | [`descriptors`] | what one process hands to the next |
 //! | [`memory`] | memory that outlives a process |
 //! | [`wake`] | gets a thread out of the call that it waits in |
@@ -44,6 +45,7 @@ pub mod net;
 pub mod nftables;
 pub mod offload;
 pub mod process;
+pub mod redirect;
 pub mod tun;
 pub mod udp;
 pub mod wake;

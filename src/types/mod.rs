@@ -5,6 +5,7 @@
 
 mod cidr;
 mod data_path;
+mod dns_hook;
 mod drop_reason;
 mod duration;
 mod guard;
@@ -20,6 +21,7 @@ mod version;
 
 pub use cidr::{CidrBlock, CidrError};
 pub use data_path::{DataPath, ParseDataPathError};
+pub use dns_hook::{DnsHook, ParseDnsHookError};
 pub use drop_reason::DropReason;
 pub use duration::{HumanDuration, Timestamp};
 pub use guard::{GuardEgress, GuardMode, ParseGuardError};

@@ -157,3 +157,21 @@ fn what_is_not_permissive_is_refused() {
     assert!(rules.objection(&package("any", "git+https://example.org/any")).is_some());
     assert!(rules.objection(&package("openssl-sys", CRATES_IO)).is_some());
 }
+
+/// Who adds a dependency has to tell the lock file of the fuzz targets, too: `cd fuzz && cargo metadata > /dev/null`.
+#[test]
+fn the_fuzz_targets_are_locked_to_what_we_build_on() {
+    let read = |path: &str| -> toml::Value {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+        toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let (manifest, lock) = (read("Cargo.toml"), read("fuzz/Cargo.lock"));
+    let ours = manifest["dependencies"].as_table().unwrap().keys().cloned();
+    let packages = lock["package"].as_array().unwrap();
+    let package = packages.iter().find(|one| one["name"].as_str() == Some("ovmesh")).unwrap();
+    // `name`, or `name version` where there are several.
+    let name = |entry: &toml::Value| entry.as_str().unwrap().split(' ').next().unwrap().to_owned();
+    let locked = package["dependencies"].as_array().unwrap().iter().map(name);
+
+    assert_eq!(locked.collect::<BTreeSet<_>>(), ours.collect::<BTreeSet<_>>());
+}

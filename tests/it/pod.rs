@@ -211,6 +211,7 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
 
     play(&["s1"], &["b"], |rig| {
         let pod = rig.world.machine("web-0")?;
+        rig.set_resolvers(&pod, "nameserver 10.96.0.10\n")?;
         let token = rig.fleet.token(&["--overlay", LAB, "--uses", "0", "--ephemeral"])?;
         fs::write(pod.state_dir().join("token"), token)?;
         let run = command([words(&sidecar["command"]), words(&sidecar["args"])].concat());
@@ -240,6 +241,10 @@ fn ovd_has_enough_with_what_the_manifest_grants_and_answers_for_the_program() {
         let report = pod.run(&ping)?.success("udp-ping")?;
         ensure!(report.contains("\"received\":3"), "{report}");
         drop(echo);
+        // The cluster's DNS knows nothing of it, and cannot even be reached.
+        let found = pod.run(&[netkit.as_str(), "resolve", "b.lab.ov.internal", "1"])?;
+        let address = rig.fleet.address("b", LAB)?.to_string();
+        ensure!(found.stdout.contains(&address), "{found:?}");
 
         // A cluster's own DNS can be given the overlay's names.
         let export = ["dns", "export", "headless-services", "--overlay", LAB];

@@ -237,6 +237,11 @@ impl Rig {
         Ok(SocketAddr::new(IpAddr::V4(self.fleet.machine(node)?.ip4), DATA_PORT))
     }
 
+    /// Gives a machine its own resolver configuration, which programs see that start from now on.
+    pub(crate) fn set_resolvers(&self, machine: &Machine, text: &str) -> Result<()> {
+        Ok(fs::write(self.world.dir().join(&machine.name).join("resolv.conf"), text)?)
+    }
+
     /// A path for a file that programs of this world may write.
     pub(crate) fn file(&self, kind: &str) -> PathBuf {
         let number = self.files.fetch_add(1, Ordering::Relaxed);

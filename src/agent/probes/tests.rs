@@ -65,6 +65,7 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 destination_keys: Vec::new(),
                 pair_generations: Vec::new(),
                 send_keys: Vec::new(),
+                services: Vec::new(),
             }],
         },
     }

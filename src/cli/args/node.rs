@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{EXIT_CODES, EndpointArg, Format, JoinSource};
 use crate::types::{
-    DataPath, GuardEgress, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service,
+    DataPath, DnsHook, GuardEgress, GuardMode, HealthTarget, HumanDuration, Lanes, Name, Service,
 };
 
 /// Joins this machine to ovmesh: one TUN device per overlay, every packet checked
@@ -177,8 +177,13 @@ pub struct OvdRunArgs {
     #[arg(long = "health-target", value_name = "TARGET", requires = "health_listen")]
     pub health_targets: Vec<HealthTarget>,
     /// Answer overlay names here (UDP and TCP), and pass other questions on to this host's resolvers
+    /// [default: port 6053 of loopback, unless --dns off]
     #[arg(long, value_name = "IP:PORT")]
     pub dns_listen: Option<SocketAddr>,
+    /// What brings programs' questions for names here: auto, redirect (of what goes to this host's name
+    /// servers), resolved (systemd-resolved is told), or off [default: auto]
+    #[arg(long, value_name = "HOOK")]
+    pub dns: Option<DnsHook>,
     /// What is closed outside of overlays: ports, all or off [default: all in a pod, else ports]
     #[arg(long, value_name = "MODE")]
     pub guard: Option<GuardMode>,

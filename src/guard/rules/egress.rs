@@ -42,6 +42,10 @@ const LINK: [(RuleName, &str); 3] = [
     ),
 ];
 
+/// What was redirected to this machine itself, by us or by a proxy beside us: this chain still sees it on its
+/// way to where it was going before. No route leads such addresses out.
+const REDIRECTED: [&str; 2] = ["ip daddr 127.0.0.0/8", "ip6 daddr ::1"];
+
 impl Draft<'_> {
     /// Lets out what `egress` and the link need, and nothing else.
     pub(super) fn close_outside(&mut self, egress: &Egress) {
@@ -57,6 +61,9 @@ impl Draft<'_> {
             self.let_out(RuleName::Ovmesh, &condition);
         }
         self.let_out(RuleName::Answers, "ct direction reply");
+        for condition in REDIRECTED {
+            self.add(Chain::Output, RuleName::Redirected, condition, Verdict::Accept);
+        }
         for (name, condition) in LINK {
             self.let_out(name, condition);
         }

@@ -238,6 +238,8 @@ fn egress_lets_out_what_rules_and_ovmesh_need_and_nothing_else() {
         "ip daddr . udp dport { 192.0.2.8 . 6081, 192.0.2.9 . 6080 } Accept",
         "ip6 daddr . tcp dport { 2001:db8::9 . 7443 } Accept",
         "ct direction reply Accept",
+        "ip daddr 127.0.0.0/8 Accept",
+        "ip6 daddr ::1 Accept",
         "sport 68",
     ] {
         assert!(out(part) < denied, "{part}");
