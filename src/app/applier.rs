@@ -232,7 +232,7 @@ impl Applier<'_> {
             probes.replace_links(&table, shared.now());
             // What is known of the SaPs is in the snapshot before anybody sees it.
             for change in probes.changes() {
-                control_loop::apply(&next, change);
+                change.repeat(&next);
             }
         }
         let before = control_loop::started(shared);

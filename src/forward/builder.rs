@@ -145,7 +145,7 @@ impl SnapshotBuilder {
             }
         }
         if snapshot.overlays.iter().any(|overlay| !overlay.keyring.is_empty()) {
-            snapshot.keys = KeyCache::new();
+            snapshot.keys = KeyCache::for_pairs_of(first_member);
         }
         snapshot.owner = self.owner;
         snapshot.number_tokens();
