@@ -12,7 +12,7 @@ DENY_VERSION := 0.20.2
 DENY := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 FUZZ_SECONDS ?= 600
 # Tests in namespaces wait more than they compute.
-TEST_THREADS := $(shell expr $$(nproc) + 2)
+TEST_THREADS := $(shell expr $$(nproc) + 3)
 
 .PHONY: help demo shell test test-long bench lint fmt deny deb doc fuzz advisories setup setup-bench programs
 

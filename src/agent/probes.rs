@@ -4,7 +4,7 @@
 //! 1. sleep until [`Probes::next_deadline`] or a datagram arrives;
 //! 2. call [`Probes::handle_datagram`] or [`Probes::handle_timeout`];
 //! 3. send everything that [`Probes::poll_transmit`] returns;
-//! 4. tell the snapshot what [`Probes::changes`] returns;
+//! 4. [`Change::apply`] what [`Probes::changes`] returns; after a new table [`Change::repeat`];
 //! 5. at a SaP: say to whom packets went, and tell those who send to whom [`Probes::silent`] names.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::underlay::is_managed;
 use crate::api::table::NodeTable;
+use crate::forward::{FlowTable, Snapshot};
 use crate::probe::{Budget, Hearing, Liveness, Lost, Prober, Proofs, Responder, Source};
 use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
 use crate::wire::control::{self, Echo, Message};
@@ -64,7 +65,7 @@ pub enum Change {
         /// Whether it does.
         is_returning: bool,
     },
-    /// A SaP has lost an entity, or found it again.
+    /// A SaP has lost an entity, which it says as long as anybody sends there, or found it again.
     Peer {
         /// The SaP.
         sap: NodeId,
@@ -73,6 +74,31 @@ pub enum Change {
         /// Whether it reaches it.
         reaches: bool,
     },
+}
+
+impl Change {
+    /// Has the packet threads follow it. Whether it is news.
+    pub fn apply(self, snapshot: &Snapshot, flows: &FlowTable) -> bool {
+        if let Self::Peer { sap, peer, reaches: false } = self {
+            snapshot.forget_hops(sap, peer, flows);
+        }
+        self.repeat(snapshot)
+    }
+
+    /// Says it to a new snapshot. Whether that is news.
+    pub fn repeat(self, snapshot: &Snapshot) -> bool {
+        match self {
+            Self::Sap { sap, is_alive } => {
+                snapshot.set_alive(sap, is_alive);
+                true
+            }
+            Self::Returning { sap, is_returning } => {
+                snapshot.set_returning(sap, is_returning);
+                true
+            }
+            Self::Peer { sap, peer, reaches } => snapshot.set_reaches(sap, peer, reaches),
+        }
+    }
 }
 
 /// What is known of the peer of a link.

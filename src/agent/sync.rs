@@ -38,7 +38,7 @@ pub fn backoff(failures: u32) -> Duration {
 
 /// What to do with a table that the server offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Judgement {
+pub(crate) enum Judgement {
     /// Apply it.
     Newer,
     /// It is the one in force.
@@ -51,15 +51,27 @@ enum Judgement {
 
 /// What is said of a table beside its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Head {
+pub(crate) struct Head {
     incarnation: Incarnation,
     serial: Serial,
     revision: Revision,
 }
 
+impl Head {
+    /// Of a table.
+    pub(crate) fn of(table: &NodeTable) -> Self {
+        let NodeTable { serial, revision, .. } = *table;
+        Self { incarnation: table.incarnation.clone(), serial, revision }
+    }
+}
+
 /// `in_force` is the table in force; `joined` the life of the server that this node joined, which it follows
 /// while it has no table.
-fn judge(in_force: Option<&Head>, joined: &Incarnation, offered: &NodeTable) -> Judgement {
+pub(crate) fn judge(
+    in_force: Option<&Head>,
+    joined: &Incarnation,
+    offered: &NodeTable,
+) -> Judgement {
     let followed = in_force.map_or(joined, |head| &head.incarnation);
     if *followed != offered.incarnation {
         let is_accepted = offered.succeeds.contains(followed);
@@ -131,11 +143,7 @@ impl Puller {
 
     /// The stored table is in force; it need not be written again.
     pub fn resume(&mut self, table: &NodeTable) {
-        self.in_force = Some(Head {
-            incarnation: table.incarnation.clone(),
-            serial: table.serial,
-            revision: table.revision,
-        });
+        self.in_force = Some(Head::of(table));
     }
 
     /// Waits for the next table to apply; asks for ever. Asking acknowledges the one in force.

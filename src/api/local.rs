@@ -307,3 +307,73 @@ impl RefusedBy {
         }
     }
 }
+
+#[cfg(test)]
+impl NodeStatus {
+    /// That of an entity on a good day.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            api_version: ApiVersion::V1,
+            version: "0.1.0".to_owned(),
+            id: NodeId(3),
+            kind: NodeKind::Entity,
+            name: "web".parse().unwrap(),
+            started: Timestamp(999_000),
+            server: ServerStatus {
+                url: "https://192.0.2.1:7443".to_owned(),
+                reachable: true,
+                since: Timestamp(999_000),
+                error: None,
+            },
+            table: Some(TableStatus {
+                serial: Serial(7),
+                revision: Revision(43),
+                applied: Timestamp(999_999),
+                from_disk: false,
+            }),
+            endpoints: vec!["192.0.2.7:6080".parse().unwrap()],
+            overlays: vec![OverlayStatus {
+                name: Name::default(),
+                cidr: "100.71.0.0/16".parse().unwrap(),
+                address: Some("100.71.0.11".parse().unwrap()),
+                device: Some("ov0".to_owned()),
+                mtu: Some(1464),
+                peers: 2,
+                rules: 1,
+            }],
+            saps: vec![SapStatus {
+                id: NodeId(1),
+                name: "sap-1".to_owned(),
+                endpoint: Some("192.0.2.9:6080".parse().unwrap()),
+                alive: true,
+                round_trip_micros: Some(420),
+            }],
+            packets: BTreeMap::new(),
+            drops: BTreeMap::new(),
+            flows: 0,
+            denied: 0,
+            narrow: Vec::new(),
+            guard: None,
+            names: None,
+            problems: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl GuardStatus {
+    /// That of a guard in force, of which nothing has come yet.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            mode: GuardMode::Ports,
+            egress: GuardEgress::Off,
+            in_force: true,
+            underlay_open: false,
+            off_until: None,
+            services: vec!["tcp/443".parse().unwrap()],
+            ssh_peers: Vec::new(),
+            put_back: 0,
+            rules: Vec::new(),
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! sets in an entity's table are cut down to what concerns it. Lists are sorted, so that the same
 //! intent gives the same bytes.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,40 @@ pub struct TableBody {
     pub links: Vec<LinkRow>,
     /// The overlays this node is in, sorted by id.
     pub overlays: Vec<OverlayTable>,
+}
+
+/// Whom a node exchanges wrapped packets with.
+#[derive(Clone, Copy, Debug)]
+pub enum Hop<'a> {
+    /// A SaP.
+    Sap(&'a SapRow),
+    /// The other end of a direct pair.
+    Peer(&'a MemberRow),
+}
+
+impl fmt::Display for Hop<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sap(sap) => write!(f, "sap {}", sap.name),
+            Self::Peer(member) => member.name.fmt(f),
+        }
+    }
+}
+
+impl TableBody {
+    /// The members of its overlays, without the node itself.
+    pub fn peers(&self) -> impl Iterator<Item = &MemberRow> {
+        let members = self.overlays.iter().flat_map(|overlay| &overlay.members);
+        members.filter(|member| member.id != self.node.id)
+    }
+
+    /// Where packets of the node go first: SaPs, then peers whose endpoints it knows, each with its first
+    /// endpoint.
+    pub fn hops(&self) -> impl Iterator<Item = (Hop<'_>, SocketAddr)> {
+        let saps = self.saps.iter().map(|sap| (Hop::Sap(sap), sap.endpoints.first()));
+        let peers = self.peers().map(|peer| (Hop::Peer(peer), peer.endpoints.first()));
+        saps.chain(peers).filter_map(|(hop, endpoint)| Some((hop, *endpoint?)))
+    }
 }
 
 /// The owner of a table.

@@ -236,7 +236,7 @@ impl Applier<'_> {
             probes.replace_links(&table, shared.now());
             // What is known of the SaPs is in the snapshot before anybody sees it.
             for change in probes.changes() {
-                control_loop::apply(&next, change);
+                change.repeat(&next);
             }
         }
         let is_sap = shared.identity.kind == NodeKind::Sap;

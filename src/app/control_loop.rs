@@ -8,7 +8,6 @@ use super::daemon::Shared;
 use crate::agent::notices;
 use crate::agent::probes::{Change, Heard, Probes};
 use crate::dataplane::{self, ControlPort, Way};
-use crate::forward::Snapshot;
 use crate::types::NodeId;
 use crate::wire::control::Message;
 use crate::wire::notice::NoPath;
@@ -91,8 +90,9 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
         if !changes.is_empty() {
             let snapshot = shared.publisher.current();
             for change in changes {
-                note(change);
-                apply(&snapshot, change);
+                if change.apply(&snapshot, shared.flows()) {
+                    note(change);
+                }
             }
             announce(shared, &started(shared));
             shared.report_soon();
@@ -132,15 +132,6 @@ fn tell_senders(shared: &Shared, probes: &mut Probes, now: Duration) {
     tracing::debug!(?silent, told = told.len(), "no word of entities that packets go to");
     for (sender, node) in told {
         probes.notify(sender, &Message::NoPath(NoPath { node }));
-    }
-}
-
-/// Has the packet threads follow a change.
-pub(crate) fn apply(snapshot: &Snapshot, change: Change) {
-    match change {
-        Change::Sap { sap, is_alive } => snapshot.set_alive(sap, is_alive),
-        Change::Returning { sap, is_returning } => snapshot.set_returning(sap, is_returning),
-        Change::Peer { sap, peer, reaches } => snapshot.set_reaches(sap, peer, reaches),
     }
 }
 

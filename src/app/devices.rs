@@ -17,9 +17,7 @@ use crate::sys::net::Network;
 use crate::sys::tun::Tun;
 use crate::types::{DataPath, Lanes, OverlayId, Prefix};
 use crate::wire::gue;
-
-/// What IPv6 asks of every link.
-const IPV6_MTU_MIN: u32 = 1280;
+use crate::wire::inner::IPV6_MTU_MIN;
 
 /// An underlay whose MTU nobody knows.
 const UNDERLAY_MTU_USUAL: u32 = 1500;
@@ -260,16 +258,8 @@ impl Devices {
     /// What a wrapped packet may carry: the smallest path to any SaP or direct peer, less the
     /// overhead.
     async fn room(&self, table: &NodeTable) -> Room {
-        let saps = table.body.saps.iter().filter_map(|sap| sap.endpoints.first());
-        let peers = table
-            .body
-            .overlays
-            .iter()
-            .flat_map(|overlay| &overlay.members)
-            .filter(|member| member.id != table.body.node.id)
-            .filter_map(|member| member.endpoints.first());
         let mut room: Option<Room> = None;
-        for endpoint in saps.chain(peers).take(MTU_ASKED_MAX) {
+        for (_, endpoint) in table.body.hops().take(MTU_ASKED_MAX) {
             let to = endpoint.ip().to_canonical();
             if let Ok(way) = self.network.mtu_towards(to).await {
                 let found = Room::of(way, to);
@@ -297,10 +287,10 @@ impl Room {
     /// take for granted.
     fn too_small(self, range: Prefix) -> Option<SysError> {
         let (to, way) = self.narrowest?;
-        if range.addr().is_ipv4() || self.mtu >= IPV6_MTU_MIN {
+        if range.addr().is_ipv4() || self.mtu >= IPV6_MTU_MIN.into() {
             return None;
         }
-        let needed = IPV6_MTU_MIN + u32::from(gue::overhead(to.is_ipv4()));
+        let needed = IPV6_MTU_MIN + gue::overhead(to.is_ipv4());
         let why = format!(
             "IPv6 needs {IPV6_MTU_MIN} bytes, and the way to {to} takes {way}, headers of ours included"
         );

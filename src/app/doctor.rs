@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use super::node::{self, RunOptions, Settings};
+use super::node::{self, Settings};
 use crate::agent::client::Client;
 use crate::agent::state::{Identity, StateDir};
 use crate::api::Problem;
@@ -34,9 +34,6 @@ const NET_ADMIN_BIT: u32 = 12;
 /// How many ways are asked for their MTU.
 const WAYS_MAX: usize = 16;
 
-/// The table of the guard.
-const GUARD_TABLE: &str = "ovmesh";
-
 /// Looks, judges and shows.
 pub(super) fn run(args: &DoctorArgs) -> ExitCode {
     let mut output = Output::standard(args.output);
@@ -46,18 +43,12 @@ pub(super) fn run(args: &DoctorArgs) -> ExitCode {
 }
 
 fn diagnose(args: &DoctorArgs) -> Result<Diagnosis, Problem> {
-    let options = RunOptions {
-        config: args.config.clone(),
-        state_dir: args.state_dir.clone(),
-        socket: args.socket.clone(),
-        ..RunOptions::default()
-    };
-    let settings = Settings::new(NodeKind::Entity, options)?;
+    let settings = Settings::new(NodeKind::Entity, args.node.clone().into())?;
     // What root alone may read comes before root uses files as the daemon's user.
     let (filter, tun) = (filter(), tun());
     let settings = settings.for_owner()?;
     let facts =
-        node::runtime()?.block_on(gather(&settings, args.socket.as_deref(), filter, tun))?;
+        node::runtime()?.block_on(gather(&settings, args.node.socket.as_deref(), filter, tun))?;
     Ok(Diagnosis { api_version: ApiVersion::V1, findings: doctor::examine(&facts) })
 }
 
@@ -233,17 +224,7 @@ async fn ways(
 ) -> Vec<Way> {
     let mut targets: Vec<(String, SocketAddr)> = Vec::new();
     if let Some(NodeTable { body, .. }) = table {
-        targets.extend(
-            body.saps
-                .iter()
-                .filter_map(|sap| Some((format!("sap {}", sap.name), *sap.endpoints.first()?))),
-        );
-        let members = body.overlays.iter().flat_map(|overlay| &overlay.members);
-        targets.extend(
-            members
-                .filter(|member| member.id != body.node.id)
-                .filter_map(|member| Some((member.name.to_string(), *member.endpoints.first()?))),
-        );
+        targets.extend(body.hops().map(|(hop, endpoint)| (hop.to_string(), endpoint)));
     } else if let Some(status) = status {
         let saps = status.saps.iter();
         targets.extend(saps.filter_map(|sap| Some((format!("sap {}", sap.name), sap.endpoint?))));
@@ -324,12 +305,10 @@ fn filter() -> Filter {
     let tools = guard::interference(&chains)
         .into_iter()
         .map(|found| Tool { name: found.tool.to_owned(), meaning: found.meaning.to_owned() });
-    let is_ours =
-        |chain: &guard::ForeignChain| chain.table == GUARD_TABLE && chain.family == "inet";
     Filter {
-        has_guard: chains.iter().any(is_ours),
+        has_guard: chains.iter().any(guard::ForeignChain::is_ours),
         tools: tools.collect(),
-        chains: Ok(chains.iter().filter(|chain| !is_ours(chain)).filter_map(hooked).collect()),
+        chains: Ok(chains.iter().filter(|chain| !chain.is_ours()).filter_map(hooked).collect()),
         has_legacy,
     }
 }

@@ -42,9 +42,7 @@ impl Wanted {
         if let Some(table) = table {
             let body = &table.body;
             targets.extend(body.saps.iter().flat_map(|sap| &sap.endpoints));
-            let peers = body.overlays.iter().flat_map(|overlay| &overlay.members);
-            let peers = peers.filter(|member| member.id != body.node.id);
-            targets.extend(peers.flat_map(|member| &member.endpoints).take(ASKED_MAX));
+            targets.extend(body.peers().flat_map(|member| &member.endpoints).take(ASKED_MAX));
             // Others see a SaP's first endpoint most often: the one towards the server does not move
             // when entities come and go.
             let server_first = usize::from(body.node.kind == NodeKind::Entity) * targets.len();

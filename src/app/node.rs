@@ -18,8 +18,8 @@ use crate::agent::underlay::HostRange;
 use crate::api::node::JoinToken;
 use crate::api::{Problem, ProblemCode};
 use crate::cli::args::{
-    DeniedArgs, Format, JoinArgs, JoinSource, LeaveArgs, NodeStatusArgs, OvdRunArgs, OvdWhyArgs,
-    RunArgs,
+    DeniedArgs, Format, JoinArgs, JoinSource, NodeStatusArgs, OvdRunArgs, OvdWhyArgs, RunArgs,
+    StateArgs,
 };
 use crate::cli::output::Output;
 use crate::cli::{Outcome, denied, local_why, node_status};
@@ -125,8 +125,8 @@ impl From<JoinArgs> for RunOptions {
     }
 }
 
-impl From<LeaveArgs> for RunOptions {
-    fn from(args: LeaveArgs) -> Self {
+impl From<StateArgs> for RunOptions {
+    fn from(args: StateArgs) -> Self {
         Self {
             config: args.config,
             state_dir: args.state_dir,

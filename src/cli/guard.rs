@@ -168,20 +168,14 @@ mod tests {
 
     fn guard() -> GuardStatus {
         GuardStatus {
-            mode: GuardMode::Ports,
-            egress: GuardEgress::Off,
-            in_force: true,
-            underlay_open: false,
-            off_until: None,
-            services: vec!["tcp/443".parse().unwrap()],
             ssh_peers: vec!["192.0.2.7".parse().unwrap()],
-            put_back: 0,
             rules: vec![GuardRule {
                 name: "service_elsewhere".to_owned(),
                 packets: 4,
                 bytes: 240,
                 about: "for a service port, not over an overlay".to_owned(),
             }],
+            ..GuardStatus::of_tests()
         }
     }
 

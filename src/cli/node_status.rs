@@ -275,58 +275,21 @@ fn drop_table(status: &NodeStatus) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::local::{NarrowWay, OverlayStatus, SapStatus, ServerStatus, TableStatus};
-    use crate::types::{ApiVersion, Name, NodeId, Revision, Serial};
+    use crate::api::local::NarrowWay;
 
     fn ready() -> NodeStatus {
         NodeStatus {
-            api_version: ApiVersion::V1,
-            version: "0.1.0".to_owned(),
-            id: NodeId(3),
-            kind: NodeKind::Entity,
-            name: "web".parse().unwrap(),
-            started: Timestamp(999_000),
-            server: ServerStatus {
-                url: "https://192.0.2.1:7443".to_owned(),
-                reachable: true,
-                since: Timestamp(999_000),
-                error: None,
-            },
-            table: Some(TableStatus {
-                serial: Serial(7),
-                revision: Revision(43),
-                applied: Timestamp(999_999),
-                from_disk: false,
-            }),
-            endpoints: vec!["192.0.2.7:6080".parse().unwrap()],
-            overlays: vec![OverlayStatus {
-                name: Name::default(),
-                cidr: "100.71.0.0/16".parse().unwrap(),
-                address: Some("100.71.0.11".parse().unwrap()),
-                device: Some("ov0".to_owned()),
-                mtu: Some(1464),
-                peers: 2,
-                rules: 1,
-            }],
-            saps: vec![SapStatus {
-                id: NodeId(1),
-                name: "sap-1".to_owned(),
-                endpoint: Some("192.0.2.9:6080".parse().unwrap()),
-                alive: true,
-                round_trip_micros: Some(420),
-            }],
             packets: [("egress".to_owned(), Default::default())].into(),
             drops: [("no_rule".to_owned(), 4), ("from_the_future".to_owned(), 1)].into(),
-            flows: 0,
             denied: 3,
             narrow: vec![NarrowWay { destination: "100.71.0.12".parse().unwrap(), mtu: 1364 }],
-            guard: None,
             names: Some(NamesStatus {
                 hook: DnsHook::Redirect,
                 listeners: vec!["127.0.0.1:6053".parse().unwrap()],
                 redirected: vec!["192.0.2.53".parse().unwrap()],
             }),
             problems: vec!["the MTU of eth0 fell".to_owned()],
+            ..NodeStatus::of_tests()
         }
     }
 

@@ -17,10 +17,12 @@
 //!
 //! Every key may be left out; flags of the command line go before the file.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::Deserialize;
 
@@ -179,27 +181,9 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
             Lanes::new(number).map_err(|error| refuse(format!("lanes is `{number}`, {error}")))
         })
         .transpose()?;
-    let guard = raw
-        .guard
-        .map(|word| {
-            word.parse()
-                .map_err(|error| refuse(format!("guard is `{}`, {error}", word.escape_debug())))
-        })
-        .transpose()?;
-    let egress = raw
-        .egress
-        .map(|word| {
-            word.parse()
-                .map_err(|error| refuse(format!("egress is `{}`, {error}", word.escape_debug())))
-        })
-        .transpose()?;
-    let dns = raw
-        .dns
-        .map(|word| {
-            word.parse()
-                .map_err(|error| refuse(format!("dns is `{}`, {error}", word.escape_debug())))
-        })
-        .transpose()?;
+    let guard = word("guard", raw.guard, refuse)?;
+    let egress = word("egress", raw.egress, refuse)?;
+    let dns = word("dns", raw.dns, refuse)?;
     let is_log_json = match raw.log_format.as_deref() {
         None | Some("text") => false,
         Some("json") => true,
@@ -232,6 +216,22 @@ pub fn parse(path: &Path, text: &str) -> Result<NodeFile, ConfigError> {
         log: raw.log,
         is_log_json,
     })
+}
+
+/// The value of a key that takes one of a few words.
+fn word<T>(
+    key: &str,
+    value: Option<String>,
+    refuse: impl Fn(String) -> ConfigError,
+) -> Result<Option<T>, ConfigError>
+where
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    let read = |word: String| {
+        word.parse().map_err(|error| refuse(format!("{key} is `{}`, {error}", word.escape_debug())))
+    };
+    value.map(read).transpose()
 }
 
 fn endpoint(text: &str) -> Option<(IpAddr, Option<u16>)> {

@@ -37,6 +37,8 @@ pub(crate) enum Turn {
     Speaks,
     /// Until then it is not known whether the other one is gone.
     Waits(Instant),
+    /// Until then two others are told apart; it has to claim its turn after that.
+    Later(Instant),
     /// Another process speaks for the node.
     Refused,
 }
@@ -67,26 +69,25 @@ impl Speaker {
     /// A poll of `process` came; pair it with [`Self::poll_ended`].
     pub(crate) fn poll(&mut self, process: Process, now: Instant) -> Turn {
         let instance = process.instance;
-        let open_polls_of_current = self.current.map_or(0, |current| current.open_polls);
-        if self.is_current(instance) {
-            if self.doubted_until.take().is_some() {
-                self.find_copy(now);
+        let is_third = self.find(instance).is_none();
+        if let Some(until) = self.doubted_until.filter(|_| is_third) {
+            if now < until {
+                // One at a time. Refusing it now would call a copy what may be the only one that is there.
+                return Turn::Later(until);
             }
-        } else {
-            let is_third = self.other.is_none_or(|other| other.process.instance != instance);
-            if is_third && self.doubted_until.is_some_and(|until| now < until) {
-                // One at a time.
-                return Turn::Refused;
-            }
-            if is_third {
-                self.other =
-                    Some(Heard { process, first: now, last: now, open_polls: 0, refusals: 0 });
-            }
-            if open_polls_of_current == 0 {
+            self.take_turns();
+        }
+        if is_third {
+            self.other = Some(Heard { process, first: now, last: now, open_polls: 0, refusals: 0 });
+        }
+        if !self.is_current(instance) {
+            if self.current.is_none_or(|current| current.open_polls == 0) {
                 self.take_turns();
             } else {
                 self.doubted_until.get_or_insert(now + SHOW_WITHIN);
             }
+        } else if self.doubted_until.take().is_some() {
+            self.find_copy(now);
         }
         if let Some(heard) = self.find(instance) {
             *heard = Heard { process, last: now, open_polls: heard.open_polls + 1, ..*heard };
@@ -290,9 +291,14 @@ mod tests {
         speaker.poll(A, start);
         assert!(matches!(speaker.poll(B, start), Turn::Waits(_)));
 
-        assert_eq!(speaker.poll(third, start), Turn::Refused);
-        assert!(matches!(speaker.turn(B.instance, start), Turn::Waits(_)));
+        let until = start + SHOW_WITHIN;
+        assert_eq!(speaker.poll(third, start), Turn::Later(until));
+        assert_eq!(speaker.turn(B.instance, start), Turn::Waits(until));
         assert_eq!(speaker.turn(third.instance, start), Turn::Refused);
         assert_eq!(speaker.turn(A.instance, start), Turn::Speaks);
+
+        // A is gone, so B speaks, whether or not it looks before the third one claims its turn.
+        assert_eq!(speaker.poll(third, until), Turn::Waits(until + SHOW_WITHIN));
+        assert_eq!(speaker.turn(B.instance, until), Turn::Speaks);
     }
 }

@@ -2,77 +2,23 @@
 
 use super::*;
 use crate::api::doctor::Level::{Ok as Good, Problem, Warning};
-use crate::api::local::{
-    GuardStatus, NarrowWay, NodeStatus, OverlayStatus, SapStatus, ServerStatus, TableStatus,
-};
-use crate::types::{
-    ApiVersion, GuardEgress, GuardMode, NodeId, NodeKind, Prefix, Revision, Serial, Timestamp,
-};
+use crate::api::local::{GuardStatus, NarrowWay, NodeStatus};
+use crate::types::{GuardMode, Prefix, Timestamp};
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
 }
 
 fn status() -> NodeStatus {
-    NodeStatus {
-        api_version: ApiVersion::V1,
-        version: "0.1.0".to_owned(),
-        id: NodeId(3),
-        kind: NodeKind::Entity,
-        name: "web".parse().unwrap(),
-        started: Timestamp(0),
-        server: ServerStatus {
-            url: "https://192.0.2.1:7443".to_owned(),
-            reachable: true,
-            since: Timestamp(0),
-            error: None,
-        },
-        table: Some(TableStatus {
-            serial: Serial(7),
-            revision: Revision(43),
-            applied: Timestamp(900),
-            from_disk: false,
-        }),
+    let mut status = NodeStatus {
         endpoints: vec!["10.0.0.7:6080".parse().unwrap()],
-        overlays: vec![OverlayStatus {
-            name: "prod".parse().unwrap(),
-            cidr: prefix("100.71.0.0/16"),
-            address: Some("100.71.0.11".parse().unwrap()),
-            device: Some("ov0".to_owned()),
-            mtu: Some(1464),
-            peers: 2,
-            rules: 1,
-        }],
-        saps: vec![SapStatus {
-            id: NodeId(1),
-            name: "s1".to_owned(),
-            endpoint: Some("10.0.0.9:6080".parse().unwrap()),
-            alive: true,
-            round_trip_micros: Some(420),
-        }],
-        packets: [].into(),
-        drops: [].into(),
-        flows: 0,
-        denied: 0,
-        narrow: Vec::new(),
-        guard: Some(guard()),
-        names: None,
-        problems: Vec::new(),
-    }
-}
-
-fn guard() -> GuardStatus {
-    GuardStatus {
-        mode: GuardMode::Ports,
-        egress: GuardEgress::Off,
-        in_force: true,
-        underlay_open: false,
-        off_until: None,
-        services: vec!["tcp/443".parse().unwrap()],
-        ssh_peers: Vec::new(),
-        put_back: 0,
-        rules: Vec::new(),
-    }
+        guard: Some(GuardStatus::of_tests()),
+        ..NodeStatus::of_tests()
+    };
+    status.overlays[0].name = "prod".parse().unwrap();
+    status.saps[0].name = "s1".to_owned();
+    status.saps[0].endpoint = Some("10.0.0.9:6080".parse().unwrap());
+    status
 }
 
 fn good() -> Facts {

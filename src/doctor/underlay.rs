@@ -6,9 +6,7 @@ use super::{Daemon, Facts, HostRange, Overlay, ok, problem, warning};
 use crate::api::doctor::Finding;
 use crate::types::Prefix;
 use crate::wire::gue;
-
-/// What IPv6 asks of every link, in bytes.
-const IPV6_MTU_MIN: u32 = 1280;
+use crate::wire::inner::IPV6_MTU_MIN;
 
 /// Lines about narrow ways: more say no more.
 const NARROW_SHOWN: usize = 4;
@@ -39,7 +37,7 @@ pub(super) fn mtu(facts: &Facts) -> Vec<Finding> {
     let Some((room, mtu, to)) = narrowest else { return found };
     let v6 = facts.overlays.iter().find(|overlay| overlay.cidr.addr().is_ipv6());
     match v6 {
-        Some(overlay) if room < IPV6_MTU_MIN => found.push(problem(
+        Some(overlay) if room < IPV6_MTU_MIN.into() => found.push(problem(
             format!("mtu of overlay {}", overlay.name),
             format!(
                 "the way to {to} takes {mtu} bytes, {room} without our headers: IPv6 needs \
@@ -47,7 +45,7 @@ pub(super) fn mtu(facts: &Facts) -> Vec<Finding> {
             ),
             format!(
                 "give that link or route an MTU of {} or more, or use an overlay of IPv4",
-                IPV6_MTU_MIN + mtu - room
+                u32::from(IPV6_MTU_MIN) + mtu - room
             ),
         )),
         Some(_) | None => found.push(ok(
@@ -61,9 +59,8 @@ pub(super) fn mtu(facts: &Facts) -> Vec<Finding> {
 /// What `ovd` was told of links further on.
 pub(super) fn narrow(facts: &Facts) -> Vec<Finding> {
     let Daemon::Answers(status) = &facts.daemon else { return Vec::new() };
-    let is_broken = |way: &crate::api::local::NarrowWay| {
-        way.destination.is_ipv6() && u32::from(way.mtu) < IPV6_MTU_MIN
-    };
+    let is_broken =
+        |way: &crate::api::local::NarrowWay| way.destination.is_ipv6() && way.mtu < IPV6_MTU_MIN;
     // What does not work comes first.
     let mut ways = status.narrow.clone();
     ways.sort_by_key(|way| (!is_broken(way), *way));

@@ -145,7 +145,7 @@ impl SnapshotBuilder {
             }
         }
         if tables.overlays.iter().any(|overlay| !overlay.keyring.is_empty()) {
-            tables.keys = KeyCache::new();
+            tables.keys = KeyCache::for_pairs_of(first_member);
         }
         tables.owner = self.owner;
         tables.number_tokens();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 
-use super::flows::HopMark;
+use super::flows::{FlowTable, HopMark};
 use super::judge::Passed;
 use super::paths::Route;
 use super::snapshot::{Member, Overlay, Snapshot};
@@ -36,18 +36,27 @@ impl Snapshot {
         self.sap(sap).is_some_and(|sap| sap.is_alive.load(Ordering::Relaxed))
     }
 
-    /// Marks that `sap` has lost the member `peer`, or reaches it again. Callable from any thread.
-    pub fn set_reaches(&self, sap: NodeId, peer: NodeId, reaches: bool) {
+    /// Marks that `sap` has lost the member `peer`, or reaches it again. Whether that is news. Callable from
+    /// any thread.
+    pub fn set_reaches(&self, sap: NodeId, peer: NodeId, reaches: bool) -> bool {
+        let mut is_news = false;
         for overlay in &self.overlays {
             let Some(bit) = overlay.bit_of(sap) else { continue };
             for member in overlay.members.iter().filter(|member| member.id == peer) {
-                if reaches {
-                    member.lost_by.fetch_and(!bit, Ordering::Relaxed);
+                let before = if reaches {
+                    member.lost_by.fetch_and(!bit, Ordering::Relaxed)
                 } else {
-                    member.lost_by.fetch_or(bit, Ordering::Relaxed);
-                }
+                    member.lost_by.fetch_or(bit, Ordering::Relaxed)
+                };
+                is_news |= (before & bit == 0) != reaches;
             }
         }
+        is_news
+    }
+
+    /// Replies to `peer` do not go back over `sap` any more, until a packet of it comes by there again.
+    pub fn forget_hops(&self, sap: NodeId, peer: NodeId, flows: &FlowTable) {
+        flows.forget_hops(sap, &self.addresses_of(&BTreeSet::from([peer])));
     }
 
     /// At a SaP: the members to whom packets were sent since the last call.
@@ -101,19 +110,16 @@ impl Snapshot {
         let live = || open().filter(|&sap| self.is_alive(sap));
         let reaching = || live().filter(|&sap| overlay.reaches(sap, to));
         let is_marked = |sap: &NodeId| mark.is_some_and(|mark| mark.sap == sap.0);
-        // The other end may trust a SaP again before this one does. Over another one replies of its flows
-        // would come that nobody there knows.
+        // The other end may trust a SaP again before this one does, or never have doubted one that says it
+        // had lost that end. Over another one replies of its flows would come that nobody there knows.
         let answers = |sap: &NodeId| {
             let found = self.sap(*sap);
             found.is_some_and(|sap| {
                 sap.is_alive.load(Ordering::Relaxed) || sap.is_returning.load(Ordering::Relaxed)
             })
         };
-        let replying = || open().filter(answers).filter(|&sap| overlay.reaches(sap, to));
-        mark.and_then(|_| replying().find(is_marked))
+        mark.and_then(|_| open().filter(answers).find(is_marked))
             .or_else(|| reaching().next())
-            // Whoever all of them have lost may be back before they say so.
-            .or_else(|| mark.and_then(|_| live().find(is_marked)))
             .or_else(|| live().next())
             .or_else(|| open().next())
             .or_else(|| usable().next())

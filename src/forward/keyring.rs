@@ -19,12 +19,13 @@ const MEMBER_BITS: u32 = 20;
 const ORDINAL_BITS: u32 = 2;
 const IDENTITY_BITS: u32 = 2 * MEMBER_BITS + ORDINAL_BITS;
 const IDENTITY_MASK: u64 = (1 << IDENTITY_BITS) - 1;
-/// 16,384 slots of 8 bytes.
-const SLOT_BITS: u32 = 14;
+/// From 2,048 to 16,384 slots of 8 bytes, as there are pairs.
+const SLOT_BITS_MIN: u32 = 11;
+const SLOT_BITS_MAX: u32 = 14;
 
 /// A slot holds a full bit, the rest of the identity, and the key; the index holds the other bits of
 /// the identity. So a slot can never be taken for another pair's.
-const _: () = assert!(IDENTITY_BITS - SLOT_BITS < 32);
+const _: () = assert!(IDENTITY_BITS - SLOT_BITS_MIN < 32);
 
 const FULL: u64 = 1 << 63;
 
@@ -118,6 +119,7 @@ impl Keyring {
 #[derive(Debug, Default)]
 pub(super) struct KeyCache {
     slots: Box<[AtomicU64]>,
+    slot_bits: u32,
 }
 
 impl KeyCache {
@@ -126,15 +128,17 @@ impl KeyCache {
         Self::default()
     }
 
-    /// An empty cache.
-    pub(super) fn new() -> Self {
-        Self { slots: (0..1 << SLOT_BITS).map(|_| AtomicU64::new(0)).collect() }
+    /// An empty cache for the pairs of so many members.
+    pub(super) fn for_pairs_of(members: usize) -> Self {
+        let pairs = members.saturating_mul(members).max(1);
+        let slot_bits = pairs.ilog2().clamp(SLOT_BITS_MIN, SLOT_BITS_MAX);
+        Self { slots: (0..1 << slot_bits).map(|_| AtomicU64::new(0)).collect(), slot_bits }
     }
 
     fn key(&self, identity: u64, derive: impl FnOnce() -> u32) -> u32 {
         let mixed = mix(identity);
-        let slot = self.slots.get((mixed & ((1 << SLOT_BITS) - 1)) as usize);
-        let tag = FULL | (mixed >> SLOT_BITS) << 32;
+        let slot = self.slots.get((mixed & ((1 << self.slot_bits) - 1)) as usize);
+        let tag = FULL | (mixed >> self.slot_bits) << 32;
         if let Some(slot) = slot {
             let word = slot.load(Ordering::Relaxed);
             if word & !u64::from(u32::MAX) == tag {
@@ -164,20 +168,23 @@ mod tests {
 
     #[test]
     fn a_slot_is_never_taken_for_another_pairs() {
-        let cache = KeyCache::new();
-        // Far more pairs than slots, so that every slot is fought for.
-        for round in 0..2 {
-            for identity in 0..100_000_u64 {
-                let identity = (identity * 1_048_583) & IDENTITY_MASK;
-                let key = identity as u32 ^ 0x5555;
-                assert_eq!(cache.key(identity, || key), key, "{identity} in round {round}");
+        for (members, slots) in [(3, 2_048), (100, 8_192), (5_000, 16_384)] {
+            let cache = KeyCache::for_pairs_of(members);
+            assert_eq!(cache.slots.len(), slots);
+            // Far more pairs than slots, so that every slot is fought for.
+            for round in 0..2 {
+                for identity in 0..50_000_u64 {
+                    let identity = (identity * 1_048_583) & IDENTITY_MASK;
+                    let key = identity as u32 ^ 0x5555;
+                    assert_eq!(cache.key(identity, || key), key, "{identity} in round {round}");
+                }
             }
         }
     }
 
     #[test]
     fn a_second_question_derives_nothing() {
-        let cache = KeyCache::new();
+        let cache = KeyCache::for_pairs_of(3);
         assert_eq!(cache.key(7, || 99), 99);
         assert_eq!(cache.key(7, || panic!("derived twice")), 99);
         assert_eq!(cache.key(8, || 98), 98);
@@ -192,7 +199,7 @@ mod tests {
         ring.add_destination(1, vec![old.clone(), new.clone()], None);
         ring.add_destination(2, vec![new.clone()], None);
         ring.add_pair(0, 2, vec![Generation(3), Generation(4)], None);
-        let cache = KeyCache::new();
+        let cache = KeyCache::for_pairs_of(3);
         let ask = |to, key: &DestinationKey, from, generation| {
             let key = key.pair_key(NodeId(from), Generation(generation)).bits();
             // Twice: derived, then remembered.
@@ -216,7 +223,7 @@ mod tests {
         ring.add_destination(1, vec![old.clone(), new.clone()], Some(Timestamp(100)));
         ring.add_destination(2, vec![new.clone()], Some(Timestamp(100)));
         ring.add_pair(0, 2, vec![Generation(3), Generation(4)], Some(Timestamp(200)));
-        let cache = KeyCache::new();
+        let cache = KeyCache::for_pairs_of(3);
         for (to, key, generation, end) in [
             (1, &old, 0, Some(100)),
             (1, &new, 0, None),

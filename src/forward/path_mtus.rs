@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::wire::inner::IPV6_MTU_MIN;
+
 /// How long a way counts as narrow after the last news of it (RFC 1191 section 6.3).
 const KEPT_MILLIS: u64 = 10 * 60 * 1000;
 
 /// How many destinations are remembered.
 const DESTINATIONS_MAX: usize = 4096;
 
-/// The least that IPv6 asks of every link, and the least of IPv4 that is believed, in bytes.
-const LEAST_V6: u16 = 1280;
+/// The least of IPv4 that is believed, in bytes.
 const LEAST_V4: u16 = 576;
 
 /// The longest inner packets by destination. Immutable; swapped whole, like a snapshot.
@@ -60,7 +61,7 @@ impl PathMtus {
 
 /// What every link takes: hosts do not believe in less.
 fn least(destination: IpAddr) -> u16 {
-    if destination.is_ipv6() { LEAST_V6 } else { LEAST_V4 }
+    if destination.is_ipv6() { IPV6_MTU_MIN } else { LEAST_V4 }
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
         assert_eq!(narrow.exceeded(v4(1), 1500, 0), Some(LEAST_V4));
         let v6: IpAddr = "fd00::1".parse().unwrap();
         let narrow = known.learn(v6, 68, 0).unwrap();
-        assert_eq!(narrow.exceeded(v6, 1500, 0), Some(LEAST_V6));
+        assert_eq!(narrow.exceeded(v6, 1500, 0), Some(IPV6_MTU_MIN));
     }
 
     #[test]

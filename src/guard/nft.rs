@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
+use super::render::TABLE;
 use crate::sys::SysError;
 
 /// Where the program is when the PATH does not lead there, as the PATH of services often does not.
@@ -99,6 +100,14 @@ pub struct ForeignChain {
     pub hook: Option<String>,
     /// What becomes of packets that no rule decides: `accept` or `drop`.
     pub policy: Option<String>,
+}
+
+impl ForeignChain {
+    /// Whether it is one of the guard.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        (self.family.as_str(), self.table.as_str()) == ("inet", TABLE)
+    }
 }
 
 #[derive(Debug, Deserialize)]

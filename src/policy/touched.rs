@@ -14,7 +14,7 @@ use super::evaluate::PathSource;
 use super::outside::OutsideWay;
 use super::plan::{Claim, Plan, Way};
 use crate::api::table::PathHops;
-use crate::types::{Name, NodeId, NodeKind, OverlayId, RuleId};
+use crate::types::{NodeId, NodeKind, OverlayId, RuleId};
 
 /// A ring of keys that gives other keys than before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,11 +116,9 @@ impl<'a> Touched<'a> {
 
     /// Who comes to a service, or goes, is named to its peers.
     fn by_services(&mut self, old: &Plan, new: &Plan) {
-        let mut names: BTreeSet<&Name> = old.services.keys().collect();
-        names.extend(new.services.keys());
-        for name in names {
-            let instances = |plan: &Plan| plan.services.get(name).cloned().unwrap_or_default();
-            for id in &instances(old).difference_either_way(&instances(new)) {
+        for (_, services) in both_sides(&old.services, &new.services) {
+            let [before, after] = services.map(|set| set.cloned().unwrap_or_default());
+            for id in &before.difference_either_way(&after) {
                 self.nodes.insert(*id);
                 self.peers_of(*id, true);
             }
@@ -248,7 +246,7 @@ impl<'a> Touched<'a> {
 }
 
 /// Both maps side by side, by key.
-fn both_sides<'m, K: Ord + Copy, V>(
+fn both_sides<'m, K: Ord + Clone, V>(
     before: &'m BTreeMap<K, V>,
     after: &'m BTreeMap<K, V>,
 ) -> impl Iterator<Item = (K, [Option<&'m V>; 2])> + 'm {
@@ -256,10 +254,10 @@ fn both_sides<'m, K: Ord + Copy, V>(
     let mut after = after.iter().peekable();
     std::iter::from_fn(move || {
         let next =
-            [before.peek(), after.peek()].into_iter().flatten().map(|(key, _)| **key).min()?;
-        let old = before.next_if(|(key, _)| **key == next).map(|(_, value)| value);
-        let new = after.next_if(|(key, _)| **key == next).map(|(_, value)| value);
-        Some((next, [old, new]))
+            [before.peek(), after.peek()].into_iter().flatten().map(|(key, _)| *key).min()?;
+        let old = before.next_if(|(key, _)| *key == next).map(|(_, value)| value);
+        let new = after.next_if(|(key, _)| *key == next).map(|(_, value)| value);
+        Some((next.clone(), [old, new]))
     })
 }
 

@@ -18,18 +18,19 @@ pub struct Lost {
     /// Since when it says that they are back; none while it does not.
     back_since: BTreeMap<NodeId, Option<Duration>>,
     asked_last: Option<NodeId>,
-    /// Who was lost (false) or found (true) since the last call of [`Self::take_changes`].
+    /// Who was lost (false), also once more, or found (true) since the last call of [`Self::take_changes`].
     changes: Vec<(NodeId, bool)>,
 }
 
 impl Lost {
     /// The SaP says that it has lost `node`.
     pub fn handle_no_path(&mut self, node: NodeId) {
-        if let Some(back_since) = self.back_since.get_mut(&node) {
-            *back_since = None;
-        } else if self.back_since.len() < LOST_MAX {
+        let has_room = self.back_since.len() < LOST_MAX || self.back_since.contains_key(&node);
+        if has_room {
             self.back_since.insert(node, None);
+            // Also of one who is lost already: packets of it may have come by there meanwhile.
             self.changes.push((node, false));
+            self.changes.truncate(LOST_MAX);
         }
     }
 
@@ -56,7 +57,7 @@ impl Lost {
         }
     }
 
-    /// Who was lost (false) or found (true) since the last call.
+    /// Who was lost (false), also once more, or found (true) since the last call.
     pub fn take_changes(&mut self) -> Vec<(NodeId, bool)> {
         std::mem::take(&mut self.changes)
     }
@@ -84,8 +85,9 @@ mod tests {
         let mut lost = Lost::default();
         assert_eq!(lost.next_question(), None);
         lost.handle_no_path(B);
-        lost.handle_no_path(B);
         assert_eq!(lost.take_changes(), [(B, false)]);
+        lost.handle_no_path(B);
+        assert_eq!(lost.take_changes(), [(B, false)], "it is told again, so it was used again");
         assert_eq!(lost.next_question(), Some(B));
 
         lost.handle_answer(B, false, ms(0));

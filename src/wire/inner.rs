@@ -10,6 +10,9 @@ use std::net::IpAddr;
 
 use crate::types::{DropReason, TracerId};
 
+/// What IPv6 asks of every link, in bytes (RFC 8200 section 5).
+pub const IPV6_MTU_MIN: u16 = 1280;
+
 /// The family of an inner packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {

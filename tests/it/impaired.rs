@@ -47,6 +47,7 @@ fn ipv4_in_ipv6_crosses_a_bad_link_whole() {
 }
 
 #[test]
+#[ignore = "long"]
 fn ipv6_in_ipv6_crosses_a_bad_link_whole() {
     crosses(Family::V6, Family::V6, &[["full"; 3], ["full", "naive", "full"]]);
 }

@@ -65,6 +65,7 @@ fn rotate_under_load(rounds: u64) {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;
@@ -99,6 +100,7 @@ fn a_server_that_is_killed_at_any_step_loses_nothing_and_goes_on() {
 }
 
 #[test]
+#[ignore = "long"]
 fn whoever_is_cut_off_from_the_server_is_named_and_waited_for_and_nothing_is_lost() {
     play(&["s1"], &RING, |rig| {
         short_grace(rig)?;

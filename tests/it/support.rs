@@ -39,8 +39,8 @@ pub(crate) const QUIET: Duration = Duration::from_millis(700);
 /// The UDP port of data packets.
 const DATA_PORT: u16 = 6080;
 
-/// How many worlds there may be at a time: with three on two processors these are busy half of the time.
-const WORLDS_MAX: u32 = 3;
+/// How many worlds there may be at a time: with four on two processors these are busy two thirds of the time.
+const WORLDS_MAX: u32 = 4;
 
 static WORLDS: Mutex<u32> = Mutex::new(0);
 static WORLD_ENDED: Condvar = Condvar::new();

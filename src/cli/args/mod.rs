@@ -31,8 +31,9 @@ pub use dns::{DnsCommand, DnsExportArgs, DnsForm};
 pub use flow::{FlowArgs, FlowCommand};
 pub use kubernetes::{InjectArgs, KubernetesCommand};
 pub use node::{
-    Check, DaemonArgs, DeniedArgs, DoctorArgs, GuardCommand, GuardOffArgs, JoinArgs, LeaveArgs,
+    Check, DaemonArgs, DeniedArgs, DoctorArgs, GuardCommand, GuardOffArgs, JoinArgs,
     NodeStatusArgs, Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
+    StateArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,

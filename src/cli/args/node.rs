@@ -42,12 +42,12 @@ With state from the same server, --join is ignored, so the same command can star
     /// Join and exit; `ovd run` then needs no token
     Join(JoinArgs),
     /// Leave every overlay and delete this machine's state
-    Leave(LeaveArgs),
+    Leave(StateArgs),
     /// Stop the daemon and take away what outlives it: the guard and the unreachable routes
     #[command(after_help = "\
 The machine stays a member: `ovd run` brings it back. What ends the daemon otherwise (a signal, a crash)
 leaves the guard and the routes where they are, so that nothing of an overlay leaves in clear.")]
-    Down(LeaveArgs),
+    Down(StateArgs),
     /// Show, check or lift the guard: what keeps overlays' packets inside and services closed outside
     #[command(subcommand)]
     Guard(GuardCommand),
@@ -118,7 +118,7 @@ It needs no privilege. Make the token with `ovctl token create --role sap`.")]
     /// Join and exit; `ovsap run` then needs no token
     Join(JoinArgs),
     /// Leave and delete this SaP's state
-    Leave(LeaveArgs),
+    Leave(StateArgs),
     /// Show what the running proxy does: overlays, members, packets, drops, problems
     Status(NodeStatusArgs),
 }
@@ -263,16 +263,16 @@ pub struct JoinArgs {
     pub log: Option<String>,
 }
 
-/// How to leave.
+/// Which node of this machine: that of this state.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
-pub struct LeaveArgs {
+pub struct StateArgs {
     /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where state is kept [default: /var/lib/ovmesh/PROGRAM]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// The local status socket, to see whether the daemon still runs
+    /// The local status socket, to see whether the daemon runs [default: /run/ovmesh/PROGRAM.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
@@ -297,15 +297,9 @@ pub struct NodeStatusArgs {
 /// Which machine to look at: this one, with the daemon of this state.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub struct DoctorArgs {
-    /// Configuration (TOML) [default: /etc/ovmesh/PROGRAM.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Where state is kept [default: /var/lib/ovmesh/PROGRAM]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// The local status socket [default: /run/ovmesh/ovd.sock]
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    /// Whose state.
+    #[command(flatten)]
+    pub node: StateArgs,
     /// How to show it
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,

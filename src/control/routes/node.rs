@@ -19,7 +19,7 @@ use crate::api::node::{
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::control::auth::{Asks, Node};
 use crate::control::listen::Origin;
-use crate::control::live::{Keeps, Kept, Live};
+use crate::control::live::{Keeps, Kept, Live, NodeState};
 use crate::control::publish::Hold;
 use crate::control::rotation;
 use crate::control::server::{Server, now};
@@ -94,16 +94,7 @@ impl OpenPoll {
         node: NodeId,
         process: Option<Process>,
     ) -> Result<Self, Refusal> {
-        let mut live = server.live();
-        let state = live.nodes.get_mut(&node).ok_or_else(gone)?;
-        state.polls += 1;
-        let turn = process.map(|process| state.speaker.poll(process, Instant::now()));
-        if turn.is_some_and(|turn| turn != Turn::Speaks) {
-            // Ends the poll of the process that speaks: whoever is there asks again.
-            state.poll_number += 1;
-        }
-        state.wake.send_modify(|count| *count = count.wrapping_add(1));
-        drop(live);
+        server.live().nodes.get_mut(&node).ok_or_else(gone)?.polls += 1;
         Ok(Self { server: Arc::clone(server), node, process, is_answered: false })
     }
 
@@ -113,25 +104,44 @@ impl OpenPoll {
     ///
     /// `Conflict` when another one does, and is there.
     async fn turn(&self) -> Result<(), Refusal> {
-        let Some(Process { instance, .. }) = self.process else { return Ok(()) };
-        loop {
-            let (turn, mut wake) = {
-                let mut live = self.server.live();
-                let state = live.nodes.get_mut(&self.node).ok_or_else(gone)?;
-                (state.speaker.turn(instance, Instant::now()), state.wake.subscribe())
-            };
+        let mut wake = self.state(|state| state.wake.subscribe())?;
+        let mut turn = self.claim()?;
+        while let Some(process) = self.process {
             match turn {
-                Turn::Speaks => return Ok(()),
+                Turn::Speaks => break,
                 Turn::Refused => {
                     // The clockwork records it.
                     self.server.tick();
                     return Err(used_twice(&self.server.live(), self.node));
                 }
+                Turn::Later(until) => {
+                    tokio::time::sleep_until(until).await;
+                    turn = self.claim()?;
+                }
                 Turn::Waits(until) => {
                     let _ = tokio::time::timeout_at(until, wake.changed()).await;
+                    turn = self.state(|state| state.speaker.turn(process.instance, Instant::now()))?;
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Says that this process is the node.
+    fn claim(&self) -> Result<Turn, Refusal> {
+        self.state(|state| {
+            let turn = self.process.map(|process| state.speaker.poll(process, Instant::now()));
+            if matches!(turn, Some(Turn::Waits(_) | Turn::Refused)) {
+                // Ends the poll of the process that speaks: whoever is there asks again.
+                state.poll_number += 1;
+            }
+            state.wake.send_modify(|count| *count = count.wrapping_add(1));
+            turn.unwrap_or(Turn::Speaks)
+        })
+    }
+
+    fn state<T>(&self, use_it: impl FnOnce(&mut NodeState) -> T) -> Result<T, Refusal> {
+        Ok(use_it(self.server.live().nodes.get_mut(&self.node).ok_or_else(gone)?))
     }
 }
 

@@ -97,12 +97,44 @@ impl World {
         String::from(credential)
     }
 
-    async fn table(&self, credential: &str, after: u64) -> NodeTable {
+    /// What a node that has the table of serial `after` gets when it polls.
+    async fn poll(&self, credential: &str, after: u64) -> (StatusCode, Value) {
         let path = format!("/v1/node/table?after={after}&incarnation={}", self.server.incarnation);
-        let asked = self.ask(Method::GET, &path, Some(credential), "");
+        self.ask(Method::GET, &path, Some(credential), "").await
+    }
+
+    async fn table(&self, credential: &str, after: u64) -> NodeTable {
+        let asked = self.poll(credential, after);
         let (status, value) = tokio::time::timeout(Duration::from_secs(10), asked).await.unwrap();
         assert_eq!(status, StatusCode::OK, "{value}");
         serde_json::from_value(value).unwrap()
+    }
+
+    /// Waits until so many entities poll, and nobody is behind.
+    async fn settle(&self, entities: u64, limit: Duration) {
+        until(self, limit, "/v1/status", "current", |status| {
+            status["behind"] == json!([]) && status["entities"]["online"] == entities
+        })
+        .await;
+    }
+}
+
+/// Asks until it is so.
+async fn until(
+    world: &World,
+    limit: Duration,
+    path: &str,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Value {
+    let deadline = tokio::time::Instant::now() + limit;
+    loop {
+        let value = world.get(path).await;
+        if is_so(&value) {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not yet {what}: {value}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -287,15 +319,7 @@ async fn tables_follow_rules_and_acknowledgements_make_a_change_enforced() {
             }
         }));
     }
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    loop {
-        let status = world.get("/v1/status").await;
-        if status["behind"] == json!([]) && status["entities"]["online"] == 2 {
-            break;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{status}");
-        tokio::task::yield_now().await;
-    }
+    world.settle(2, Duration::from_secs(10)).await;
     let body = r#"{"action":"allow","from":"web","to":"db","services":["tcp/5432"]}"#;
     let (status, change) = world.ask(Method::POST, "/v1/rules?wait=5s", None, body).await;
     assert_eq!(status, StatusCode::OK, "{change}");

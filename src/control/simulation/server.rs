@@ -25,8 +25,11 @@ use crate::types::{
 /// The only overlay.
 pub(super) const OVERLAY: OverlayId = OverlayId(1);
 
-/// How long old keys are accepted after their last sender has the new ones.
-pub(super) const GRACE_MILLIS: u64 = 2_000;
+/// How long old keys are accepted after their last sender has the new ones: the least that can be configured.
+pub(super) const GRACE_MILLIS: u64 = crate::keys::rotation::GRACE_MILLIS_MIN;
+
+/// The server's only life.
+pub(super) const LIFE: &str = "aa";
 
 /// What survives a kill.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +49,15 @@ pub(super) struct Removal {
     pub(super) pair: (NodeId, NodeId),
 }
 
+/// An old key that nobody stamps any more.
+#[derive(Debug)]
+struct Retired {
+    since_millis: u64,
+    until: Timestamp,
+    /// The tables that say so.
+    serials: BTreeMap<NodeId, Serial>,
+}
+
 #[derive(Debug)]
 pub(super) struct Server {
     database: Database,
@@ -62,11 +74,13 @@ pub(super) struct Server {
     pub(super) made_of: BTreeMap<(NodeId, Serial), u64>,
     /// Whom hurried rotations did not wait for.
     pub(super) cut_off: BTreeSet<NodeId>,
+    /// The newest of each ring.
+    retired: BTreeMap<RingId, Retired>,
 }
 
 impl Server {
-    /// With so many SaPs, and nobody else.
-    pub(super) fn new(saps: u32) -> Self {
+    /// With so many SaPs and entities.
+    pub(super) fn new(saps: u32, entities: u32) -> Self {
         let mut database = Database::default();
         let overlay = OverlayFacts {
             name: Name::default(),
@@ -87,9 +101,13 @@ impl Server {
             next_rule: 1,
             made_of: BTreeMap::new(),
             cut_off: BTreeSet::new(),
+            retired: BTreeMap::new(),
         };
-        for sap in 0..saps {
-            server.add(NodeId(101 + sap), NodeKind::Sap, endpoint(101 + sap, 0));
+        for sap in (101..).take(saps as usize) {
+            server.add(NodeId(sap), NodeKind::Sap, endpoint(sap, 0));
+        }
+        for entity in (1..).take(entities as usize) {
+            server.add_entity(NodeId(entity), endpoint(entity, 0), 0);
         }
         server.publish(Hold::Nobody, 0);
         server
@@ -125,6 +143,11 @@ impl Server {
 
     /// An entity joins.
     pub(super) fn join(&mut self, id: NodeId, endpoint: SocketAddr, now: u64) {
+        self.add_entity(id, endpoint, now);
+        self.commit_and_publish(Hold::Entities, now);
+    }
+
+    fn add_entity(&mut self, id: NodeId, endpoint: SocketAddr, now: u64) {
         self.add(id, NodeKind::Entity, endpoint);
         let newest = self.newest_epoch();
         let current = KeyVersion { epoch: newest, generation: crate::types::Generation(0) };
@@ -132,16 +155,47 @@ impl Server {
         let (overlay, destination, rotated) = (OVERLAY, id, Timestamp(now / 1000));
         let row = RingRow { overlay, source: None, destination, ring, rotated };
         self.database.rings.insert((OVERLAY, None, id), row);
-        self.commit_and_publish(Hold::Entities, now);
     }
 
     /// `from` may start flows to `to`.
     pub(super) fn allow(&mut self, from: NodeId, to: NodeId, now: u64) {
+        self.forget_rules(from, to);
+        self.put_rule(Action::Allow, from, to);
+        self.commit_and_publish(Hold::Sources([from].into()), now);
+    }
+
+    /// It may not any more: by a rule against it, or without the one for it.
+    pub(super) fn revoke(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        by_rule: bool,
+        now: u64,
+    ) -> Option<Removal> {
+        if by_rule {
+            self.put_rule(Action::Deny, from, to);
+        } else {
+            self.forget_rules(from, to);
+            self.database.world.revision.0 += 1;
+        }
+        let published = self.commit_and_publish(Hold::Nobody, now)?;
+        let (from_set, to_set) = ([from].into(), [to].into());
+        let touched = Touched {
+            overlay: OVERLAY,
+            from: from_set,
+            to: to_set,
+            both: false,
+            outside: BTreeSet::new(),
+        };
+        Some(Removal { published, touched, pair: (from, to) })
+    }
+
+    fn put_rule(&mut self, action: Action, from: NodeId, to: NodeId) {
         let bound =
             |id: NodeId| BoundSelector::Node(id, self.database.world.nodes[&id].name.clone());
         let rule = RuleFacts {
             overlay: OVERLAY,
-            action: Action::Allow,
+            action,
             from: bound(from),
             to: bound(to),
             services: vec![format!("udp/{SERVICE}").parse().expect("a service")],
@@ -154,27 +208,14 @@ impl Server {
         self.database.world.rules.insert(RuleId(self.next_rule), rule.into());
         self.next_rule += 1;
         self.database.world.revision.0 += 1;
-        self.commit_and_publish(Hold::Sources([from].into()), now);
     }
 
-    /// It may not any more.
-    pub(super) fn revoke(&mut self, from: NodeId, to: NodeId, now: u64) -> Option<Removal> {
+    fn forget_rules(&mut self, from: NodeId, to: NodeId) {
         let is_it = |rule: &RuleFacts| {
             let is = |selector: &BoundSelector, id| matches!(selector, BoundSelector::Node(node, _) if *node == id);
             is(&rule.from, from) && is(&rule.to, to)
         };
         self.database.world.rules.retain(|_, rule| !is_it(rule));
-        self.database.world.revision.0 += 1;
-        let published = self.commit_and_publish(Hold::Nobody, now)?;
-        let (from_set, to_set) = ([from].into(), [to].into());
-        let touched = Touched {
-            overlay: OVERLAY,
-            from: from_set,
-            to: to_set,
-            both: false,
-            outside: BTreeSet::new(),
-        };
-        Some(Removal { published, touched, pair: (from, to) })
     }
 
     /// Whether the server would say by now that it is enforced.
@@ -226,8 +267,8 @@ impl Server {
         self.database.epochs.keys().map(|(_, epoch)| *epoch).max().expect("there is one")
     }
 
-    /// What the clockwork does each time it looks.
-    pub(super) fn drive(&mut self, now: u64) {
+    /// Shows tables that have waited for long enough. When the next ones will have.
+    pub(super) fn release(&mut self, now: u64) -> Option<u64> {
         let due: Vec<_> = self
             .held
             .extract_if(.., |(until, first, _)| {
@@ -238,6 +279,11 @@ impl Server {
         for (_, _, later) in due {
             publish::release(&mut self.live, &later);
         }
+        self.held.iter().map(|(until, ..)| *until).min()
+    }
+
+    /// What the clockwork does each time it looks.
+    pub(super) fn drive(&mut self, now: u64) {
         let acknowledged = self.live.nodes.iter().map(|(id, node)| (*id, node.acknowledged));
         self.database.acknowledged = acknowledged.collect();
         let moved = rotation::moved(&self.live, now + self.ahead_millis, GRACE_MILLIS);
@@ -283,7 +329,41 @@ impl Server {
         if !later.is_empty() {
             self.held.push((now + millis(publish::HOLD), first, later));
         }
+        self.note_retired();
         published
+    }
+
+    fn note_retired(&mut self) {
+        let Self { database, live, retired, .. } = self;
+        for (id, RingRow { ring, .. }) in &database.rings {
+            let since_millis = ring.since_millis;
+            let is_known = retired.get(id).is_some_and(|known| known.since_millis == since_millis);
+            if ring.step != Step::Retiring || is_known {
+                continue;
+            }
+            let serials = live.nodes.iter().map(|(id, node)| (*id, node.newest_serial())).collect();
+            let until = Timestamp((since_millis + GRACE_MILLIS).div_ceil(1000));
+            retired.insert(*id, Retired { since_millis, until, serials });
+        }
+    }
+
+    /// Whether all keys of a pair but the one that is stamped now are over at a node that has this table, when
+    /// it is so late there.
+    pub(super) fn old_keys_are_over(
+        &self,
+        (from, to): (NodeId, NodeId),
+        (node, serial): (NodeId, Serial),
+        wall: Timestamp,
+    ) -> bool {
+        [None, Some(from)].into_iter().all(|source| {
+            let id = (OVERLAY, source, to);
+            let ring = self.database.rings.get(&id).map(|row| row.ring.step);
+            let is_over = |retired: &Retired| {
+                retired.until <= wall && retired.serials.get(&node).is_some_and(|at| *at <= serial)
+            };
+            !matches!(ring, Some(Step::Adding | Step::Switching))
+                && self.retired.get(&id).is_none_or(is_over)
+        })
     }
 
     pub(super) fn kill(&mut self) {
@@ -304,23 +384,29 @@ impl Server {
         self.publish(Hold::Nobody, now);
     }
 
-    /// What a node gets that polls after `serial`, which it thereby acknowledges.
-    pub(super) fn poll(&mut self, id: NodeId, after: Serial) -> Option<NodeTable> {
-        let state = self.live.nodes.get_mut(&id)?;
-        state.acknowledge(after);
-        let table = state.shown.as_ref().filter(|table| table.serial > after)?;
+    /// A node polls after `serial`, which it thereby acknowledges.
+    pub(super) fn poll(&mut self, id: NodeId, after: Serial) {
+        if let Some(state) = self.live.nodes.get_mut(&id) {
+            state.acknowledge(after);
+        }
+    }
+
+    /// What a node gets that polled after `serial`.
+    pub(super) fn answer(&self, id: NodeId, after: Serial) -> Option<NodeTable> {
+        let shown = self.live.nodes.get(&id)?.shown.as_ref();
+        let table = shown.filter(|table| table.serial > after)?;
         let body = table.source.blueprint.table(&*table.source.keys, id)?;
-        let (incarnation, serial) = (Incarnation("aa".to_owned()), table.serial);
+        let (incarnation, serial) = (Incarnation(LIFE.to_owned()), table.serial);
         let (api_version, revision) = (ApiVersion::V1, table.revision);
         let succeeds = Vec::new();
         Some(NodeTable { api_version, incarnation, succeeds, serial, revision, body })
     }
 
-    /// What a node's table would be if it were compiled anew.
-    pub(super) fn fresh(&self, id: NodeId, now: u64) -> Option<TableBody> {
-        let (world, keys) = (&self.database.world, self.keys());
-        let at = Timestamp((now + self.ahead_millis) / 1000);
-        Blueprint::new(Arc::new(world.clone()), at).table(&keys, id)
+    /// What the nodes' tables would be if they were compiled anew.
+    pub(super) fn fresh(&self, now: u64) -> impl Fn(NodeId) -> Option<TableBody> + use<> {
+        let (world, keys) = (Arc::new(self.database.world.clone()), self.keys());
+        let blueprint = Blueprint::new(world, Timestamp((now + self.ahead_millis) / 1000));
+        move |id| blueprint.table(&keys, id)
     }
 
     pub(super) fn revision(&self) -> u64 {
@@ -336,12 +422,17 @@ impl Server {
     /// The keys by the database, and so the one that a sender stamps once it has followed.
     pub(super) fn keys(&self) -> Keys {
         let Database { epochs, rings, .. } = &self.database;
-        Keys::new(epochs.clone(), rings.clone(), &Keys::default())
+        Keys::new(epochs.clone(), rings.clone(), &self.live.keys)
     }
 
     /// Where it thinks that a node is.
     pub(super) fn endpoint_of(&self, id: NodeId) -> Option<SocketAddr> {
         self.database.world.nodes.get(&id)?.endpoints.first().copied()
+    }
+
+    /// The newest table that it thinks a node has.
+    pub(super) fn acknowledged(&self, id: NodeId) -> Serial {
+        self.live.nodes.get(&id).map_or(Serial(0), |node| node.acknowledged)
     }
 
     /// The serial of a node's newest table.

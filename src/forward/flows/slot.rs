@@ -57,6 +57,13 @@ pub(in crate::forward) struct HopMark {
 
 const HOP_KNOWN: u64 = 1 << 63;
 
+impl HopMark {
+    /// As it stands in a slot; none for a flow of which nothing came from a hop.
+    pub(super) fn of(word: u64) -> Option<Self> {
+        (word & HOP_KNOWN != 0).then_some(Self { sap: (word >> 8) as u32, endpoint: word as u8 })
+    }
+}
+
 /// Words of a slot.
 pub(super) const SLOT_WORDS: usize = KEY_WORDS + 5;
 
@@ -311,8 +318,7 @@ impl Found<'_> {
 
     /// The hop that the flow's last packet came from. A hint: check it against the pair's path.
     pub(in crate::forward) fn hop(&self) -> Option<HopMark> {
-        let word = self.slot.hop().load(Ordering::Relaxed);
-        (word & HOP_KNOWN != 0).then_some(HopMark { sap: (word >> 8) as u32, endpoint: word as u8 })
+        HopMark::of(self.slot.hop().load(Ordering::Relaxed))
     }
 
     /// Notes the hop that a packet of the flow came from.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 
-use super::{FlowTable, Now, Phase, Slot, View, views};
+use super::{FlowTable, HopMark, Now, Phase, Slot, View, views};
+use crate::types::NodeId;
 use crate::wire::inner::Quoted;
 
 /// A flow counts as talking for so long after its last packet: longer than a TCP that lost one waits.
@@ -49,6 +51,20 @@ impl FlowTable {
             .filter(|flow| flow.source == starter)
             .take(FOUND_MAX)
             .collect()
+    }
+
+    /// Forgets that flows with `addresses` came over `sap`.
+    pub(in crate::forward) fn forget_hops(&self, sap: NodeId, addresses: &BTreeSet<IpAddr>) {
+        for (slot, view) in self.entries() {
+            let (low, high) = view.key.ends();
+            let word = slot.hop().load(Ordering::Relaxed);
+            let is_meant = HopMark::of(word).is_some_and(|mark| mark.sap == sap.0)
+                && (addresses.contains(&low) || addresses.contains(&high));
+            if is_meant {
+                // One that came by in this very moment stays.
+                let _ = slot.hop().compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Free slots are not looked at: memory that was never written to takes none.

@@ -135,7 +135,8 @@ fn a_sap_that_has_lost_the_other_end_is_passed_over_for_that_end_alone() {
     };
     assert!(hop(B, 1) == sap_endpoint(SAP) && !answer_by());
 
-    a.set_reaches(SAP, id(B), false);
+    assert!(a.set_reaches(SAP, id(B), false) && !a.set_reaches(SAP, id(B), false), "news once");
+    a.forget_hops(SAP, id(B), &flows);
     assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP2), sap_endpoint(SAP)));
     assert!(answer_by(), "also the answers of flows that came over it");
     // Whoever all of them have lost is tried all the same, over one that answers.
@@ -148,6 +149,34 @@ fn a_sap_that_has_lost_the_other_end_is_passed_over_for_that_end_alone() {
     a.set_reaches(SAP, id(B), true);
     assert_eq!(hop(B, 1), sap_endpoint(SAP));
     assert!(!answer_by());
+}
+
+#[test]
+fn replies_go_back_over_a_sap_that_had_lost_the_other_end_once_it_comes_by_there_again() {
+    let world = World::new(vec![rule(1, A, B, &[]), rule(2, A, C, &[])]);
+    let (b, flows) = (world.entity(B), table());
+    let (question, answer) = (world.udp(A, B, (9, 53)), world.udp(B, A, (53, 9)));
+    let hop = || match b.egress(0, &answer, &flows, at(0)) {
+        Verdict::Send { hop, .. } => hop,
+        Verdict::Drop(_) | Verdict::Deliver { .. } => panic!("not sent"),
+    };
+    let comes = || {
+        let delivered = b.ingress(sap_endpoint(SAP), world.key(A, B), &question, &flows, at(0));
+        assert_eq!(delivered, Verdict::Deliver { overlay: 0 });
+    };
+    comes();
+    assert_eq!(hop(), sap_endpoint(SAP));
+    b.set_reaches(SAP, id(A), false);
+    b.forget_hops(SAP, id(C), &flows);
+    assert_eq!(hop(), sap_endpoint(SAP), "not those of others");
+    b.forget_hops(SAP2, id(A), &flows);
+    assert_eq!(hop(), sap_endpoint(SAP), "not those over others");
+    b.forget_hops(SAP, id(A), &flows);
+    assert_eq!(hop(), sap_endpoint(SAP2));
+
+    // The SaP has not said yet that it hears A again; nobody but it knows the flow.
+    comes();
+    assert_eq!(hop(), sap_endpoint(SAP));
 }
 
 #[test]
@@ -181,5 +210,6 @@ fn replies_go_back_over_a_sap_that_the_other_end_trusts_sooner() {
     b.set_returning(SAP, true);
     assert_eq!(hop(), sap_endpoint(SAP));
     b.set_reaches(SAP, id(A), false);
+    b.forget_hops(SAP, id(A), &flows);
     assert_eq!(hop(), sap_endpoint(SAP2), "it has lost the other end");
 }

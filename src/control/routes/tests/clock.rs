@@ -28,11 +28,7 @@ impl Poller {
             let mut serial = 0;
             loop {
                 // 204: the test looked at this node's table meanwhile.
-                let path = format!(
-                    "/v1/node/table?after={serial}&incarnation={}",
-                    world.server.incarnation
-                );
-                let (_, value) = world.ask(Method::GET, &path, Some(&credential), "").await;
+                let (_, value) = world.poll(&credential, serial).await;
                 serial = value["serial"].as_u64().unwrap_or(serial);
             }
         }))
@@ -42,19 +38,6 @@ impl Poller {
 impl Drop for Poller {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-/// Asks until it is so.
-async fn until(world: &World, path: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-    let deadline = tokio::time::Instant::now() + SOON;
-    loop {
-        let value = world.get(path).await;
-        if is_so(&value) {
-            return value;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "not yet {what}: {value}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -103,14 +86,14 @@ async fn a_scheduled_rotation_starts_by_itself_waits_for_laggards_and_is_audited
 
     // `db` is away: the rotation waits for it and says so.
     // The other two may need a moment on a busy machine.
-    until(&world, "/v1/keys", "adding, with db alone away", |keys| {
+    until(&world, SOON, "/v1/keys", "adding, with db alone away", |keys| {
         step(keys, "db") == "adding" && keys.to_string().contains(r#""waitingFor":["db"]"#)
     })
     .await;
     let audit = world.get("/v1/audit").await.to_string();
     assert!(audit.contains("key rotate --overlay default (scheduled)"), "{audit}");
     let _db = Poller::new(&world, &db);
-    until(&world, "/v1/keys", "done", |keys| {
+    until(&world, SOON, "/v1/keys", "done", |keys| {
         let rings = keys["items"].as_array().unwrap();
         rings.iter().any(|ring| ring["to"] == "db" && ring["version"]["epoch"] != 0)
     })
@@ -147,10 +130,10 @@ async fn a_hurried_rotation_cuts_off_who_is_away_at_its_deadline_and_not_before(
     drop(gate);
 
     let before = world.table(&web, 0).await.body.overlays[0].send_keys[0].key;
-    until(&world, "/v1/keys", "cut off", |keys| step(keys, "db") != "adding").await;
+    until(&world, SOON, "/v1/keys", "cut off", |keys| step(keys, "db") != "adding").await;
     let audit = world.get("/v1/audit").await.to_string();
     assert!(audit.contains("key rotation to db cut off db"), "{audit}");
-    until(&world, "/v1/keys", "done", |keys| step(keys, "db") == "steady").await;
+    until(&world, SOON, "/v1/keys", "done", |keys| step(keys, "db") == "steady").await;
     assert_ne!(world.table(&web, 0).await.body.overlays[0].send_keys[0].key, before);
     world.server.stop();
     driver.await.unwrap();
@@ -170,10 +153,7 @@ async fn a_new_rule_comes_to_the_sap_and_the_destination_before_the_source() {
     };
     // `db` is connected, and takes its time.
     let mut waiting = table(db.clone(), slow);
-    until(&world, "/v1/status", "current", |status| {
-        status["behind"] == json!([]) && status["entities"]["online"] == 2
-    })
-    .await;
+    world.settle(2, SOON).await;
 
     let (status, value) =
         world.post("/v1/rules", json!({"action": "allow", "from": "web", "to": "db"})).await;
@@ -197,9 +177,7 @@ async fn a_node_cannot_acknowledge_what_it_was_never_shown() {
     world.join("db", "entity", json!({})).await;
     let serial = world.table(&web, 0).await.serial.0;
 
-    let ahead = world.server.incarnation.clone();
-    let path = format!("/v1/node/table?after={}&incarnation={ahead}", serial + 5);
-    let asked = world.ask(Method::GET, &path, Some(&web), "");
+    let asked = world.poll(&web, serial + 5);
     assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err());
     assert_eq!(world.get("/v1/entities/default/web").await["health"]["acknowledged"], 0);
 }
@@ -217,7 +195,7 @@ async fn an_ephemeral_node_that_stays_away_is_deleted_and_others_stay() {
         let items = entities["items"].as_array().unwrap();
         items.iter().map(|entity| entity["name"].as_str().unwrap().to_owned()).collect()
     };
-    let left = until(&world, "/v1/entities", "gone", |entities| {
+    let left = until(&world, SOON, "/v1/entities", "gone", |entities| {
         !names(entities).contains(&"job".to_owned())
     })
     .await;
@@ -327,7 +305,7 @@ async fn an_alarm_rotates_its_pair_once_and_not_on_the_word_of_strangers() {
 
     for (credential, from, name) in [(&sap, web_id, "web"), (&db, other_id, "other")] {
         report(credential, from, db_id).await;
-        until(&world, "/v1/keys", "rotated by alarm", |keys| {
+        until(&world, SOON, "/v1/keys", "rotated by alarm", |keys| {
             step(keys, "db") == "steady" && pairs(keys).contains(&(name.to_owned(), 1))
         })
         .await;
@@ -361,14 +339,14 @@ async fn receivers_are_told_when_the_old_key_ends_and_not_before_all_senders_hav
         let row = overlay.destination_keys.iter().find(|row| row.accept.len() == 2);
         row.map(|row| row.old_until)
     };
-    until(&world, "/v1/keys", "switching", |keys| step(keys, "db") == "switching").await;
+    until(&world, SOON, "/v1/keys", "switching", |keys| step(keys, "db") == "switching").await;
     for credential in [&sap, &db] {
         assert_eq!(db_keys(credential).await, Some(None), "web may still stamp the old one");
     }
 
     let started = crate::control::server::now().0;
     let _web = Poller::new(&world, &web);
-    until(&world, "/v1/keys", "retiring", |keys| step(keys, "db") == "retiring").await;
+    until(&world, SOON, "/v1/keys", "retiring", |keys| step(keys, "db") == "retiring").await;
     for credential in [&sap, &db] {
         let end = db_keys(credential).await.flatten().unwrap().0;
         assert!((started + 60..=started + 80).contains(&end), "{end} after {started}");

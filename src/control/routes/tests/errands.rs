@@ -51,12 +51,7 @@ impl Fleet {
             self.nodes.spawn(async move {
                 let mut serial = 0;
                 loop {
-                    let path = format!(
-                        "/v1/node/table?after={serial}&incarnation={}",
-                        world.server.incarnation
-                    );
-                    let (status, value) =
-                        world.ask(Method::GET, &path, Some(&credential), "").await;
+                    let (status, value) = world.poll(&credential, serial).await;
                     if status == StatusCode::OK {
                         serial = value["serial"].as_u64().unwrap();
                     }
@@ -76,15 +71,7 @@ impl Fleet {
                 }
             });
         }
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-        loop {
-            let status = self.world.get("/v1/status").await;
-            if status["behind"] == json!([]) && status["entities"]["online"] == 2 {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{status}");
-            tokio::task::yield_now().await;
-        }
+        self.world.settle(2, Duration::from_secs(10)).await;
     }
 
     /// The results of these tests, tried live.
@@ -166,9 +153,7 @@ async fn nobody_answers_for_another_node_and_strangers_not_at_all() {
     };
     // The poll of web brings the errand.
     let errand_of_web = async |serial: u64| -> Errand {
-        let incarnation = &fleet.world.server.incarnation;
-        let path = format!("/v1/node/table?after={serial}&incarnation={incarnation}");
-        let (status, value) = fleet.world.ask(Method::GET, &path, Some(web), "").await;
+        let (status, value) = fleet.world.poll(web, serial).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{value}");
         serde_json::from_value(value).unwrap()
     };

@@ -50,9 +50,7 @@ async fn a_table_is_compressed_once_for_who_can_read_it_and_forgotten_when_it_is
     let first = document_of(&world, table.body.node.id).expect("it is kept");
     assert_eq!(asked(&world, &sap, "gzip").await.1, packed);
     assert_eq!(document_of(&world, table.body.node.id), Some(first), "it was made again");
-    let path =
-        format!("/v1/node/table?after={}&incarnation={}", table.serial, world.server.incarnation);
-    let poll = world.ask(Method::GET, &path, Some(&sap), "");
+    let poll = world.poll(&sap, table.serial.0);
     assert!(tokio::time::timeout(Duration::from_millis(100), poll).await.is_err());
     assert_eq!(document_of(&world, table.body.node.id), None, "kept for nobody");
     assert_eq!(asked(&world, &sap, "gzip").await.1, packed, "made anew, the same bytes");
