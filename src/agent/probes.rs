@@ -262,6 +262,10 @@ impl Probes {
             message,
             Message::EchoRequest(Echo { about: Some(about), .. }) if is_lost(about)
         );
+        let is_only = matches!(
+            message,
+            Message::EchoReply(Echo { about: Some(about), .. }) if !self.reaches_elsewhere(about, id)
+        );
         let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
         match (message, &mut link.prober) {
             // A SaP answers and asks nothing; an entity asks and answers nothing: so neither's own
@@ -300,7 +304,7 @@ impl Probes {
                     link.heard = Some((now, from));
                     link.cookie = echo.cookie;
                     if let Some(about) = echo.about {
-                        link.lost.handle_answer(about, echo.is_lost, now);
+                        link.lost.handle_answer(about, echo.is_lost, is_only, now);
                     }
                 }
                 Ok(None)
@@ -468,6 +472,15 @@ impl Probes {
             changes.extend(peers.map(|(peer, reaches)| Change::Peer { sap, peer, reaches }));
         }
         changes
+    }
+
+    /// Whether a SaP takes traffic and reaches `peer`, beside the one of this link.
+    fn reaches_elsewhere(&self, peer: NodeId, link: LinkId) -> bool {
+        let takes_returning = self.takes_returning();
+        let others = self.links.iter().filter(|(id, _)| **id != link).map(|(_, other)| other);
+        others
+            .filter(|other| other.takes_traffic(takes_returning) == Some(true))
+            .any(|other| other.lost.reaches(peer))
     }
 
     /// A SaP that is not back for long enough is better than none.

@@ -97,8 +97,13 @@ impl Node {
         let overlays = || table.body.overlays.iter();
         let of_destinations = overlays().flat_map(|overlay| &overlay.destination_keys);
         let of_pairs = overlays().flat_map(|overlay| &overlay.pair_generations);
-        let accepted = of_destinations.map(|row| row.accept.len());
-        if accepted.chain(of_pairs.map(|row| row.accept.len())).any(|count| count > 2) {
+        let of_destination = |to: u32| {
+            let row = of_destinations.clone().find(|row| row.to == to);
+            row.map_or(0, |row| row.accept.len())
+        };
+        let accepted = of_destinations.clone().map(|row| row.accept.len());
+        let of_pairs = of_pairs.map(|row| row.accept.len() * of_destination(row.to));
+        if accepted.chain(of_pairs).any(|count| count > 2) {
             return Err(format!("serial {} accepts more than two keys of a pair", table.serial));
         }
         self.put_in_force(table, now)?;

@@ -58,7 +58,7 @@ impl Story {
         }
         let newest: Vec<Pair> = self.newest_policy().iter().copied().collect();
         if !newest.is_empty() {
-            let (allowed, after) = (self.chance.of(&newest), self.chance.of(&[20, 60, 200]));
+            let (allowed, after) = (self.chance.of(&newest), self.chance.of(&[20, 200, 500]));
             self.exchange(allowed, LASTING)?;
             self.send_late(allowed, after);
         }

@@ -136,6 +136,35 @@ impl Story {
         matches!(verdict, Verdict::Deliver { .. })
     }
 
+    /// Nobody else can send in the name of a pair's first end, even if he has its key.
+    pub(super) fn impersonate(&mut self) -> Result<(), String> {
+        let pair @ (from, to) = self.any_pair();
+        let key = self.server.keys().send_key(OVERLAY, from, to).bits();
+        let facts = udp(address(from), address(to), LASTING, false);
+        for other in self.entities().into_iter().filter(|other| *other != from) {
+            let outer = self.nodes[&other].endpoint;
+            for sap in self.saps().filter(|sap| self.nodes[sap].is_up) {
+                let (snapshot, flows, now) = self.nodes[&sap].view(self.now);
+                if !matches!(snapshot.transit(outer, key, &facts, flows, now), Verdict::Drop(_)) {
+                    return Err(format!("{other} sends in the name of {pair:?} over {sap}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A source has a new right no sooner than those who have to let it through, unless they are late.
+    pub(super) fn expect_after_others(&self, source: NodeId) -> Result<(), String> {
+        for pair in self.server.added(self.now).filter(|(from, _)| *from == source) {
+            let allows = |id: NodeId| self.allows(id, pair) == Some(true);
+            let behind = self.saps().chain([pair.1]).find(|id| !allows(*id));
+            if let Some(behind) = behind.filter(|_| allows(source)) {
+                return Err(format!("{source} has a right before {behind} has it: {pair:?}"));
+            }
+        }
+        Ok(())
+    }
+
     /// The server takes no table for acknowledged that a crash could take from its node.
     pub(super) fn expect_honest(&self) -> Result<(), String> {
         for (id, node) in &self.nodes {

@@ -116,6 +116,7 @@ impl Story {
                     let after = 10 * self.chance.below(4);
                     self.tell_node(id, after, false, Message::Persisted);
                     self.talk(id);
+                    self.expect_after_others(id)?;
                 } else {
                     self.totals.stale += 1;
                 }
