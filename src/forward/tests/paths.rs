@@ -144,6 +144,10 @@ fn a_sap_that_has_lost_the_other_end_is_passed_over_for_that_end_alone() {
     assert_eq!(hop(B, 1), sap_endpoint(SAP));
     a.set_alive(SAP, false);
     assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP2), sap_endpoint(SAP2)));
+    a.set_reaches(SAP, id(B), true);
+    a.set_returning(SAP, true);
+    assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP), sap_endpoint(SAP2)));
+    a.set_returning(SAP, false);
 
     a.set_alive(SAP, true);
     a.set_reaches(SAP, id(B), true);
