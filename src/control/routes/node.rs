@@ -120,7 +120,8 @@ impl OpenPoll {
                 }
                 Turn::Waits(until) => {
                     let _ = tokio::time::timeout_at(until, wake.changed()).await;
-                    turn = self.state(|state| state.speaker.turn(process.instance, Instant::now()))?;
+                    turn =
+                        self.state(|state| state.speaker.turn(process.instance, Instant::now()))?;
                 }
             }
         }

@@ -369,12 +369,20 @@ impl Server {
     ) -> bool {
         [None, Some(from)].into_iter().all(|source| {
             let id = (OVERLAY, source, to);
-            let ring = self.database.rings.get(&id).map(|row| row.ring.step);
+            let ring = self.database.rings.get(&id).map(|row| &row.ring);
+            let retired = self.retired.get(&id);
             let is_over = |retired: &Retired| {
                 retired.until <= wall && retired.serials.get(&node).is_some_and(|at| *at <= serial)
             };
-            !matches!(ring, Some(Step::Adding | Step::Switching))
-                && self.retired.get(&id).is_none_or(is_over)
+            match ring.map(|ring| ring.step) {
+                Some(Step::Adding | Step::Switching) => false,
+                // Unless it died between committing this and publishing it.
+                Some(Step::Retiring) => retired.is_some_and(|retired| {
+                    ring.is_some_and(|ring| ring.since_millis == retired.since_millis)
+                        && is_over(retired)
+                }),
+                Some(_) | None => retired.is_none_or(is_over),
+            }
         })
     }
 
