@@ -196,53 +196,24 @@ impl Echo {
     }
 
     fn decode(body: &[u8]) -> Result<Self, DropReason> {
-        let Ok(
-            &[
-                s0,
-                s1,
-                s2,
-                s3,
-                _,
-                _,
-                _,
-                _,
-                t0,
-                t1,
-                t2,
-                t3,
-                t4,
-                t5,
-                t6,
-                t7,
-                a0,
-                a1,
-                a2,
-                a3,
-                lost,
-                translated,
-                _,
-                _,
-                c0,
-                c1,
-                c2,
-                c3,
-                c4,
-                c5,
-                c6,
-                c7,
-            ],
-        ) = <&[u8; ECHO_LEN - COUNTER_LEN]>::try_from(body)
-        else {
-            return Err(DropReason::ControlType);
-        };
-        let about = NodeId(u32::from_be_bytes([a0, a1, a2, a3]));
-        Ok(Self {
-            sequence: u32::from_be_bytes([s0, s1, s2, s3]),
-            sent_nanos: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+        Self::fields(body).ok_or(DropReason::ControlType)
+    }
+
+    fn fields(body: &[u8]) -> Option<Self> {
+        let (sequence, rest) = body.split_first_chunk()?;
+        let (_, rest) = rest.split_first_chunk::<4>()?;
+        let (sent_nanos, rest) = rest.split_first_chunk()?;
+        let (about, rest) = rest.split_first_chunk()?;
+        let (&[lost, translated, _, _], rest) = rest.split_first_chunk()?;
+        let cookie = rest.try_into().ok()?;
+        let about = NodeId(u32::from_be_bytes(*about));
+        Some(Self {
+            sequence: u32::from_be_bytes(*sequence),
+            sent_nanos: u64::from_be_bytes(*sent_nanos),
             about: (about.0 != 0).then_some(about),
             is_lost: lost != 0,
             is_translated: translated != 0,
-            cookie: u64::from_be_bytes([c0, c1, c2, c3, c4, c5, c6, c7]),
+            cookie: u64::from_be_bytes(cookie),
         })
     }
 }
