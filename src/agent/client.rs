@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rand::RngExt as _;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,11 +14,13 @@ use serde::de::DeserializeOwned;
 use super::addresses::{Addresses, Resolver};
 use crate::api::errand::{Errand, ErrandReport};
 use crate::api::flows::FlowReport;
-use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
+use crate::api::node::{
+    INSTANCE_HEADER, JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS,
+};
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode, gzip};
 use crate::pin;
-use crate::types::{Incarnation, Revision, Secret, Serial, Timestamp};
+use crate::types::{Incarnation, Instance, Revision, Secret, Serial, Timestamp};
 
 /// For TCP and TLS together, for each address.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -53,6 +56,7 @@ pub struct Client {
     addresses: Arc<Addresses>,
     /// Index of the address that answered last: tried first.
     preferred: AtomicUsize,
+    instance: Option<Instance>,
 }
 
 impl Client {
@@ -81,7 +85,13 @@ impl Client {
             .user_agent(concat!("ovmesh/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| broken(reasons(&error)))?;
-        Ok(Self { http, urls, addresses, preferred: AtomicUsize::new(0) })
+        Ok(Self { http, urls, addresses, preferred: AtomicUsize::new(0), instance: None })
+    }
+
+    /// The same, for a node's process, which says which one it is.
+    #[must_use]
+    pub fn of_process(self) -> Self {
+        Self { instance: Some(Instance(rand::rng().random())), ..self }
     }
 
     /// The address that answered last, or the first one.
@@ -228,6 +238,9 @@ impl Client {
             let mut request = self.http.request(method.clone(), full).timeout(ANSWER_WITHIN);
             if let Some(credential) = credential {
                 request = request.bearer_auth(String::from(credential.clone()));
+            }
+            if let Some(instance) = self.instance {
+                request = request.header(INSTANCE_HEADER, instance.to_string());
             }
             match finish(request).send().await {
                 Ok(response) => {

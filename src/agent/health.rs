@@ -1,6 +1,7 @@
 //! What `status` and the reports say of this node: the connection to the server, and problems.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -34,6 +35,7 @@ pub enum Topic {
 pub struct Health {
     inner: Mutex<Inner>,
     changed: Notify,
+    is_copy: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl Health {
             error: Some("not asked yet".to_owned()),
         };
         let inner = Inner { problems: BTreeMap::new(), server };
-        Self { inner: Mutex::new(inner), changed: Notify::new() }
+        Self { inner: Mutex::new(inner), changed: Notify::new(), is_copy: AtomicBool::new(false) }
     }
 
     /// Replaces what is known to be wrong with `topic`; empty means that all is well.
@@ -96,6 +98,17 @@ impl Health {
         url.clone_into(&mut server.url);
         server.reachable = is_reachable;
         server.error = error;
+    }
+
+    /// The server serves another process as this node, or this one again.
+    pub fn set_copy(&self, is_copy: bool) {
+        self.is_copy.store(is_copy, Ordering::Relaxed);
+    }
+
+    /// Whether another process is this node, so that this one keeps quiet.
+    #[must_use]
+    pub fn is_copy(&self) -> bool {
+        self.is_copy.load(Ordering::Relaxed)
     }
 
     /// The connection to the server.

@@ -11,16 +11,21 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::underlay::is_managed;
 use crate::api::table::NodeTable;
 use crate::forward::{FlowTable, Snapshot};
-use crate::probe::{Hearing, Liveness, Lost, Prober, Responder, Source};
+use crate::probe::{Budget, Hearing, Liveness, Lost, Prober, Proofs, Responder, Source};
 use crate::types::{DropReason, LinkId, NodeId, NodeKind, Secret};
 use crate::wire::control::{self, Echo, Message};
+use crate::wire::cookie::Cookies;
 use crate::wire::gue::{self, Frame};
 use crate::wire::notice::NoPath;
 
 /// Longest queue of answers and notices; the caller empties it after each datagram.
 const OUTBOX_MAX: usize = 1024;
+
+/// Answers to echoes of one link in a second; an entity needs 10 when it is in a hurry.
+const ANSWERS_PER_SECOND: u32 = 20;
 
 /// A SaP calls an entity alive that it has heard of within three of its longest intervals.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
@@ -103,7 +108,7 @@ pub struct PeerState {
     pub peer: NodeId,
     /// Its name.
     pub name: String,
-    /// Where it is.
+    /// Where it is: of a SaP what the table says, of an entity what it proved.
     pub endpoint: Option<SocketAddr>,
     /// Whether it is there: at an entity, whether the SaP takes traffic.
     pub is_alive: bool,
@@ -126,8 +131,15 @@ struct Link {
     lost: Lost,
     /// At a SaP: whether it hears the entity.
     hearing: Hearing,
-    /// When and from where the peer's last authentic message came.
+    /// At a SaP: when the entity was heard last, and the endpoint that it proved thereby. At an entity: when
+    /// and from where the SaP's last answer came.
     heard: Option<(Duration, SocketAddr)>,
+    /// At a SaP: an endpoint from which the entity was heard, and which it has not proved.
+    claimed: Option<SocketAddr>,
+    /// At an entity: what the SaP gave last.
+    cookie: u64,
+    /// At a SaP: how many answers are left.
+    answers: Budget,
     /// What the caller was told last: whether the SaP takes traffic, and whether it is returning.
     told: Option<bool>,
     told_returning: bool,
@@ -138,22 +150,47 @@ struct Link {
 pub struct Probes {
     links: BTreeMap<LinkId, Link>,
     responder: Responder,
+    cookies: Cookies,
+    /// At a SaP.
+    proofs: Proofs,
+    /// Whether an entity may be anywhere, and not in underlays declared managed alone.
+    allows_open: bool,
     /// Of the message sent last; over all links, so that it grows on each.
     counter: u64,
+    /// When this began, in nanoseconds since 1970.
+    began_nanos: u64,
     outbox: VecDeque<Transmit>,
+    is_quiet: bool,
 }
 
 impl Probes {
-    /// Starts without links. `wall` is the time since 1970: counters start there, in nanoseconds, and
-    /// so grow over restarts.
+    /// Starts without links. `wall` is the time since 1970. Counters are that time in nanoseconds, and so
+    /// grow over restarts, and once a copy of this node is silent this one is heard again.
+    /// `secret` is nobody else's.
     #[must_use]
-    pub fn start(now: Duration, wall: Duration) -> Self {
+    pub fn start(now: Duration, wall: Duration, secret: &Secret) -> Self {
+        let counter = nanos(wall);
         Self {
             links: BTreeMap::new(),
             responder: Responder::start(now),
-            counter: u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX / 2),
+            cookies: Cookies::new(secret),
+            proofs: Proofs::default(),
+            allows_open: false,
+            counter,
+            began_nanos: counter.saturating_sub(nanos(now)),
             outbox: VecDeque::new(),
+            is_quiet: false,
         }
+    }
+
+    /// At a SaP: an entity may be beyond underlays that are declared managed.
+    pub fn allow_open(&mut self) {
+        self.allows_open = true;
+    }
+
+    /// Whether nothing is asked of SaPs: another process is this node, and they should hear it alone.
+    pub fn set_quiet(&mut self, is_quiet: bool) {
+        self.is_quiet = is_quiet;
     }
 
     /// Takes the links of `table`; what is known of links that stay is kept. What was told of liveness
@@ -175,6 +212,9 @@ impl Probes {
                     lost: Lost::default(),
                     hearing: Hearing::default(),
                     heard: None,
+                    claimed: None,
+                    cookie: 0,
+                    answers: Budget::full(ANSWERS_PER_SECOND, now),
                     told: None,
                     told_returning: false,
                 },
@@ -188,6 +228,8 @@ impl Probes {
         }
         let links = &self.links;
         self.responder.retain(|id| links.contains_key(&id));
+        let peers: BTreeSet<NodeId> = links.values().map(|link| link.peer).collect();
+        self.proofs.retain(|peer| peers.contains(&peer));
     }
 
     /// A control datagram came from `from`. `Ok` when it was authentic and new; with what it says
@@ -220,17 +262,36 @@ impl Probes {
             message,
             Message::EchoRequest(Echo { about: Some(about), .. }) if is_lost(about)
         );
+        let is_only = matches!(
+            message,
+            Message::EchoReply(Echo { about: Some(about), .. }) if !self.reaches_elsewhere(about, id)
+        );
         let link = self.links.get_mut(&id).ok_or(DropReason::ControlMac)?;
         match (message, &mut link.prober) {
             // A SaP answers and asks nothing; an entity asks and answers nothing: so neither's own
             // messages, sent back to it, mean anything.
             (Message::EchoRequest(echo), None) => {
                 self.responder.handle_request(id, counter)?;
-                link.heard = Some((now, from));
-                link.hearing.handle_heard();
-                self.counter += 1;
-                let reply = Message::EchoReply(Echo { is_lost: is_asked_after_lost, ..echo });
-                let (bytes, len) = control::encode(id, &link.secret, self.counter, &reply);
+                if !self.allows_open && !is_managed(from.ip()) {
+                    return Err(DropReason::OuterSource);
+                }
+                if !link.answers.take(now) {
+                    return Err(DropReason::ControlBudget);
+                }
+                let cookie = self.cookies.make(id, from, now);
+                let answer = if self.cookies.knows(echo.cookie, id, from, now) {
+                    link.heard = Some((now, from));
+                    link.hearing.handle_heard();
+                    self.proofs.prove(link.peer, from);
+                    let is_translated = !link.endpoints.is_empty() && !link.is_named(from);
+                    let is_lost = is_asked_after_lost;
+                    Message::EchoReply(Echo { is_lost, is_translated, cookie, ..echo })
+                } else {
+                    link.claimed = Some(from);
+                    Message::Challenge(Echo { cookie, ..echo })
+                };
+                self.counter = next(self.counter, self.began_nanos, now);
+                let (bytes, len) = control::encode(id, &link.secret, self.counter, &answer);
                 // Never longer than the question, whatever the encoder does.
                 if len <= datagram.len() && self.outbox.len() < OUTBOX_MAX {
                     self.outbox.push_back(Transmit { to: from, bytes: bytes[..len].to_vec() });
@@ -241,9 +302,17 @@ impl Probes {
                 self.responder.handle_request(id, counter)?;
                 if prober.handle_reply(&echo, now) {
                     link.heard = Some((now, from));
+                    link.cookie = echo.cookie;
                     if let Some(about) = echo.about {
-                        link.lost.handle_answer(about, echo.is_lost, now);
+                        link.lost.handle_answer(about, echo.is_lost, is_only, now);
                     }
+                }
+                Ok(None)
+            }
+            (Message::Challenge(echo), Some(prober)) => {
+                self.responder.handle_request(id, counter)?;
+                if prober.handle_challenge(&echo, now) {
+                    link.cookie = echo.cookie;
                 }
                 Ok(None)
             }
@@ -260,11 +329,38 @@ impl Probes {
             (Message::EchoRequest(_) | Message::Refused(_) | Message::Started(_), Some(_))
             | (
                 Message::EchoReply(_)
+                | Message::Challenge(_)
                 | Message::Denied(_)
                 | Message::TooBig(_)
                 | Message::NoPath(_),
                 None,
             ) => Err(DropReason::ControlType),
+        }
+    }
+
+    /// At a SaP: where entities are.
+    #[must_use]
+    pub fn proofs(&self) -> &Proofs {
+        &self.proofs
+    }
+
+    /// At a SaP: what the process before this one knew of entities, which they are asked to prove again.
+    pub fn remember(&mut self, proved: impl IntoIterator<Item = (NodeId, SocketAddr)>) {
+        for (entity, endpoint) in proved {
+            self.proofs.prove(entity, endpoint);
+        }
+    }
+
+    /// At an entity: where SaPs are asked.
+    pub fn targets(&self) -> impl Iterator<Item = SocketAddr> {
+        let probed = self.links.values().filter(|link| link.prober.is_some());
+        probed.filter_map(|link| link.endpoints.first().copied())
+    }
+
+    /// At an entity: it has another address than before, which it proves at once.
+    pub fn handle_moved(&mut self, now: Duration) {
+        for prober in self.links.values_mut().filter_map(|link| link.prober.as_mut()) {
+            prober.handle_moved(now);
         }
     }
 
@@ -275,7 +371,11 @@ impl Probes {
         let Some((&id, link)) = found.filter(|_| self.outbox.len() < OUTBOX_MAX) else {
             return false;
         };
-        let Some(&to) = link.endpoints.first() else { return false };
+        let to = match link.prober {
+            Some(_) => link.endpoints.first().copied(),
+            None => self.proofs.endpoint(peer),
+        };
+        let Some(to) = to else { return false };
         self.counter += 1;
         let (bytes, len) = control::encode(id, &link.secret, self.counter, message);
         if len > 0 {
@@ -317,14 +417,18 @@ impl Probes {
         if let Some(answer) = self.outbox.pop_front() {
             return Some(answer);
         }
+        if self.is_quiet {
+            return None;
+        }
         for (&id, link) in &mut self.links {
             let Some(&to) = link.endpoints.first() else { continue };
             let Some(echo) = link.prober.as_mut().and_then(|prober| prober.poll_transmit(now))
             else {
                 continue;
             };
-            self.counter += 1;
-            let request = Message::EchoRequest(Echo { about: link.lost.next_question(), ..echo });
+            self.counter = next(self.counter, self.began_nanos, now);
+            let about = link.lost.next_question();
+            let request = Message::EchoRequest(Echo { about, cookie: link.cookie, ..echo });
             let (bytes, len) = control::encode(id, &link.secret, self.counter, &request);
             return Some(Transmit { to, bytes: bytes[..len].to_vec() });
         }
@@ -342,7 +446,7 @@ impl Probes {
     pub fn next_deadline(&self) -> Option<Duration> {
         self.links
             .values()
-            .filter(|link| !link.endpoints.is_empty())
+            .filter(|link| !self.is_quiet && !link.endpoints.is_empty())
             .filter_map(|link| link.prober.as_ref().map(Prober::next_deadline))
             .min()
     }
@@ -370,6 +474,15 @@ impl Probes {
         changes
     }
 
+    /// Whether a SaP takes traffic and reaches `peer`, beside the one of this link.
+    fn reaches_elsewhere(&self, peer: NodeId, link: LinkId) -> bool {
+        let takes_returning = self.takes_returning();
+        let others = self.links.iter().filter(|(id, _)| **id != link).map(|(_, other)| other);
+        others
+            .filter(|other| other.takes_traffic(takes_returning) == Some(true))
+            .any(|other| other.lost.reaches(peer))
+    }
+
     /// A SaP that is not back for long enough is better than none.
     fn takes_returning(&self) -> bool {
         let mut probers = self.links.values().filter_map(|link| link.prober.as_ref());
@@ -393,15 +506,14 @@ impl Probes {
                     name: link.name.clone(),
                     endpoint: match &link.prober {
                         Some(_) => link.endpoints.first().copied(),
-                        None => heard.map(|(_, from)| from).or(link.endpoints.first().copied()),
+                        None => self.proofs.endpoint(link.peer),
                     },
                     is_alive,
                     round_trip: link.prober.as_ref().and_then(Prober::round_trip),
                     translated: heard.map(|(_, from)| from).filter(|from| {
-                        let is_own = |endpoint: &SocketAddr| canonical(*endpoint) == *from;
                         // Of those whose packets go elsewhere a SaP's table has no endpoints.
                         let is_known = link.prober.is_none() && !link.endpoints.is_empty();
-                        is_known && !link.endpoints.iter().any(is_own)
+                        is_known && !link.is_named(*from)
                     }),
                 }
             })
@@ -425,9 +537,24 @@ impl Link {
     }
 
     fn knows(&self, from: SocketAddr) -> bool {
-        self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
+        self.is_named(from)
             || self.heard.is_some_and(|(_, heard)| heard == from)
+            || self.claimed == Some(from)
     }
+
+    /// Whether the peer itself says that it is there.
+    fn is_named(&self, from: SocketAddr) -> bool {
+        self.endpoints.iter().any(|&endpoint| canonical(endpoint) == from)
+    }
+}
+
+/// The counter after `last`.
+fn next(last: u64, began_nanos: u64, now: Duration) -> u64 {
+    began_nanos.saturating_add(nanos(now)).max(last.saturating_add(1))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
 /// An IPv4 address that came through an IPv6 socket is an IPv4 address.

@@ -8,6 +8,7 @@
 //!   table.prev.json     the one before, for when the newest cannot be read
 //!   devices.json        overlay id -> TUN device
 //!   server.json         the server's name -> its addresses, as last known
+//!   endpoints.json      at a SaP: entity -> where it proved to be
 //!   NAME.tmp            a file being written; left by a crash, harmless
 //! ```
 //!
@@ -17,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -38,6 +40,7 @@ const TABLE: &str = "table.json";
 const TABLE_BEFORE: &str = "table.prev.json";
 const DEVICES: &str = "devices.json";
 const SERVER: &str = "server.json";
+const ENDPOINTS: &str = "endpoints.json";
 
 /// The longest file that is read.
 const FILE_MAX_BYTES: u64 = 256 << 20;
@@ -265,6 +268,26 @@ impl StateDir {
         self.write(SERVER, known)
     }
 
+    /// Where entities proved to be; empty when nothing was kept or the file is broken.
+    #[must_use]
+    pub fn proved_endpoints(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let kept: Option<BTreeMap<NodeId, SocketAddr>> =
+            self.uid().and_then(|uid| read(&self.path.join(ENDPOINTS), uid)).ok().flatten();
+        kept.unwrap_or_default()
+    }
+
+    /// Keeps where entities proved to be, so that packets go on when the next process starts.
+    ///
+    /// # Errors
+    ///
+    /// `Failed` when it cannot be written.
+    pub fn save_proved_endpoints(
+        &self,
+        proved: &BTreeMap<NodeId, SocketAddr>,
+    ) -> Result<(), Problem> {
+        self.write(ENDPOINTS, proved)
+    }
+
     /// Undoes opening: for a join that failed. Removes what opening made, and nothing that was there.
     pub fn abandon(self) {
         if self.made.contains(&self.path) {
@@ -283,7 +306,7 @@ impl StateDir {
     /// `Failed` when a file cannot be removed.
     pub fn erase(self) -> Result<(), Problem> {
         // The identity goes last: a leave that broke off can be repeated.
-        for name in [TABLE, TABLE_BEFORE, DEVICES, SERVER, LOCK, IDENTITY] {
+        for name in [TABLE, TABLE_BEFORE, DEVICES, SERVER, ENDPOINTS, LOCK, IDENTITY] {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -12,6 +12,7 @@ use super::client::{Client, Polled, TableQuery};
 use super::health::{Health, Topic};
 use super::state::{Identity, StateDir};
 use crate::api::errand::Errand;
+use crate::api::node::USED_TWICE;
 use crate::api::table::NodeTable;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Incarnation, Revision, Serial, Timestamp};
@@ -19,6 +20,12 @@ use crate::types::{Incarnation, Revision, Serial, Timestamp};
 /// First and longest wait after a request that failed, before chance makes it shorter.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Who is refused so often in a row is a copy, or has one.
+const REFUSALS_OF_COPIES: u32 = 2;
+
+/// Longest wait of a process whose node another one speaks for, before chance makes it shorter.
+const COPY_WAITS: Duration = Duration::from_secs(60);
 
 /// How long to wait after `failures` failures in a row: doubling, and up to a half less by chance, the
 /// first time too, so that a thousand nodes do not come back in the same moment.
@@ -90,6 +97,8 @@ pub struct Puller {
     /// The life of the server of which a table was refused, for as long as the server stays with it.
     refused: Option<Incarnation>,
     failures: u32,
+    /// How often in a row another process was served as this node.
+    refused_as_copy: u32,
 }
 
 impl Puller {
@@ -114,6 +123,7 @@ impl Puller {
             in_force: None,
             refused: None,
             failures: 0,
+            refused_as_copy: 0,
         }
     }
 
@@ -139,7 +149,9 @@ impl Puller {
     /// Waits for the next table to apply; asks for ever. Asking acknowledges the one in force.
     pub async fn next(&mut self) -> NodeTable {
         loop {
-            if self.failures > 0 {
+            if self.health.is_copy() {
+                tokio::time::sleep(COPY_WAITS.mul_f64(rand::rng().random_range(0.5..=1.0))).await;
+            } else if self.failures > 0 {
                 tokio::time::sleep(backoff(self.failures)).await;
             }
             match self.ask().await {
@@ -187,6 +199,8 @@ impl Puller {
         let now = (self.clock)();
         let offered = match answer {
             Ok(offered) => {
+                self.refused_as_copy = 0;
+                self.health.set_copy(false);
                 self.health.server_answered(self.client.url(), None, now);
                 offered
             }
@@ -243,7 +257,7 @@ impl Puller {
         Err(())
     }
 
-    fn note(&self, problem: &Problem, now: Timestamp) {
+    fn note(&mut self, problem: &Problem, now: Timestamp) {
         match problem.code {
             ProblemCode::Unreachable => {
                 let why = if problem.why.is_empty() { &problem.what } else { &problem.why };
@@ -258,6 +272,17 @@ impl Puller {
                     "this node was removed from the server ({}): leave and join again with a new token",
                     problem.what
                 );
+                self.health.set(Topic::Server, vec![line]);
+            }
+            ProblemCode::Conflict if problem.what.contains(USED_TWICE) => {
+                self.health.server_answered(self.client.url(), None, now);
+                // A word of a process that has ended may be in the way once.
+                self.refused_as_copy = self.refused_as_copy.saturating_add(1);
+                if self.refused_as_copy < REFUSALS_OF_COPIES {
+                    return;
+                }
+                self.health.set_copy(true);
+                let line = format!("{}: {}; {}", problem.what, problem.why, problem.fix);
                 self.health.set(Topic::Server, vec![line]);
             }
             ProblemCode::Conflict if self.refused.is_some() => {

@@ -14,6 +14,9 @@
 //! A node that was offered a table of another incarnation, which does not succeed its own, says so with
 //! `&refused=I&revision=R` (the revision that it keeps) and waits for an operator's word: it gets a table when
 //! that has fallen, 409 when its time is over.
+//!
+//! A process says with each request which one it is ([`INSTANCE_HEADER`]). Of two that are there at the same
+//! time one is a copy: it gets 409 ([`USED_TWICE`]).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -32,6 +35,12 @@ use crate::types::{
 /// How long the server holds a request for a table open, in seconds. Below the 60 s after which many
 /// proxies and load balancers close an idle connection.
 pub const POLL_SECS: u64 = 50;
+
+/// The header by which a process says which of its node's it is: a [`crate::types::Instance`].
+pub const INSTANCE_HEADER: &str = "ovmesh-instance";
+
+/// In the problem (409) for a process whose node is spoken for by another one that is there.
+pub const USED_TWICE: &str = "is used twice";
 
 /// A join token: `ovt1.` and the base64url (no padding) of this as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

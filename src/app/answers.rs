@@ -96,6 +96,7 @@ impl Desk<'_> {
             Message::TooBig(_)
             | Message::EchoRequest(_)
             | Message::EchoReply(_)
+            | Message::Challenge(_)
             | Message::NoPath(_)
             | Message::Started(_) => {
                 tracing::debug!(peer = %heard.peer, message = ?heard.message, "not believed");

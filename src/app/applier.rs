@@ -118,6 +118,8 @@ pub(crate) struct Applier<'a> {
     pub(crate) in_force: Option<NodeTable>,
     /// The addresses of the server that are kept on disk.
     pub(crate) kept_addresses: Known,
+    /// The version of the proved endpoints that are kept on disk.
+    pub(crate) kept_proofs: u64,
     /// What the next process gets.
     pub(crate) estate: Estate,
     /// Who forwards as long as this process is not ready to.
@@ -172,6 +174,7 @@ impl Applier<'_> {
                         .fix("stop the process that runs, and start without --takeover"));
                 }
                 _ = tick.tick() => self.tick().await,
+                () = self.shared.moved.notified() => self.find_endpoints().await,
                 _ = mend.tick(), if self.guarding.is_some() => self.mend_guard().await,
             }
         }
@@ -204,6 +207,7 @@ impl Applier<'_> {
             tracing::warn!("asked to hand over before there is a table");
             return false;
         }
+        self.keep_proofs();
         match self.plane.hand_over(stream, &self.estate) {
             Ok(()) => {
                 tracing::info!("handed over to another process");
@@ -234,6 +238,12 @@ impl Applier<'_> {
             for change in probes.changes() {
                 change.repeat(&next);
             }
+        }
+        let is_sap = shared.identity.kind == NodeKind::Sap;
+        let next = if is_sap { shared.place_entities(&next) } else { next };
+        if is_sap {
+            // Where it says that entities are decides which of them are translated.
+            shared.report_soon();
         }
         let before = control_loop::started(shared);
         shared.publisher.publish(next);
@@ -281,6 +291,7 @@ impl Applier<'_> {
             self.follow_devices().await;
         }
         self.find_endpoints().await;
+        self.keep_proofs();
         let mut facts = self.shared.facts();
         if let Some(table) = &mut facts.table
             && table.from_disk
@@ -366,6 +377,24 @@ impl Applier<'_> {
     fn drop_broken(&mut self) {
         if let Plane::Entity(plane, devices) = &mut *self.plane {
             devices.forget_broken(plane);
+        }
+    }
+
+    /// At a SaP: keeps where entities proved to be, when that is news.
+    pub(crate) fn keep_proofs(&mut self) {
+        let (version, proved) = {
+            let probes = self.shared.probes();
+            let proofs = probes.proofs();
+            if proofs.version() == self.kept_proofs {
+                return;
+            }
+            (proofs.version(), proofs.all().clone())
+        };
+        match self.state.save_proved_endpoints(&proved) {
+            Ok(()) => self.kept_proofs = version,
+            Err(problem) => {
+                tracing::warn!(why = %problem.why, "cannot keep where entities proved to be");
+            }
         }
     }
 

@@ -19,17 +19,22 @@ const ACTIVITY_EVERY: Duration = Duration::from_millis(50);
 const BURST: usize = 64;
 const BETWEEN_BURSTS: Duration = Duration::from_millis(5);
 
+/// Many entities may prove where they are at once; hallways are told of some at a time.
+const BETWEEN_PLACINGS: Duration = Duration::from_millis(5);
+
 /// Runs until the plane stops.
 ///
 /// What probes have no business with goes to `heard`; what finds no room there is said again.
 pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sender<Heard>) {
     let mut moved_before = moved(shared);
     let mut looked = shared.now();
+    let mut placed = (0, shared.now());
     loop {
         let now = shared.now();
         let (deadline, is_behind) = {
             let probes = shared.probes();
-            (probes.next_deadline(), probes.has_queued())
+            let is_misplaced = probes.proofs().version() != placed.0;
+            (probes.next_deadline(), probes.has_queued() || is_misplaced)
         };
         let longest = if is_behind { BETWEEN_BURSTS } else { ACTIVITY_EVERY };
         let wait = deadline.map_or(longest, |at| at.saturating_sub(now)).min(longest);
@@ -45,6 +50,7 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
         let now = shared.now();
         let is_look = now.saturating_sub(looked) >= ACTIVITY_EVERY;
         let mut probes = shared.probes();
+        probes.set_quiet(shared.health.is_copy());
         match punted.map(|punted| probes.handle_datagram(punted.from, punted.bytes(), now)) {
             Some(Ok(Some(Heard { peer, message: Message::Started(flow) }))) => {
                 let snapshot = shared.publisher.current();
@@ -74,7 +80,13 @@ pub(crate) async fn run(shared: &Shared, mut port: ControlPort, heard: mpsc::Sen
             }
         }
         let changes = probes.changes();
+        let version = probes.proofs().version();
         drop(probes);
+        if version != placed.0 && now.saturating_sub(placed.1) >= BETWEEN_PLACINGS {
+            placed = (version, now);
+            shared.publisher.publish(shared.place_entities(&shared.publisher.current()));
+            shared.report_soon();
+        }
         if !changes.is_empty() {
             let snapshot = shared.publisher.current();
             for change in changes {

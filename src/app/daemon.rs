@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rand::RngExt as _;
 use tokio::sync::{Notify, mpsc};
 
 use super::applier::{Applier, pull};
@@ -16,7 +17,7 @@ use super::guarding::{Guarding, SharedGuard};
 use super::handover::{self, Estate, Predecessor, UDP, queues_of};
 use super::naming::Naming;
 use super::service_manager::ServiceManager;
-use super::{answers, control_loop, errands, guessing, shutdown};
+use super::{answers, control_loop, errands, guessing, roaming, shutdown};
 use crate::agent::client::Client;
 use crate::agent::denials::Denials;
 use crate::agent::explain::{self, Known};
@@ -38,7 +39,7 @@ use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way
 use crate::forward::{FlowTable, PathMtus, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
-use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Timestamp};
+use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Secret, Timestamp};
 use crate::wire::control::Message;
 
 /// What counts as denied lately, in status.
@@ -129,6 +130,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<Counters>,
     /// The links of the table in force changed, or a message waits.
     pub(crate) control_due: Notify,
+    /// This host has another address towards a SaP than before.
+    pub(crate) moved: Notify,
     flows: Arc<FlowTable>,
     path_mtus: Arc<Publisher<PathMtus>>,
     /// What the hallways counted, on its way to the server.
@@ -166,14 +169,19 @@ impl Shared {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started = clock::wall();
         let url = identity.urls.first().map_or("", String::as_str);
+        let mut probes = Probes::start(Duration::ZERO, wall, &Secret::new(rand::rng().random()));
+        if identity.clear_underlay {
+            probes.allow_open();
+        }
         Self {
             publisher,
             counters,
             control_due: Notify::new(),
+            moved: Notify::new(),
             flows,
             path_mtus,
             counted: flows::Reporter::new(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
-            probes: Mutex::new(Probes::start(Duration::ZERO, wall)),
+            probes: Mutex::new(probes),
             denials: Mutex::default(),
             guesses: Mutex::default(),
             sightings: Mutex::default(),
@@ -200,6 +208,12 @@ impl Shared {
         if self.probes().notify(peer, notice) {
             self.control_due.notify_one();
         }
+    }
+
+    /// At a SaP: has the hallways send to where entities are.
+    pub(crate) fn place_entities(&self, snapshot: &Snapshot) -> Snapshot {
+        let probes = self.probes();
+        snapshot.with_proved(|entity| probes.proofs().endpoint(entity))
     }
 
     /// Tells the server soon how this node is.
@@ -388,8 +402,9 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         clock::not_before(written);
     }
     let state = Arc::new(state);
+    shared.probes().remember(state.proved_endpoints());
     let identity = shared.identity.clone();
-    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?);
+    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?.of_process());
     let kept_addresses = state.server_addresses();
     client.addresses().remember(kept_addresses.clone());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);
@@ -441,6 +456,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         guarding,
         in_force: None,
         kept_addresses,
+        kept_proofs: shared.probes().proofs().version(),
         estate,
         predecessor,
         is_open: false,
@@ -497,12 +513,16 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
             Err(broken("the report loop ended", String::new()))
         }
         () = counting => Err(broken("the report loop ended", String::new())),
+        () = roaming::run(&shared) => Err(broken("the watch of addresses ended", String::new())),
         () = guessing::run(&shared) => Err(broken("the alarm loop ended", String::new())),
         () = manager.keep_alive() => Err(broken("the watchdog loop ended", String::new())),
     };
     manager.stopping();
     // Another process works with the devices and the socket: the next one, or still the one before.
     let is_anothers = result == Ok(End::HandedOver) || applier.predecessor.is_some();
+    if !is_anothers {
+        applier.keep_proofs();
+    }
     socket.leave(is_anothers);
     plane.end(is_anothers);
     result.map(drop)

@@ -25,6 +25,7 @@ mod outside;
 pub mod ovctl;
 pub mod ovd;
 pub mod ovsap;
+mod roaming;
 pub mod serve;
 mod service_manager;
 mod shutdown;

@@ -10,8 +10,10 @@ use axum::http::request::Parts;
 use super::listen::{Origin, Way};
 use super::routes::Refusal;
 use super::server::{Server, now};
+use super::speaker::Process;
 use super::store::{self, nodes, tokens};
 use crate::api::admin::{Role, RuleCreate};
+use crate::api::node::INSTANCE_HEADER;
 use crate::api::{Problem, ProblemCode};
 use crate::types::{Name, NodeId, Secret, Selector};
 
@@ -33,6 +35,10 @@ pub(crate) struct Admin {
 /// A node that reads its own table.
 #[derive(Clone, Debug)]
 pub(crate) struct Node(pub(crate) NodeId);
+
+/// The process that asks, where it says which one it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asks(pub(crate) Option<Process>);
 
 enum Caller {
     Admin(Admin),
@@ -208,5 +214,23 @@ impl FromRequestParts<Arc<Server>> for Node {
                     .fix("ovctl entity show NAME, or ovd status on the node"),
             )),
         }
+    }
+}
+
+impl FromRequestParts<Arc<Server>> for Asks {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Server>) -> Result<Self, Refusal> {
+        let Some(value) = parts.headers.get(INSTANCE_HEADER) else { return Ok(Self(None)) };
+        let instance = value.to_str().ok().and_then(|text| text.parse().ok()).ok_or_else(|| {
+            Problem::new(ProblemCode::Usage, format!("the header {INSTANCE_HEADER} makes no sense"))
+                .why("an instance is 16 hex digits")
+                .fix("use the same ovmesh version on the server and on the nodes")
+        })?;
+        let from = match parts.extensions.get::<Origin>() {
+            Some(Origin::Tls { way, .. }) => way.map(|way| way.from),
+            Some(Origin::Unix { .. }) | None => None,
+        };
+        Ok(Self(Some(Process { instance, from })))
     }
 }

@@ -1,8 +1,11 @@
 //! The server's clockwork: rotations go on, rules end, acknowledgements are written down.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::live::{Live, NodeState};
 use super::policies;
@@ -73,6 +76,7 @@ impl Server {
             self.delete_ephemeral().await?;
         }
         *expired_before = at;
+        self.record_copies().await?;
         self.advance_drains().await?;
         self.rotate().await
     }
@@ -105,6 +109,35 @@ impl Server {
         }
         self.commit(transaction).await?;
         self.publish(Hold::Nobody).await?;
+        drop(gate);
+        Ok(())
+    }
+
+    /// Records whose identity turned out to be used by two processes.
+    async fn record_copies(&self) -> Result<(), Problem> {
+        let found: Vec<_> = {
+            let mut live = self.live();
+            let world = Arc::clone(&live.world);
+            let nodes = live.nodes.iter_mut();
+            let news = nodes.filter_map(|(id, node)| {
+                Some((rotation::name_of(&world, *id), node.speaker.take_news(Instant::now())?))
+            });
+            news.collect()
+        };
+        if found.is_empty() {
+            return Ok(());
+        }
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        let mut transaction = self.store.write().await?;
+        let place = |from: Option<IpAddr>| from.map_or_else(|| "?".to_owned(), |ip| ip.to_string());
+        for (name, (served, copy)) in found {
+            let (served, copy) = (place(served.from), place(copy.from));
+            tracing::warn!(node = %name, %served, %copy, "an identity is used twice");
+            let action =
+                format!("the identity of {name} is used twice: by {served}, and {copy} (refused)");
+            self.record(&mut transaction, "alarm", action).await?;
+        }
+        transaction.commit().await?;
         drop(gate);
         Ok(())
     }

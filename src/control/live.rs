@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::compile::Source;
 use super::keyset::{Keys, RingId};
 use super::rotation::Serials;
+use super::speaker::{Process, Speaker};
 use super::store::keys::RingRow;
 use super::store::lives::Lives;
 use super::store::policies::Policies;
@@ -105,6 +106,8 @@ pub(crate) struct NodeState {
     pub(crate) news_from: Instant,
     /// What its next poll brings it to do.
     pub(crate) errands: VecDeque<Errand>,
+    /// Which of its processes is served.
+    pub(crate) speaker: Speaker,
     /// Wakes its poll.
     pub(crate) wake: watch::Sender<u64>,
 }
@@ -133,6 +136,7 @@ impl NodeState {
             keeps: None,
             news_from: Instant::now(),
             errands: VecDeque::new(),
+            speaker: Speaker::default(),
             wake: watch::Sender::new(0),
         }
     }
@@ -203,6 +207,20 @@ impl NodeState {
         Some(turn)
     }
 
+    /// What is wrong: what it says itself, and what is said about it.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let at = |process: Process| process.from.map_or_else(String::new, |ip| format!(" at {ip}"));
+        let copy = self.speaker.copy(Instant::now()).map(|(served, copy)| {
+            format!(
+                "its identity is used twice: the process{} is served, one{} is refused; on the copy remove \
+                 the state directory and join with a new token, or delete the node where it was stolen",
+                at(served),
+                at(copy)
+            )
+        });
+        copy.into_iter().chain(self.problems.iter().cloned()).collect()
+    }
+
     /// For lists.
     pub(crate) fn health(&self) -> NodeHealth {
         NodeHealth {
@@ -212,7 +230,7 @@ impl NodeState {
             serial: self.newest_serial(),
             acknowledged: self.acknowledged,
             version: self.version.clone(),
-            problems: self.problems.clone(),
+            problems: self.problems(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `server` | one change at a time: gate, transaction, publication, enforcement |
 //! | `store` | the database, and all of the SQL |
 //! | `live` | what is in memory: the world, tables, how far each node is |
+//! | `speaker` | which process speaks for a node: restarts and copies |
 //! | `publish`, `compile` | what a change touches: compile, compare, count up, wake; sources last |
 //! | `document` | a table as it is sent, compressed once |
 //! | `enforce` | whether a change has come to those who must enforce it |
@@ -40,6 +41,7 @@ mod selection;
 mod server;
 #[cfg(test)]
 mod simulation;
+mod speaker;
 mod store;
 mod suggest;
 pub mod tls;

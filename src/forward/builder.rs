@@ -7,7 +7,7 @@ use super::hop::Preference;
 use super::keyring::{KeyCache, Keyring, MEMBERS_MAX};
 use super::matcher::{IsolationSpec, Matcher, RuleSpec};
 use super::paths::{Hops, PathSpec, Paths};
-use super::snapshot::{Member, Overlay, OverlayInfo, Sap, SapInfo, Snapshot, canonical};
+use super::snapshot::{Member, Overlay, OverlayInfo, Sap, SapInfo, Snapshot, Tables, canonical};
 use crate::keys::DestinationKey;
 use crate::types::{
     AuthorizationKey, Generation, NodeId, NodeKind, Prefix, Secret, Service, Timestamp,
@@ -114,57 +114,57 @@ impl SnapshotBuilder {
     ///
     /// What does not agree, in words.
     pub fn build(self) -> Result<Snapshot, String> {
-        let mut snapshot = Snapshot::empty();
+        let mut tables = Tables::empty();
         if self.owner.is_none() && !(self.saps.is_empty() && self.overlays.is_empty()) {
             return Err("a snapshot with content needs the node that it is of".to_owned());
         }
         for mut info in self.saps {
             for endpoint in &mut info.endpoints {
                 *endpoint = canonical(*endpoint);
-                snapshot.known.insert(*endpoint);
+                tables.known.insert(*endpoint);
             }
-            snapshot.sap_index.insert(info.id.0, snapshot.saps.len());
-            snapshot.saps.push(Sap {
+            tables.sap_index.insert(info.id.0, tables.saps.len());
+            tables.saps.push(Sap {
                 is_alive: AtomicBool::new(true),
                 is_returning: AtomicBool::new(false),
                 info: info.clone(),
             });
-            snapshot.sap_infos.push(info);
+            tables.sap_infos.push(info);
         }
         let mut first_member = 0;
         for spec in self.overlays {
             let name = spec.info.name.clone();
             let (id, kind) = self.owner.ok_or("a snapshot needs its node")?;
             let count = spec.members.len();
-            let overlay = overlay(spec, (id, kind), first_member, &mut snapshot)
+            let overlay = overlay(spec, (id, kind), first_member, &mut tables)
                 .map_err(|problem| format!("overlay {name}: {problem}"))?;
-            snapshot.overlays.push(overlay);
+            tables.overlays.push(overlay);
             first_member += count;
             if first_member > MEMBERS_MAX {
                 return Err(format!("more than {MEMBERS_MAX} members"));
             }
         }
-        if snapshot.overlays.iter().any(|overlay| !overlay.keyring.is_empty()) {
-            snapshot.keys = KeyCache::for_pairs_of(first_member);
+        if tables.overlays.iter().any(|overlay| !overlay.keyring.is_empty()) {
+            tables.keys = KeyCache::for_pairs_of(first_member);
         }
-        snapshot.owner = self.owner;
-        snapshot.number_tokens();
-        Ok(snapshot)
+        tables.owner = self.owner;
+        tables.number_tokens();
+        Ok(Snapshot::of(tables))
     }
 }
 
-/// Checks one overlay against itself and enters its addresses into `snapshot`.
+/// Checks one overlay against itself and enters its addresses into `tables`.
 fn overlay(
     spec: OverlaySpec,
     (owner, kind): (NodeId, NodeKind),
     first_member: usize,
-    snapshot: &mut Snapshot,
+    tables: &mut Tables,
 ) -> Result<Overlay, String> {
     let is_v6 = matches!(spec.info.cidr, Prefix::V6(_));
     check_indexes(&spec)?;
-    check_saps(&spec, kind, snapshot)?;
+    check_saps(&spec, kind, tables)?;
     let count = spec.members.len();
-    let index = u32::try_from(snapshot.overlays.len()).map_err(|_| "too many overlays")?;
+    let index = u32::try_from(tables.overlays.len()).map_err(|_| "too many overlays")?;
     let mut own = None;
     let mut members = Vec::with_capacity(count);
     for (number, member) in (0_u32..).zip(spec.members) {
@@ -174,7 +174,7 @@ fn overlay(
                 member.id, member.address, spec.info.cidr
             ));
         }
-        if snapshot.members.insert(member.address, (index, number)).is_some() {
+        if tables.members.insert(member.address, (index, number)).is_some() {
             return Err(format!("two members have {}", member.address));
         }
         if Some(member.address) == spec.info.address {
@@ -184,7 +184,7 @@ fn overlay(
             }
         }
         let endpoints: Vec<SocketAddr> = member.endpoints.into_iter().map(canonical).collect();
-        snapshot.known.extend(endpoints.iter().copied());
+        tables.known.extend(endpoints.iter().copied());
         members.push(Member {
             id: member.id,
             endpoints: endpoints.into_boxed_slice(),
@@ -196,7 +196,7 @@ fn overlay(
         return Err("the node's own address is no member's".to_owned());
     }
     for rule in &spec.rules {
-        snapshot.expiries.extend(rule.not_after.map(|end| end.0));
+        tables.expiries.extend(rule.not_after.map(|end| end.0));
     }
     let mut keyring = Keyring::default();
     for row in spec.destination_keys {
@@ -287,9 +287,9 @@ fn check_indexes(spec: &OverlaySpec) -> Result<(), String> {
 }
 
 /// An entity's table has all SaPs that it may meet; a SaP's only its neighbours, and not itself.
-fn check_saps(spec: &OverlaySpec, kind: NodeKind, snapshot: &Snapshot) -> Result<(), String> {
+fn check_saps(spec: &OverlaySpec, kind: NodeKind, tables: &Tables) -> Result<(), String> {
     let known = |sap: NodeId| match kind {
-        NodeKind::Entity if !snapshot.sap_index.contains_key(&sap.0) => {
+        NodeKind::Entity if !tables.sap_index.contains_key(&sap.0) => {
             Err(format!("SaP {sap} is named, but has no row"))
         }
         NodeKind::Entity | NodeKind::Sap => Ok(()),

@@ -22,8 +22,8 @@ impl Snapshot {
         }
     }
 
-    /// Marks a SaP as answering again, though it takes no new traffic yet: replies of flows that come over
-    /// it go back over it. Callable from any thread.
+    /// Marks a SaP as answering again, though it takes no new traffic yet where another one does: replies of
+    /// flows that come over it go back over it. Callable from any thread.
     pub fn set_returning(&self, sap: NodeId, returning: bool) {
         if let Some(sap) = self.sap(sap) {
             sap.is_returning.store(returning, Ordering::Relaxed);
@@ -96,7 +96,8 @@ impl Snapshot {
     }
 
     /// Of the SaPs that may carry a pair those come first that answer and have not lost the other end;
-    /// among them the one that `mark` names.
+    /// among them the one that `mark` names. One that has not answered for long goes before one that has
+    /// lost the other end.
     pub(super) fn best_sap(
         &self,
         overlay: &Overlay,
@@ -120,6 +121,7 @@ impl Snapshot {
         };
         mark.and_then(|_| open().filter(answers).find(is_marked))
             .or_else(|| reaching().next())
+            .or_else(|| open().filter(answers).find(|&sap| overlay.reaches(sap, to)))
             .or_else(|| live().next())
             .or_else(|| open().next())
             .or_else(|| usable().next())

@@ -36,6 +36,7 @@ mod matcher;
 mod notice;
 mod path_mtus;
 mod paths;
+mod proved;
 mod recording;
 mod records;
 mod services;

@@ -143,8 +143,7 @@ impl<'a> Pair<'a> {
     pub fn leaves_to(&self, hop: SocketAddr) -> bool {
         let hop = canonical(hop);
         let listens = |sap: NodeId| self.snapshot.endpoint_of(sap, hop).is_some();
-        let is_target =
-            || self.overlay.member(self.to).is_some_and(|target| target.endpoints.contains(&hop));
+        let is_target = || self.snapshot.is_at(self.overlay, self.to, hop);
         let Some((own, kind)) = self.snapshot.owner else { return false };
         let route = self.overlay.route(self.from, self.to);
         match (kind, route) {

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::flows::HopMark;
@@ -11,6 +13,7 @@ use super::key_budget::Pair;
 use super::keyring::{KeyCache, Keyring};
 use super::matcher::Matcher;
 use super::paths::{Paths, Route};
+use super::proved::Proved;
 use super::recording::asked_port;
 use super::records::{Outcome, RecordKey, RecordMark, Target};
 use super::{FlowTable, Marked, Now, Verdict};
@@ -52,6 +55,14 @@ pub struct SapInfo {
 /// Everything that verdicts are made from.
 #[derive(Debug)]
 pub struct Snapshot {
+    tables: Arc<Tables>,
+    /// Where members are; none as long as they are where the table says.
+    proved: Option<Proved>,
+}
+
+/// What a table says, prepared.
+#[derive(Debug)]
+pub struct Tables {
     pub(super) owner: Option<(NodeId, NodeKind)>,
     pub(super) overlays: Vec<Overlay>,
     pub(super) saps: Vec<Sap>,
@@ -149,10 +160,16 @@ impl Overlay {
     }
 }
 
-impl Snapshot {
-    /// A snapshot that drops everything: what a node has before its first table.
-    #[must_use]
-    pub fn empty() -> Self {
+impl Deref for Snapshot {
+    type Target = Tables;
+
+    fn deref(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+impl Tables {
+    pub(super) fn empty() -> Self {
         Self {
             owner: None,
             overlays: Vec::new(),
@@ -164,6 +181,54 @@ impl Snapshot {
             keys: KeyCache::none(),
             expiries: Vec::new(),
             first_token: 0,
+        }
+    }
+
+    /// Takes a number for this snapshot and one more for each rule that will end.
+    pub(super) fn number_tokens(&mut self) {
+        self.expiries.sort_unstable();
+        self.expiries.dedup();
+        let count = u32::try_from(self.expiries.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.first_token = NEXT_TOKEN.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn sap(&self, id: NodeId) -> Option<&Sap> {
+        self.saps.get(*self.sap_index.get(&id.0)?)
+    }
+}
+
+impl Snapshot {
+    /// A snapshot that drops everything: what a node has before its first table.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::of(Tables::empty())
+    }
+
+    pub(super) fn of(tables: Tables) -> Self {
+        Self { tables: Arc::new(tables), proved: None }
+    }
+
+    /// The same, at a SaP: each member is at the one endpoint that it proved, and nowhere else. Packets come
+    /// from there and go there; nothing goes to a member that has proved none.
+    #[must_use]
+    pub fn with_proved(&self, endpoint_of: impl Fn(NodeId) -> Option<SocketAddr>) -> Self {
+        let proved = Proved::new(&self.tables, endpoint_of);
+        Self { tables: Arc::clone(&self.tables), proved: Some(proved) }
+    }
+
+    /// Whether the member may send from `outer`.
+    pub(super) fn is_at(&self, overlay: &Overlay, number: u32, outer: SocketAddr) -> bool {
+        match &self.proved {
+            Some(proved) => proved.endpoint(overlay, number) == Some(outer),
+            None => overlay.member(number).is_some_and(|member| member.endpoints.contains(&outer)),
+        }
+    }
+
+    /// Where packets for the member go.
+    fn endpoint(&self, overlay: &Overlay, number: u32) -> Option<SocketAddr> {
+        match &self.proved {
+            Some(proved) => proved.endpoint(overlay, number),
+            None => overlay.member(number)?.endpoints.first().copied(),
         }
     }
 
@@ -234,7 +299,12 @@ impl Snapshot {
     /// Whether a datagram from `outer` can be anything but noise. The cheapest check after the header.
     #[must_use]
     pub fn knows(&self, outer: SocketAddr) -> bool {
-        self.known.contains(&canonical(outer))
+        self.is_known(canonical(outer))
+    }
+
+    fn is_known(&self, outer: SocketAddr) -> bool {
+        let is_proved = || self.proved.as_ref().is_some_and(|proved| proved.known.contains(&outer));
+        self.known.contains(&outer) || is_proved()
     }
 
     /// The overlays, by the number that verdicts use.
@@ -264,14 +334,6 @@ impl Snapshot {
     #[must_use]
     pub fn version(&self, now: Now) -> u64 {
         u64::from(self.token(now))
-    }
-
-    /// Takes a number for this snapshot and one more for each rule that will end.
-    pub(super) fn number_tokens(&mut self) {
-        self.expiries.sort_unstable();
-        self.expiries.dedup();
-        let count = u32::try_from(self.expiries.len()).unwrap_or(u32::MAX).saturating_add(1);
-        self.first_token = NEXT_TOKEN.fetch_add(count, Ordering::Relaxed);
     }
 
     fn token(&self, now: Now) -> u32 {
@@ -325,7 +387,7 @@ impl Snapshot {
         record: &mut Option<RecordMark>,
     ) -> Result<Verdict, DropReason> {
         let outer = canonical(outer);
-        if !self.known.contains(&outer) {
+        if !self.is_known(outer) {
             return Err(DropReason::OuterSource);
         }
         let &(number, from) = self.members.get(&facts.source).ok_or(DropReason::SourceBinding)?;
@@ -373,14 +435,13 @@ impl Snapshot {
         record: &mut Option<RecordMark>,
     ) -> Result<Verdict, DropReason> {
         let outer = canonical(outer);
-        if !self.known.contains(&outer) {
+        if !self.is_known(outer) {
             return Err(DropReason::OuterSource);
         }
         let (self_id, _) = self.owner.ok_or(DropReason::OuterSource)?;
         let &(number, from) = self.members.get(&facts.source).ok_or(DropReason::SourceBinding)?;
         let overlay = self.overlays.get(number as usize).ok_or(DropReason::SourceBinding)?;
-        let source = overlay.member(from).ok_or(DropReason::SourceBinding)?;
-        let is_owner = source.endpoints.contains(&outer);
+        let is_owner = self.is_at(overlay, from, outer);
         let is_sap = || self.saps.iter().any(|sap| sap.info.endpoints.contains(&outer));
         let destination = self.members.get(&facts.destination).filter(|(at, _)| *at == number);
         let Some(&(_, to)) = destination else {
@@ -398,7 +459,7 @@ impl Snapshot {
         let (is_bound, next) = match overlay.route(from, to) {
             Route::Direct | Route::Elsewhere => return Err(off_path()),
             Route::Default if !overlay.default_saps.contains(&self_id) => return Err(off_path()),
-            Route::Default => (is_owner, target.endpoints.first().copied()),
+            Route::Default => (is_owner, self.endpoint(overlay, to)),
             Route::Via(chain) => {
                 let position = chain.position(self_id).ok_or_else(off_path)?;
                 let is_bound = match position.checked_sub(1).and_then(|before| chain.at(before)) {
@@ -409,7 +470,7 @@ impl Snapshot {
                     Some(next) => {
                         self.sap(next).and_then(|sap| sap.info.endpoints.first().copied())
                     }
-                    None => target.endpoints.first().copied(),
+                    None => self.endpoint(overlay, to),
                 };
                 (is_bound, next)
             }
@@ -431,11 +492,12 @@ impl Snapshot {
             return Err(DropReason::KeyBudget);
         }
         judge.pass_marked(crossing, id, record)?;
+        // Also when nobody knows where it is: whoever sends is told.
+        target.note_sent_to();
         let hop = next.ok_or_else(|| {
             *record = Some(judge.refused(crossing, id, DropReason::NoPath));
             DropReason::NoPath
         })?;
-        target.note_sent_to();
         Ok(Verdict::Send { hop, key: AuthorizationKey::from_bits(key) })
     }
 
@@ -484,10 +546,6 @@ impl Snapshot {
             Route::Default => overlay.default_saps.iter().find_map(|&sap| by_sap(sap)),
             Route::Elsewhere => None,
         }
-    }
-
-    pub(super) fn sap(&self, id: NodeId) -> Option<&Sap> {
-        self.saps.get(*self.sap_index.get(&id.0)?)
     }
 
     pub(super) fn endpoint_of(&self, sap: NodeId, outer: SocketAddr) -> Option<u8> {

@@ -46,12 +46,19 @@ impl Lost {
         self.asked_last
     }
 
-    /// The SaP answers what was asked.
-    pub fn handle_answer(&mut self, node: NodeId, is_lost: bool, now: Duration) {
+    /// Whether the SaP reaches `node`, as far as it has said.
+    #[must_use]
+    pub fn reaches(&self, node: NodeId) -> bool {
+        !self.back_since.contains_key(&node)
+    }
+
+    /// The SaP answers what was asked. Where no other SaP reaches the node (`is_only`), one that has just
+    /// found it is better than none.
+    pub fn handle_answer(&mut self, node: NodeId, is_lost: bool, is_only: bool, now: Duration) {
         let Some(back_since) = self.back_since.get_mut(&node) else { return };
         if is_lost {
             *back_since = None;
-        } else if now.saturating_sub(*back_since.get_or_insert(now)) >= RETURN_AFTER {
+        } else if now.saturating_sub(*back_since.get_or_insert(now)) >= RETURN_AFTER || is_only {
             self.back_since.remove(&node);
             self.changes.push((node, true));
         }
@@ -90,15 +97,21 @@ mod tests {
         assert_eq!(lost.take_changes(), [(B, false)], "it is told again, so it was used again");
         assert_eq!(lost.next_question(), Some(B));
 
-        lost.handle_answer(B, false, ms(0));
-        lost.handle_answer(B, false, ms(2_900));
-        lost.handle_answer(B, true, ms(3_000));
-        lost.handle_answer(B, false, ms(3_100));
-        lost.handle_answer(B, false, ms(6_000));
+        lost.handle_answer(B, false, false, ms(0));
+        lost.handle_answer(B, false, false, ms(2_900));
+        lost.handle_answer(B, true, false, ms(3_000));
+        lost.handle_answer(B, false, false, ms(3_100));
+        lost.handle_answer(B, false, false, ms(6_000));
         assert_eq!(lost.take_changes(), [], "one bad answer counts from the start again");
-        lost.handle_answer(B, false, ms(6_100));
+        lost.handle_answer(B, false, false, ms(6_100));
         assert_eq!(lost.take_changes(), [(B, true)]);
         assert_eq!(lost.next_question(), None);
+
+        lost.handle_no_path(B);
+        lost.handle_answer(B, true, true, ms(7_000));
+        assert!(!lost.reaches(B));
+        lost.handle_answer(B, false, true, ms(7_100));
+        assert!(lost.reaches(B), "no other SaP reaches it");
     }
 
     #[test]

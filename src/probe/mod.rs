@@ -7,12 +7,16 @@
 //!
 //! `now` is the time since any fixed moment, of a clock that never goes back.
 
+mod budget;
 mod hearing;
 mod lost;
 mod prober;
+mod proofs;
 mod responder;
 
+pub use budget::Budget;
 pub use hearing::Hearing;
 pub use lost::Lost;
 pub use prober::{Liveness, Prober};
+pub use proofs::Proofs;
 pub use responder::{Responder, Source};

@@ -11,6 +11,12 @@ const INTERVAL_ACTIVE: Duration = Duration::from_millis(200);
 /// The longest wait between a reply and the next request when nothing flows.
 const INTERVAL_IDLE_MAX: Duration = Duration::from_secs(5);
 
+/// The same behind somebody who translates and forgets us when we are silent.
+const INTERVAL_TRANSLATED_MAX: Duration = Duration::from_secs(2);
+
+/// So many challenges in a row are answered at once; who gets more of them has no endpoint that stays.
+const CHALLENGES_MAX: u32 = 2;
+
 /// Between requests to a peer that is dead.
 const INTERVAL_DEAD: Duration = Duration::from_secs(1);
 
@@ -59,6 +65,9 @@ pub struct Prober {
     /// Since when a peer that was dead has answered every request.
     returning_since: Duration,
     interval: Duration,
+    interval_max: Duration,
+    /// Challenges since the last reply.
+    challenges: u32,
     active_until: Duration,
     round_trip: Option<Duration>,
 }
@@ -76,6 +85,8 @@ impl Prober {
             missed: 0,
             returning_since: now,
             interval: INTERVAL_ACTIVE,
+            interval_max: INTERVAL_IDLE_MAX,
+            challenges: 0,
             active_until: now,
             round_trip: None,
         }
@@ -107,14 +118,10 @@ impl Prober {
     /// The peer answered `echo`, and the answer was authentic. Returns whether it answers a request
     /// that is remembered; other answers change nothing.
     pub fn handle_reply(&mut self, echo: &Echo, now: Duration) -> bool {
-        let Some(entry) = self
-            .sent
-            .iter_mut()
-            .find(|entry| entry.is_some_and(|(sequence, _)| sequence == echo.sequence))
-        else {
-            return false;
-        };
-        let Some((_, sent_at)) = entry.take() else { return false };
+        let Some(sent_at) = self.take_sent(echo) else { return false };
+        self.challenges = 0;
+        self.interval_max =
+            if echo.is_translated { INTERVAL_TRANSLATED_MAX } else { INTERVAL_IDLE_MAX };
         let sample = now.saturating_sub(sent_at);
         self.round_trip = Some(match self.round_trip {
             // An eighth of each new sample, as TCP does (RFC 6298 section 2).
@@ -136,9 +143,47 @@ impl Prober {
         self.reply_due = None;
         let is_hurried = now < self.active_until || self.liveness == Liveness::Returning;
         self.interval =
-            if is_hurried { INTERVAL_ACTIVE } else { (self.interval * 2).min(INTERVAL_IDLE_MAX) };
+            if is_hurried { INTERVAL_ACTIVE } else { (self.interval * 2).min(self.interval_max) };
         self.next_send = now + self.interval;
         true
+    }
+
+    /// The peer answered `echo` with a challenge: it does not know that we are here. The next request, which
+    /// takes the cookie along, is due at once. Returns whether it answers a request that is remembered.
+    pub fn handle_challenge(&mut self, echo: &Echo, now: Duration) -> bool {
+        if self.take_sent(echo).is_none() {
+            return false;
+        }
+        self.challenges = self.challenges.saturating_add(1);
+        if self.challenges <= CHALLENGES_MAX {
+            self.reply_due = None;
+            self.interval = INTERVAL_ACTIVE;
+            self.next_send = now;
+        }
+        // Else the request counts as one without an answer when its time is over.
+        true
+    }
+
+    /// This end has another address than before: what was known of the way there is void, and a request is
+    /// due at once.
+    pub fn handle_moved(&mut self, now: Duration) {
+        if matches!(self.liveness, Liveness::Dead | Liveness::Returning) {
+            self.liveness = Liveness::Unknown;
+        }
+        self.missed = 0;
+        self.challenges = 0;
+        self.reply_due = None;
+        self.interval = INTERVAL_ACTIVE;
+        self.next_send = now;
+    }
+
+    /// When the request that `echo` answers was sent; only once.
+    fn take_sent(&mut self, echo: &Echo) -> Option<Duration> {
+        let entry = self
+            .sent
+            .iter_mut()
+            .find(|entry| entry.is_some_and(|(sequence, _)| sequence == echo.sequence))?;
+        entry.take().map(|(_, sent_at)| sent_at)
     }
 
     /// Time passed. Early and extra calls are harmless.
@@ -367,5 +412,60 @@ mod tests {
 
         assert_eq!(prober.liveness(), Liveness::Alive);
         assert_eq!(prober.round_trip(), Some(ms(550)));
+    }
+
+    #[test]
+    fn a_challenge_is_answered_at_once_and_endless_ones_are_no_answer() {
+        let mut prober = Prober::start(ms(0));
+        let echo = prober.poll_transmit(ms(0)).unwrap();
+        assert!(!prober.handle_challenge(&Echo { sequence: 99, ..echo }, ms(1)));
+        assert!(prober.poll_transmit(ms(1)).is_none());
+
+        assert!(prober.handle_challenge(&echo, ms(2)));
+        assert!(!prober.handle_challenge(&echo, ms(2)), "once for each request");
+        let echo = prober.poll_transmit(ms(2)).unwrap();
+        assert!(prober.handle_reply(&echo, ms(4)));
+        assert_eq!((prober.liveness(), prober.round_trip()), (Liveness::Alive, Some(ms(2))));
+
+        let mut prober = Prober::start(ms(0));
+        let mut sent = 0;
+        for now in 0..1_000 {
+            prober.handle_timeout(ms(now));
+            while let Some(echo) = prober.poll_transmit(ms(now)) {
+                sent += 1;
+                prober.handle_challenge(&echo, ms(now));
+            }
+        }
+        assert_eq!(prober.liveness(), Liveness::Dead);
+        assert!(sent < 10, "{sent}");
+    }
+
+    #[test]
+    fn behind_a_translator_it_is_silent_for_two_seconds_at_most() {
+        let mut prober = Prober::start(ms(0));
+        let mut times = Vec::new();
+        for now in 0..30_000 {
+            if let Some(echo) = prober.poll_transmit(ms(now)) {
+                times.push(now);
+                prober.handle_reply(&Echo { is_translated: true, ..echo }, ms(now));
+            }
+        }
+        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert_eq!(longest, Some(2_000));
+    }
+
+    #[test]
+    fn who_moved_asks_at_once_and_forgets_that_nobody_answered() {
+        let mut prober = Prober::start(ms(0));
+        drive(&mut prober, 0, 60_000, Some(2), false);
+        prober.handle_moved(ms(60_000));
+        assert!(prober.poll_transmit(ms(60_000)).is_some());
+
+        drive(&mut prober, 60_001, 70_000, None, true);
+        assert_eq!(prober.liveness(), Liveness::Dead);
+        prober.handle_moved(ms(70_000));
+        let echo = prober.poll_transmit(ms(70_000)).unwrap();
+        prober.handle_reply(&echo, ms(70_002));
+        assert_eq!(prober.liveness(), Liveness::Alive, "no hold-down: it is another way");
     }
 }

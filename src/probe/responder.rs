@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::budget::Budget;
 use crate::types::{DropReason, LinkId};
 
 /// Messages a second whose MAC is checked although their outer source is no endpoint of any link: a
@@ -71,36 +72,6 @@ impl Responder {
     /// Forgets links that are gone, so that memory does not grow. Ids are never given out again.
     pub fn retain(&mut self, is_there: impl Fn(LinkId) -> bool) {
         self.counters_by_link.retain(|&link, _| is_there(link));
-    }
-}
-
-/// A token bucket that holds one second's worth.
-#[derive(Clone, Debug)]
-struct Budget {
-    per_second: u32,
-    /// In thousandths of a message.
-    left_thousandths: u64,
-    filled: Duration,
-}
-
-impl Budget {
-    fn full(per_second: u32, now: Duration) -> Self {
-        Self { per_second, left_thousandths: u64::from(per_second) * 1_000, filled: now }
-    }
-
-    fn take(&mut self, now: Duration) -> bool {
-        let elapsed = u64::try_from(now.saturating_sub(self.filled).as_millis()).unwrap_or(1_000);
-        if elapsed > 0 {
-            let gained = elapsed.min(1_000) * u64::from(self.per_second);
-            let full = u64::from(self.per_second) * 1_000;
-            self.left_thousandths = (self.left_thousandths + gained).min(full);
-            self.filled = now;
-        }
-        if self.left_thousandths < 1_000 {
-            return false;
-        }
-        self.left_thousandths -= 1_000;
-        true
     }
 }
 

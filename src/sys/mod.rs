@@ -11,6 +11,7 @@
 //! | [`tun`] | a TUN device, read in batches, with offloads where the kernel has them |
 //! | [`udp`] | the data socket: trains of datagrams in and out, TTL and TOS of each packet |
 //! | [`net`] | addresses, MTUs and routes, by netlink |
+//! | [`address_watch`] | when addresses and routes change |
 //! | [`nftables`] | whether anybody changed the packet filter; its messages |
 //! | [`redirect`] | brings questions for name servers here |
 //! | [`descriptors`] | what one process hands to the next |
@@ -36,6 +37,7 @@
     )
 )]
 
+pub mod address_watch;
 pub mod batch;
 pub mod clock;
 pub mod descriptors;

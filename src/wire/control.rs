@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 21 ff 80 00 LINK(4) | ExID(4) | 01 | subtype | body length(2) | body | MAC(16)
-//! body of an echo: counter(8) | sequence(4) | 00 00 00 00 | sent(8) | about(4) lost(1) 00 00 00
+//! body of an echo: counter(8) | sequence(4) | 00 00 00 00 | sent(8) | about(4) lost(1) translated(1) 00 00
+//!                  | cookie(8)
 //! bodies of notices: see [`super::notice`]
 //! ```
 //!
@@ -21,7 +22,7 @@ use crate::types::{DropReason, LinkId, NodeId, Secret};
 /// What a control message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Subtype 1: asks for an echo. Also registers the sender's outer address.
+    /// Subtype 1: asks for an echo. With the cookie of a reply or challenge it proves where the sender is.
     EchoRequest(Echo),
     /// Subtype 2: answers one, with the same body and the responder's times.
     EchoReply(Echo),
@@ -37,9 +38,12 @@ pub enum Message {
     /// Subtype 7, from an entity to the SaP that it moves to: a flow that it started, so that replies pass
     /// there though no packet of the starter came by yet.
     Started(Quoted),
+    /// Subtype 8, from a SaP to where an echo request came from that proves nothing: the same body, with a
+    /// cookie to bring along.
+    Challenge(Echo),
 }
 
-/// The body of an echo, 32 bytes both ways, so that no answer is longer than its question.
+/// The body of an echo, 40 bytes both ways, so that no answer is longer than its question.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Echo {
     /// Counts the requests of the sender; the reply repeats it.
@@ -50,6 +54,11 @@ pub struct Echo {
     pub about: Option<NodeId>,
     /// In a reply: whether that entity is silent, or no business of this SaP.
     pub is_lost: bool,
+    /// In a reply: whether the request came from an endpoint that the requester did not say: somebody
+    /// translates.
+    pub is_translated: bool,
+    /// In a request: what the SaP gave last, 0 before that. In a reply or challenge: what to bring next.
+    pub cookie: u64,
 }
 
 /// The longest control message, in bytes.
@@ -65,12 +74,13 @@ const REFUSED: u8 = 4;
 const TOO_BIG: u8 = 5;
 const NO_PATH: u8 = 6;
 const STARTED: u8 = 7;
+const CHALLENGE: u8 = 8;
 
 /// GUE header, experiment id, version, subtype, body length.
 const HEAD_LEN: usize = gue::HEADER_LEN + 8;
 
 /// Bytes of an echo's body, the counter included.
-const ECHO_LEN: usize = 32;
+const ECHO_LEN: usize = 40;
 
 /// Bytes of the counter that every body starts with.
 const COUNTER_LEN: usize = 8;
@@ -97,6 +107,7 @@ pub fn encode(
     match message {
         Message::EchoRequest(echo) => sign(link, secret, counter, ECHO_REQUEST, &echo.encode()),
         Message::EchoReply(echo) => sign(link, secret, counter, ECHO_REPLY, &echo.encode()),
+        Message::Challenge(echo) => sign(link, secret, counter, CHALLENGE, &echo.encode()),
         Message::TooBig(too_big) => sign(link, secret, counter, TOO_BIG, &too_big.encode()),
         Message::NoPath(no_path) => sign(link, secret, counter, NO_PATH, &no_path.encode()),
         Message::Started(flow) => sign(link, secret, counter, STARTED, &encode_flow(flow)),
@@ -164,6 +175,7 @@ pub fn decode(datagram: &[u8], secret: &Secret) -> Result<(u64, Message), DropRe
         REFUSED => Message::Refused(Denied::decode(body.try_into().map_err(|_| unknown)?)?),
         TOO_BIG => Message::TooBig(TooBig::decode(body.try_into().map_err(|_| unknown)?)?),
         NO_PATH => Message::NoPath(NoPath::decode(body.try_into().map_err(|_| unknown)?)),
+        CHALLENGE => Message::Challenge(Echo::decode(body)?),
         STARTED => Message::Started(decode_flow(body.try_into().map_err(|_| unknown)?)?),
         _ => return Err(unknown),
     };
@@ -175,23 +187,33 @@ impl Echo {
         let [s0, s1, s2, s3] = self.sequence.to_be_bytes();
         let [t0, t1, t2, t3, t4, t5, t6, t7] = self.sent_nanos.to_be_bytes();
         let [a0, a1, a2, a3] = self.about.map_or(0, |about| about.0).to_be_bytes();
-        let lost = u8::from(self.is_lost);
-        [s0, s1, s2, s3, 0, 0, 0, 0, t0, t1, t2, t3, t4, t5, t6, t7, a0, a1, a2, a3, lost, 0, 0, 0]
+        let (lost, translated) = (u8::from(self.is_lost), u8::from(self.is_translated));
+        let [c0, c1, c2, c3, c4, c5, c6, c7] = self.cookie.to_be_bytes();
+        [
+            s0, s1, s2, s3, 0, 0, 0, 0, t0, t1, t2, t3, t4, t5, t6, t7, a0, a1, a2, a3, lost,
+            translated, 0, 0, c0, c1, c2, c3, c4, c5, c6, c7,
+        ]
     }
 
     fn decode(body: &[u8]) -> Result<Self, DropReason> {
-        let Ok(
-            &[s0, s1, s2, s3, _, _, _, _, t0, t1, t2, t3, t4, t5, t6, t7, a0, a1, a2, a3, lost, ..],
-        ) = <&[u8; ECHO_LEN - COUNTER_LEN]>::try_from(body)
-        else {
-            return Err(DropReason::ControlType);
-        };
-        let about = NodeId(u32::from_be_bytes([a0, a1, a2, a3]));
-        Ok(Self {
-            sequence: u32::from_be_bytes([s0, s1, s2, s3]),
-            sent_nanos: u64::from_be_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
+        Self::fields(body).ok_or(DropReason::ControlType)
+    }
+
+    fn fields(body: &[u8]) -> Option<Self> {
+        let (sequence, rest) = body.split_first_chunk()?;
+        let (_, rest) = rest.split_first_chunk::<4>()?;
+        let (sent_nanos, rest) = rest.split_first_chunk()?;
+        let (about, rest) = rest.split_first_chunk()?;
+        let (&[lost, translated, _, _], rest) = rest.split_first_chunk()?;
+        let cookie = rest.try_into().ok()?;
+        let about = NodeId(u32::from_be_bytes(*about));
+        Some(Self {
+            sequence: u32::from_be_bytes(*sequence),
+            sent_nanos: u64::from_be_bytes(*sent_nanos),
             about: (about.0 != 0).then_some(about),
             is_lost: lost != 0,
+            is_translated: translated != 0,
+            cookie: u64::from_be_bytes(cookie),
         })
     }
 }
@@ -240,7 +262,7 @@ mod tests {
         let reply = sample(&Message::EchoReply(echo));
 
         assert_eq!(request.len(), reply.len());
-        assert_eq!(request.len(), 64);
+        assert_eq!(request.len(), 72);
     }
 
     #[test]
@@ -251,6 +273,8 @@ mod tests {
             sent_nanos: 6,
             about: Some(NodeId(9)),
             is_lost: true,
+            is_translated: true,
+            cookie: 7,
         }));
         assert!(decode(&good, &secret).is_ok());
 
@@ -293,11 +317,12 @@ mod tests {
         use crate::wire::notice::{REASONS, Refuser};
         use std::net::IpAddr;
 
-        let echo =
-            any::<(u32, u64, u32, bool)>().prop_map(|(sequence, sent_nanos, about, is_lost)| {
+        let echo = any::<(u32, u64, u32, bool, bool, u64)>().prop_map(
+            |(sequence, sent_nanos, about, is_lost, is_translated, cookie)| {
                 let about = (about != 0).then_some(NodeId(about));
-                Echo { sequence, sent_nanos, about, is_lost }
-            });
+                Echo { sequence, sent_nanos, about, is_lost, is_translated, cookie }
+            },
+        );
         let pair = prop_oneof![
             any::<([u8; 4], [u8; 4])>().prop_map(|(a, b)| (IpAddr::from(a), IpAddr::from(b))),
             any::<([u16; 7], [u16; 7])>().prop_map(|(a, b)| {
@@ -327,7 +352,8 @@ mod tests {
         });
         prop_oneof![
             echo.clone().prop_map(Message::EchoRequest),
-            echo.prop_map(Message::EchoReply),
+            echo.clone().prop_map(Message::EchoReply),
+            echo.prop_map(Message::Challenge),
             denied.clone().prop_map(Message::Denied),
             denied.prop_map(Message::Refused),
             too_big.prop_map(Message::TooBig),

@@ -20,6 +20,7 @@
 pub mod answer;
 mod checksum;
 pub mod control;
+pub mod cookie;
 #[cfg(test)]
 mod corpus_tests;
 pub mod gue;

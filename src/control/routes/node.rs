@@ -13,13 +13,17 @@ use tokio::time::Instant;
 
 use super::{Answer, Body, Params, Refusal};
 use crate::api::errand::ErrandReport;
-use crate::api::node::{JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS};
+use crate::api::node::{
+    JoinAnswer, JoinCheck, JoinPreview, JoinRequest, NodeReport, POLL_SECS, USED_TWICE,
+};
 use crate::api::{Problem, ProblemCode, gzip};
-use crate::control::auth::Node;
+use crate::control::auth::{Asks, Node};
 use crate::control::listen::Origin;
-use crate::control::live::{Keeps, Kept, Live};
+use crate::control::live::{Keeps, Kept, Live, NodeState};
 use crate::control::publish::Hold;
+use crate::control::rotation;
 use crate::control::server::{Server, now};
+use crate::control::speaker::{Process, Turn};
 use crate::control::store::{self, audit, join as joining, nodes, paths};
 use crate::types::{Incarnation, NodeId, Revision, Serial};
 
@@ -80,21 +84,104 @@ pub(super) struct TableQuery {
 struct OpenPoll {
     server: Arc<Server>,
     node: NodeId,
+    process: Option<Process>,
+    is_answered: bool,
+}
+
+impl OpenPoll {
+    fn begin(
+        server: &Arc<Server>,
+        node: NodeId,
+        process: Option<Process>,
+    ) -> Result<Self, Refusal> {
+        server.live().nodes.get_mut(&node).ok_or_else(gone)?.polls += 1;
+        Ok(Self { server: Arc::clone(server), node, process, is_answered: false })
+    }
+
+    /// Waits until this process speaks for its node.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` when another one does, and is there.
+    async fn turn(&self) -> Result<(), Refusal> {
+        let mut wake = self.state(|state| state.wake.subscribe())?;
+        let mut turn = self.claim()?;
+        while let Some(process) = self.process {
+            match turn {
+                Turn::Speaks => break,
+                Turn::Refused => {
+                    // The clockwork records it.
+                    self.server.tick();
+                    return Err(used_twice(&self.server.live(), self.node));
+                }
+                Turn::Later(until) => {
+                    tokio::time::sleep_until(until).await;
+                    turn = self.claim()?;
+                }
+                Turn::Waits(until) => {
+                    let _ = tokio::time::timeout_at(until, wake.changed()).await;
+                    turn =
+                        self.state(|state| state.speaker.turn(process.instance, Instant::now()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that this process is the node.
+    fn claim(&self) -> Result<Turn, Refusal> {
+        self.state(|state| {
+            let turn = self.process.map(|process| state.speaker.poll(process, Instant::now()));
+            if matches!(turn, Some(Turn::Waits(_) | Turn::Refused)) {
+                // Ends the poll of the process that speaks: whoever is there asks again.
+                state.poll_number += 1;
+            }
+            state.wake.send_modify(|count| *count = count.wrapping_add(1));
+            turn.unwrap_or(Turn::Speaks)
+        })
+    }
+
+    fn state<T>(&self, use_it: impl FnOnce(&mut NodeState) -> T) -> Result<T, Refusal> {
+        Ok(use_it(self.server.live().nodes.get_mut(&self.node).ok_or_else(gone)?))
+    }
 }
 
 impl Drop for OpenPoll {
     fn drop(&mut self) {
         if let Some(state) = self.server.live().nodes.get_mut(&self.node) {
+            let now_exact = Instant::now();
             state.polls = state.polls.saturating_sub(1);
-            state.polled = Some(Instant::now());
+            state.polled = Some(now_exact);
             state.seen = Some(now());
+            if let Some(process) = self.process {
+                state.speaker.poll_ended(process.instance, self.is_answered, now_exact);
+                state.wake.send_modify(|count| *count = count.wrapping_add(1));
+            }
         }
     }
+}
+
+/// Another process is this node.
+fn used_twice(live: &Live, node: NodeId) -> Refusal {
+    let name = rotation::name_of(&live.world, node);
+    let state = live.nodes.get(&node);
+    let other =
+        state.and_then(|state| state.speaker.copy(Instant::now())).map(|(served, _)| served);
+    let place =
+        other.and_then(|other| other.from).map_or_else(String::new, |ip| format!(" at {ip}"));
+    Problem::new(ProblemCode::Conflict, format!("the identity of {name} {USED_TWICE}"))
+        .why(format!("another process{place} runs as {name}, and the server heard of it first"))
+        .fix(
+            "stop whichever is the copy, remove its state directory, and join it with a new token \
+             (ovctl token create)",
+        )
+        .into()
 }
 
 pub(super) async fn table(
     State(server): Shared,
     Node(id): Node,
+    Asks(process): Asks,
     Params(query): Params<TableQuery>,
     headers: HeaderMap,
     extensions: Extensions,
@@ -102,6 +189,22 @@ pub(super) async fn table(
     if let Some(Origin::Tls { slot, .. }) = extensions.get::<Origin>() {
         slot.becomes_poll();
     }
+    let mut open = OpenPoll::begin(&server, id, process)?;
+    let answer = match open.turn().await {
+        Ok(()) => next_table(&server, id, query, &headers).await,
+        Err(refusal) => Err(refusal),
+    };
+    open.is_answered = true;
+    answer
+}
+
+/// Waits until there is something for a node.
+async fn next_table(
+    server: &Arc<Server>,
+    id: NodeId,
+    query: TableQuery,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
     let other = query.incarnation.filter(|theirs| *theirs != server.incarnation);
     let after = if other.is_none() { Serial(query.after) } else { Serial(0) };
     // It said no once; asking again would not change its mind, an operator's word does.
@@ -113,7 +216,6 @@ pub(super) async fn table(
     let (mut wake, number) = {
         let mut live = server.live();
         let state = live.nodes.get_mut(&id).ok_or_else(gone)?;
-        state.polls += 1;
         state.poll_number += 1;
         state.seen = Some(now());
         state.keeps =
@@ -127,7 +229,6 @@ pub(super) async fn table(
         state.wake.send_modify(|count| *count = count.wrapping_add(1));
         (state.wake.subscribe(), state.poll_number)
     };
-    let _open = OpenPoll { server: Arc::clone(&server), node: id };
     server.tick();
     let deadline = Instant::now() + Duration::from_secs(POLL_SECS);
     let mut stopping = server.stopping.subscribe();
@@ -150,7 +251,7 @@ pub(super) async fn table(
                 table.kept = Kept::Document(document.clone());
             }
             drop(live);
-            return answer(&headers, document);
+            return answer(headers, document);
         }
         {
             let mut live = server.live();
@@ -225,8 +326,16 @@ pub(super) async fn errand(
 pub(super) async fn report(
     State(server): Shared,
     Node(id): Node,
+    Asks(process): Asks,
     Body(report): Body<NodeReport>,
 ) -> Result<StatusCode, Refusal> {
+    if let Some(process) = process {
+        let live = server.live();
+        let state = live.nodes.get(&id).ok_or_else(gone)?;
+        if !state.speaker.may_speak(process.instance) {
+            return Err(used_twice(&live, id));
+        }
+    }
     nodes::check_endpoints(&mut *server.store.read().await?, &report.endpoints).await?;
     let plain = |text: &str, max: usize| -> String {
         text.chars().filter(|c| !c.is_control()).take(max).collect()

@@ -1,4 +1,5 @@
 mod clock;
+mod copies;
 mod errands;
 mod flows;
 mod outside;

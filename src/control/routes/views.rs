@@ -261,7 +261,7 @@ fn problems(live: &Live, overlays: &[Overlay]) -> Vec<String> {
     }
     lines.extend(restore_problems(live));
     for (id, node) in &live.nodes {
-        for problem in &node.problems {
+        for problem in node.problems() {
             lines.push(format!("{}: {problem}", rotation::name_of(&live.world, *id)));
         }
     }

@@ -9,7 +9,7 @@ use crate::agent::sync::{self, Head, Judgement};
 use crate::agent::{notices, snapshot};
 use crate::api::table::NodeTable;
 use crate::forward::{FlowTable, Now, Snapshot};
-use crate::types::{Incarnation, NodeId, NodeKind, Serial, Timestamp};
+use crate::types::{Incarnation, NodeId, NodeKind, Secret, Serial, Timestamp};
 use crate::wire::control::Message as Control;
 use crate::wire::notice::NoPath;
 
@@ -34,6 +34,8 @@ pub(super) struct Node {
     snapshot: Snapshot,
     flows: FlowTable,
     probes: Probes,
+    /// The version of the proofs that its snapshot knows.
+    placed: u64,
     /// Whether packets left or arrived since it looked.
     has_moved: bool,
     looks_until: u64,
@@ -58,6 +60,7 @@ impl Node {
             flows: FlowTable::new(FLOWS),
             probes: probes(now),
             has_moved: false,
+            placed: 0,
             looks_until: 0,
             woken: None,
             ahead_seconds: 0,
@@ -94,8 +97,13 @@ impl Node {
         let overlays = || table.body.overlays.iter();
         let of_destinations = overlays().flat_map(|overlay| &overlay.destination_keys);
         let of_pairs = overlays().flat_map(|overlay| &overlay.pair_generations);
-        let accepted = of_destinations.map(|row| row.accept.len());
-        if accepted.chain(of_pairs.map(|row| row.accept.len())).any(|count| count > 2) {
+        let of_destination = |to: u32| {
+            let row = of_destinations.clone().find(|row| row.to == to);
+            row.map_or(0, |row| row.accept.len())
+        };
+        let accepted = of_destinations.clone().map(|row| row.accept.len());
+        let of_pairs = of_pairs.map(|row| row.accept.len() * of_destination(row.to));
+        if accepted.chain(of_pairs).any(|count| count > 2) {
             return Err(format!("serial {} accepts more than two keys of a pair", table.serial));
         }
         self.put_in_force(table, now)?;
@@ -111,10 +119,20 @@ impl Node {
         }
         let before = self.started(now);
         self.snapshot = next;
+        self.place();
         let moved = self.started(now);
         self.announce(moved.iter().filter(|flow| !before.contains(flow)));
         self.in_force = Some(table);
         Ok(())
+    }
+
+    /// At a SaP: entities are where they proved to be.
+    fn place(&mut self) {
+        if self.snapshot.owner().is_some_and(|(_, kind)| kind == NodeKind::Sap) {
+            let proofs = self.probes.proofs();
+            self.placed = proofs.version();
+            self.snapshot = self.snapshot.with_proved(|entity| proofs.endpoint(entity));
+        }
     }
 
     fn started(&self, now: u64) -> Vec<(NodeId, Control)> {
@@ -180,6 +198,19 @@ impl Node {
         if let Ok(Some(Heard { peer, message: Control::Started(flow) })) = heard {
             self.snapshot.take_up(peer, &flow, &self.flows, self.clock(now));
         }
+        if self.probes.proofs().version() != self.placed {
+            self.place();
+        }
+    }
+
+    /// At a SaP: where an entity proved to be.
+    pub(super) fn proved(&self, entity: NodeId) -> Option<SocketAddr> {
+        self.probes.proofs().endpoint(entity)
+    }
+
+    /// It notices that it has another address.
+    pub(super) fn handle_moved(&mut self, now: u64) {
+        self.probes.handle_moved(millis(now));
     }
 
     /// Ends as in a crash: what is not on disk is gone.
@@ -192,7 +223,9 @@ impl Node {
     pub(super) fn start(&mut self, now: u64) {
         self.is_up = true;
         self.flows = FlowTable::new(FLOWS);
+        let proved = self.probes.proofs().all().clone();
         self.probes = probes(now);
+        self.probes.remember(proved);
         (self.in_force, self.snapshot) = (None, Snapshot::empty());
         (self.has_moved, self.looks_until) = (false, 0);
         if let Some(table) = self.disk.clone() {
@@ -208,9 +241,12 @@ impl Node {
     }
 }
 
-/// Without links. Counters of messages begin at the time, which never goes back here.
+/// Without links. Counters of messages begin at the time, which never goes back here. Everybody may be
+/// anywhere: the addresses of the story are declared managed nowhere.
 fn probes(now: u64) -> Probes {
-    Probes::start(millis(now), millis(now))
+    let mut probes = Probes::start(millis(now), millis(now), &Secret::new([7; 32]));
+    probes.allow_open();
+    probes
 }
 
 fn millis(now: u64) -> Duration {

@@ -76,6 +76,8 @@ pub(super) struct Server {
     pub(super) cut_off: BTreeSet<NodeId>,
     /// The newest of each ring.
     retired: BTreeMap<RingId, Retired>,
+    /// A right that was given, and when, as long as nothing was published since.
+    added: Option<((NodeId, NodeId), u64)>,
 }
 
 impl Server {
@@ -102,6 +104,7 @@ impl Server {
             made_of: BTreeMap::new(),
             cut_off: BTreeSet::new(),
             retired: BTreeMap::new(),
+            added: None,
         };
         for sap in (101..).take(saps as usize) {
             server.add(NodeId(sap), NodeKind::Sap, endpoint(sap, 0));
@@ -161,7 +164,9 @@ impl Server {
     pub(super) fn allow(&mut self, from: NodeId, to: NodeId, now: u64) {
         self.forget_rules(from, to);
         self.put_rule(Action::Allow, from, to);
-        self.commit_and_publish(Hold::Sources([from].into()), now);
+        if self.commit_and_publish(Hold::Sources([from].into()), now).is_some() {
+            self.added = Some(((from, to), now));
+        }
     }
 
     /// It may not any more: by a rule against it, or without the one for it.
@@ -330,7 +335,14 @@ impl Server {
             self.held.push((now + millis(publish::HOLD), first, later));
         }
         self.note_retired();
+        self.added = None;
         published
+    }
+
+    /// The right that others have to know of first at the moment.
+    pub(super) fn added(&self, now: u64) -> impl Iterator<Item = (NodeId, NodeId)> {
+        let is_waited_for = move |at: u64| now - at < millis(publish::HOLD);
+        self.added.iter().filter(move |(_, at)| is_waited_for(*at)).map(|(pair, _)| *pair)
     }
 
     fn note_retired(&mut self) {
@@ -357,12 +369,20 @@ impl Server {
     ) -> bool {
         [None, Some(from)].into_iter().all(|source| {
             let id = (OVERLAY, source, to);
-            let ring = self.database.rings.get(&id).map(|row| row.ring.step);
+            let ring = self.database.rings.get(&id).map(|row| &row.ring);
+            let retired = self.retired.get(&id);
             let is_over = |retired: &Retired| {
                 retired.until <= wall && retired.serials.get(&node).is_some_and(|at| *at <= serial)
             };
-            !matches!(ring, Some(Step::Adding | Step::Switching))
-                && self.retired.get(&id).is_none_or(is_over)
+            match ring.map(|ring| ring.step) {
+                Some(Step::Adding | Step::Switching) => false,
+                // Unless it died between committing this and publishing it.
+                Some(Step::Retiring) => retired.is_some_and(|retired| {
+                    ring.is_some_and(|ring| ring.since_millis == retired.since_millis)
+                        && is_over(retired)
+                }),
+                Some(_) | None => retired.is_none_or(is_over),
+            }
         })
     }
 

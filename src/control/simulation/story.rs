@@ -61,7 +61,7 @@ pub(super) struct Story {
     old: BTreeSet<(Pair, u32)>,
     /// From whom nothing passes to whom.
     cut: BTreeSet<(NodeId, NodeId)>,
-    /// When legs were healed, and when nodes started or got their first tables.
+    /// When legs were healed, and when nodes started, moved or got their first tables.
     healed: BTreeMap<Pair, u64>,
     came: BTreeMap<NodeId, u64>,
     /// When anybody last came, went, was cut or healed; when a clock last jumped.
@@ -138,6 +138,7 @@ impl Story {
             self.send_some()?;
             self.use_old_keys()?;
             self.expect_over()?;
+            self.impersonate()?;
         }
         self.heal();
         self.pass(QUIET_MILLIS)?;
@@ -207,7 +208,8 @@ impl Story {
             72..78 => self.jump(),
             78..85 => self.kill_or_start_server(),
             85..92 => self.cut_or_heal(),
-            92..96 => self.watch(WATCH_MILLIS, false)?,
+            92..94 => self.watch(WATCH_MILLIS, false)?,
+            94..97 => self.blip()?,
             _ => {
                 self.tell("the server will die after its next commit".to_owned());
                 self.server.dies_after_commit = self.server.is_up;
@@ -321,16 +323,36 @@ impl Story {
         self.watch(MISHAP_MILLIS, true)
     }
 
+    /// An entity is cut off from one SaP or from both for a while; then it has one of them again.
+    fn blip(&mut self) -> Result<(), String> {
+        let (entity, sap) = self.any_leg();
+        let saps: Vec<NodeId> = if self.chance.is(50) { vec![sap] } else { self.saps().collect() };
+        for sap in saps {
+            self.disturb();
+            self.tell(format!("{entity} and {sap} do not reach each other"));
+            self.cut.extend([(entity, sap), (sap, entity)]);
+        }
+        self.totals.cuts += 1;
+        let time = self.chance.of(&[400, 500, 1_500]);
+        self.watch(time, false)?;
+        self.heal_leg((entity, sap));
+        self.watch(WATCH_MILLIS, false)
+    }
+
+    fn heal_leg(&mut self, leg @ (entity, sap): Pair) {
+        self.tell(format!("{entity} and {sap} reach each other again"));
+        self.disturb();
+        self.cut.retain(|(from, to)| (*from, *to) != leg && (*to, *from) != leg);
+        self.healed.insert(leg, self.now);
+    }
+
     fn cut_or_heal(&mut self) {
         let leg = self.any_leg();
         let (entity, sap) = leg;
         if self.has_leg(entity, sap) || !self.nodes[&entity].is_up || !self.nodes[&sap].is_up {
             self.cut(entity, sap);
         } else {
-            self.tell(format!("{entity} and {sap} reach each other again"));
-            self.disturb();
-            self.cut.retain(|(from, to)| (*from, *to) != leg && (*to, *from) != leg);
-            self.healed.insert(leg, self.now);
+            self.heal_leg(leg);
         }
     }
 
@@ -366,9 +388,8 @@ impl Story {
         let id = self.chance.of(&entities);
         self.roamed += 1;
         let to = endpoint(id.0, self.roamed);
-        self.node(id).endpoint = to;
         self.tell(format!("{id} is at {to} now"));
-        self.report(id);
+        self.move_to(id, to);
     }
 
     fn jump(&mut self) {

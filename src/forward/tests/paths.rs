@@ -47,6 +47,46 @@ fn chains_are_walked_backwards_by_the_other_direction() {
 }
 
 #[test]
+fn at_a_sap_a_member_is_where_it_proved_to_be_and_nowhere_else() {
+    let world = World::new(vec![rule(1, A, B, &[])]);
+    let (declared, flows) = (world.sap(), table());
+    let moved: SocketAddr = "203.0.113.9:4000".parse().unwrap();
+    let facts = world.udp(A, B, (9, 53));
+    let key = world.key(A, B);
+    let ask = |sap: &Snapshot, outer| match sap.transit(outer, key, &facts, &flows, at(0)) {
+        Verdict::Send { hop, .. } => Ok(hop),
+        Verdict::Drop(reason) => Err(reason),
+        Verdict::Deliver { .. } => panic!("delivered"),
+    };
+    assert_eq!(ask(&declared, endpoint(A)), Ok(endpoint(B)));
+    assert_eq!(ask(&declared, moved), Err(DropReason::OuterSource));
+
+    let proved = |of_a: Option<SocketAddr>, of_b: Option<SocketAddr>| {
+        declared.with_proved(
+            move |node| if node == id(A) { of_a } else { of_b.filter(|_| node == id(B)) },
+        )
+    };
+    let nobody = proved(None, None);
+    assert_eq!(ask(&nobody, endpoint(A)), Err(DropReason::SourceBinding), "it only says so");
+    assert!(nobody.knows(endpoint(A)), "but may be heard");
+    let one = proved(Some(endpoint(A)), None);
+    assert_eq!(ask(&one, endpoint(A)), Err(DropReason::NoPath));
+    assert_eq!(one.take_sent_to(), [id(B)].into(), "whoever sends has to be told");
+
+    let both = proved(Some(moved), Some(endpoint(C)));
+    assert_eq!(ask(&both, moved), Ok(endpoint(C)));
+    assert_eq!(ask(&both, endpoint(A)), Err(DropReason::SourceBinding));
+    assert!(both.knows(moved) && !declared.knows(moved));
+    // As an IPv6 socket shows it.
+    let mapped: SocketAddr = "[::ffff:203.0.113.9]:4000".parse().unwrap();
+    assert_eq!(ask(&both, mapped), Ok(endpoint(C)));
+    // It is the same policy, and the same knowledge.
+    assert_eq!(both.version(at(0)), declared.version(at(0)));
+    let pair = both.pair(facts.source, facts.destination).unwrap();
+    assert!(pair.leaves_to(endpoint(C)) && !pair.leaves_to(endpoint(B)));
+}
+
+#[test]
 fn starters_take_the_first_live_sap_and_replies_the_one_they_came_by() {
     let world = World::new(vec![rule(1, A, B, &[])]);
     let (a, b, flows) = (world.entity(A), world.entity(B), table());
@@ -104,6 +144,10 @@ fn a_sap_that_has_lost_the_other_end_is_passed_over_for_that_end_alone() {
     assert_eq!(hop(B, 1), sap_endpoint(SAP));
     a.set_alive(SAP, false);
     assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP2), sap_endpoint(SAP2)));
+    a.set_reaches(SAP, id(B), true);
+    a.set_returning(SAP, true);
+    assert_eq!((hop(B, 1), hop(C, 2)), (sap_endpoint(SAP), sap_endpoint(SAP2)));
+    a.set_returning(SAP, false);
 
     a.set_alive(SAP, true);
     a.set_reaches(SAP, id(B), true);

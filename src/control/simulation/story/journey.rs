@@ -58,7 +58,7 @@ impl Story {
         }
         let newest: Vec<Pair> = self.newest_policy().iter().copied().collect();
         if !newest.is_empty() {
-            let (allowed, after) = (self.chance.of(&newest), self.chance.of(&[20, 60, 200]));
+            let (allowed, after) = (self.chance.of(&newest), self.chance.of(&[20, 200, 500]));
             self.exchange(allowed, LASTING)?;
             self.send_late(allowed, after);
         }
@@ -180,6 +180,7 @@ impl Story {
             && self.jumped < at
             && self.nodes[&from].endpoint == late.sent.outer
             && self.carries(sap, pair)
+            && self.has_proofs(sap, pair)
             && self.is_trusted(pair)
             && [from, sap, to]
                 .iter()
@@ -214,7 +215,7 @@ impl Story {
     fn is_expected(&self, pair: Pair) -> Option<bool> {
         let (from, to) = pair;
         let sap = self.chosen(pair)?;
-        if !self.passes(from, sap) || !self.passes(sap, to) || !self.knows_places(sap, pair) {
+        if !self.passes(from, sap) || !self.passes(sap, to) || !self.has_proofs(sap, pair) {
             return None;
         }
         let on_way = [from, sap, to];
@@ -233,18 +234,21 @@ impl Story {
         self.passes(entity, sap) && self.passes(sap, entity)
     }
 
-    /// Whether a SaP reaches both ends, and knows where they are.
+    /// Whether a SaP reaches both ends, and knows them.
     pub(super) fn carries(&self, sap: NodeId, pair: Pair) -> bool {
-        self.has_leg(pair.0, sap) && self.has_leg(pair.1, sap) && self.knows_places(sap, pair)
+        self.has_leg(pair.0, sap) && self.has_leg(pair.1, sap) && self.knows(sap, pair)
     }
 
-    /// Whether the table in force at a SaP says where both ends are.
-    pub(super) fn knows_places(&self, sap: NodeId, (from, to): Pair) -> bool {
+    /// Whether the table in force at a SaP names both ends.
+    pub(super) fn knows(&self, sap: NodeId, (from, to): Pair) -> bool {
         let Some(table) = self.nodes[&sap].in_force.as_ref().and_then(lab) else { return false };
-        [from, to].into_iter().all(|id| {
-            let row = table.members.iter().find(|row| row.id == id);
-            row.is_some_and(|row| row.endpoints == [self.nodes[&id].endpoint])
-        })
+        [from, to].into_iter().all(|id| table.members.iter().any(|row| row.id == id))
+    }
+
+    /// Whether both ends are where they proved to a SaP to be.
+    fn has_proofs(&self, sap: NodeId, (from, to): Pair) -> bool {
+        let is_there = |id: NodeId| self.nodes[&sap].proved(id) == Some(self.nodes[&id].endpoint);
+        self.knows(sap, (from, to)) && is_there(from) && is_there(to)
     }
 
     /// Whether no hurried rotation left somebody on the pair's way behind.

@@ -1,7 +1,7 @@
 //! What must hold beside the fate of packets that honest nodes send.
 
 use super::journey::Exchange;
-use super::{LASTING, POURED, Pair, Story, lab};
+use super::{LASTING, POURED, Pair, Story};
 use crate::agent::snapshot;
 use crate::api::table::TableBody;
 use crate::control::simulation::packet::udp;
@@ -81,7 +81,7 @@ impl Story {
         let is_found = |sap: NodeId| {
             self.carries_since(sap, pair).is_some_and(|since| self.now - since >= FOUND_MILLIS)
         };
-        let knows = |sap: NodeId| allows(sap) && self.knows_places(sap, pair);
+        let knows = |sap: NodeId| allows(sap) && self.knows(sap, pair);
         allows(from)
             && allows(to)
             && self.is_trusted(pair)
@@ -126,18 +126,43 @@ impl Story {
     fn gets_through(&self, (from, to): Pair, key: u32, sap: NodeId, port: u16) -> bool {
         let facts = udp(address(from), address(to), port, false);
         let node = &self.nodes[&sap];
-        let Some(table) = node.in_force.as_ref().and_then(lab).filter(|_| node.is_up) else {
-            return false;
-        };
-        let row = table.members.iter().find(|row| row.id == from);
-        let Some(outer) = row.and_then(|row| row.endpoints.first()) else { return false };
+        let Some(outer) = node.proved(from).filter(|_| node.is_up) else { return false };
         let (snapshot, flows, now) = node.view(self.now);
-        let passed = snapshot.transit(*outer, key, &facts, flows, now);
+        let passed = snapshot.transit(outer, key, &facts, flows, now);
         let Verdict::Send { hop, key } = passed else { return false };
         let Some(target) = self.node_at(hop) else { return false };
         let (snapshot, flows, now) = self.nodes[&target].view(self.now);
         let verdict = snapshot.ingress(node.endpoint, key.bits(), &facts, flows, now);
         matches!(verdict, Verdict::Deliver { .. })
+    }
+
+    /// Nobody else can send in the name of a pair's first end, even if he has its key.
+    pub(super) fn impersonate(&mut self) -> Result<(), String> {
+        let pair @ (from, to) = self.any_pair();
+        let key = self.server.keys().send_key(OVERLAY, from, to).bits();
+        let facts = udp(address(from), address(to), LASTING, false);
+        for other in self.entities().into_iter().filter(|other| *other != from) {
+            let outer = self.nodes[&other].endpoint;
+            for sap in self.saps().filter(|sap| self.nodes[sap].is_up) {
+                let (snapshot, flows, now) = self.nodes[&sap].view(self.now);
+                if !matches!(snapshot.transit(outer, key, &facts, flows, now), Verdict::Drop(_)) {
+                    return Err(format!("{other} sends in the name of {pair:?} over {sap}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A source has a new right no sooner than those who have to let it through, unless they are late.
+    pub(super) fn expect_after_others(&self, source: NodeId) -> Result<(), String> {
+        for pair in self.server.added(self.now).filter(|(from, _)| *from == source) {
+            let allows = |id: NodeId| self.allows(id, pair) == Some(true);
+            let behind = self.saps().chain([pair.1]).find(|id| !allows(*id));
+            if let Some(behind) = behind.filter(|_| allows(source)) {
+                return Err(format!("{source} has a right before {behind} has it: {pair:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// The server takes no table for acknowledged that a crash could take from its node.
@@ -163,10 +188,9 @@ impl Story {
             let facts = udp(address(from), address(to), LASTING + 1, false);
             for id in self.saps().chain([to]) {
                 let node = &self.nodes[&id];
-                let Some(table) = node.in_force.as_ref().and_then(lab).filter(|_| node.is_up)
-                else {
+                if node.in_force.is_none() || !node.is_up {
                     continue;
-                };
+                }
                 let (snapshot, flows, now) = node.view(self.now);
                 let (serial, newest) = (node.serial(), self.server.newest_serial(id));
                 let is_settled = self.server.is_up && serial == newest && !rotating.contains(&to);
@@ -179,9 +203,8 @@ impl Story {
                     let verdicts = saps.map(|sap| snapshot.ingress(sap, key, &facts, flows, now));
                     verdicts.last()
                 } else {
-                    let outer = table.members.iter().find(|row| row.id == from);
-                    let outer = outer.and_then(|row| row.endpoints.first());
-                    outer.map(|outer| snapshot.transit(*outer, key, &facts, flows, now))
+                    let outer = node.proved(from);
+                    outer.map(|outer| snapshot.transit(outer, key, &facts, flows, now))
                 };
                 checked += 1;
                 if !matches!(verdict, Some(Verdict::Drop(_)) | None) {

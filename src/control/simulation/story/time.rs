@@ -40,6 +40,8 @@ pub(super) enum Message {
     Persisted,
     /// The next poll.
     Poll,
+    /// It has another address.
+    Moved,
     /// Where it is reached.
     Endpoint,
 }
@@ -114,6 +116,7 @@ impl Story {
                     let after = 10 * self.chance.below(4);
                     self.tell_node(id, after, false, Message::Persisted);
                     self.talk(id);
+                    self.expect_after_others(id)?;
                 } else {
                     self.totals.stale += 1;
                 }
@@ -129,6 +132,10 @@ impl Story {
                 self.waiting.insert(id, serial);
                 self.serve();
                 self.look()?;
+            }
+            Message::Moved => {
+                self.node(id).handle_moved(now);
+                self.talk(id);
             }
             Message::Endpoint if self.server.is_up => {
                 self.server.report(id, self.nodes[&id].endpoint, now);
@@ -151,6 +158,14 @@ impl Story {
     pub(super) fn call(&mut self, id: NodeId) {
         let after = 10 * self.chance.below(6);
         self.tell_node(id, after, true, Message::Poll);
+        self.report(id);
+    }
+
+    /// A node is somewhere else, and notices it.
+    pub(super) fn move_to(&mut self, id: NodeId, endpoint: SocketAddr) {
+        self.node(id).endpoint = endpoint;
+        self.came.insert(id, self.now);
+        self.tell_node(id, NOTICE_MILLIS, false, Message::Moved);
         self.report(id);
     }
 
