@@ -8,6 +8,9 @@ use super::compile::{Blueprint, KeySource};
 use crate::api::table::TableBody;
 use crate::types::{NodeId, NodeKind, OverlayId};
 
+/// Room for the body of an ordinary entity, so that it need not grow.
+const ROOM_BYTES: usize = 32 << 10;
+
 /// Makes bodies, from any thread.
 pub struct Bodies<'a> {
     blueprint: &'a Blueprint,
@@ -103,7 +106,9 @@ impl<'a> Bodies<'a> {
 }
 
 fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("invariant: our types serialise to JSON")
+    let mut text = Vec::with_capacity(ROOM_BYTES);
+    serde_json::to_writer(&mut text, value).expect("invariant: our types serialise to JSON");
+    String::from_utf8(text).expect("invariant: JSON is UTF-8")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! end, when all members and all sets are known and sorted.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::plan::{Plan, Way};
 use super::set::Set;
@@ -120,22 +121,19 @@ impl<'a> Draft<'a> {
         keys: &dyn KeySource,
         owner: NodeId,
     ) -> OverlayTable {
-        let members: Vec<MemberRow> = self
-            .members
-            .iter()
-            .filter_map(|&id| {
-                let facts = world.nodes.get(&id)?;
-                let is_reachable = self.reachable.contains(&id);
-                Some(MemberRow {
-                    id,
-                    name: facts.name.clone(),
-                    address: *facts.addresses.get(&plan.id)?,
-                    endpoints: if is_reachable { facts.endpoints.clone() } else { Vec::new() },
-                })
+        let members: Vec<Arc<MemberRow>> = plan
+            .rows_of(&self.members)
+            .map(|row| {
+                match world.nodes.get(&row.id).filter(|_| self.reachable.contains(&row.id)) {
+                    None => Arc::clone(row),
+                    Some(facts) => {
+                        let endpoints = facts.endpoints.clone();
+                        Arc::new(MemberRow { endpoints, ..MemberRow::clone(row) })
+                    }
+                }
             })
             .collect();
-        // Every member of an overlay has facts and an address in it, so that places in `self.members`
-        // are places in `members`.
+        // Every member has a row, so that places in `self.members` are places in `members`.
         debug_assert_eq!(members.len(), self.members.len());
         let number = |id: &NodeId| self.members.position(id);
 
@@ -207,12 +205,13 @@ impl<'a> Draft<'a> {
             })
             .filter(|row| row.egress.is_some() || row.ingress.is_some())
             .collect();
-        let destination_keys = self
-            .targets
-            .iter()
-            .filter_map(|id| {
+        let targets = self.targets.intersection(&self.members);
+        let destination_keys = targets
+            .positions_in(&self.members)
+            .into_iter()
+            .zip(&targets)
+            .filter_map(|(to, id)| {
                 let accept = keys.destination_keys(plan.id, *id);
-                let to = number(id)?;
                 let old_until = keys.old_until(plan.id, None, *id);
                 (!accept.is_empty()).then_some(DestinationKeyRow { to, accept, old_until })
             })
@@ -229,12 +228,12 @@ impl<'a> Draft<'a> {
             }
         }
         pair_generations.sort_by_key(|row| (row.from, row.to));
-        let send_keys = self
-            .sends
-            .iter()
-            .filter_map(|id| {
-                Some(SendKeyRow { to: number(id)?, key: keys.send_key(plan.id, owner, *id) })
-            })
+        let sends = self.sends.intersection(&self.members);
+        let send_keys = sends
+            .positions_in(&self.members)
+            .into_iter()
+            .zip(&sends)
+            .map(|(to, id)| SendKeyRow { to, key: keys.send_key(plan.id, owner, *id) })
             .collect();
         let address =
             world.nodes.get(&owner).and_then(|facts| facts.addresses.get(&plan.id)).copied();

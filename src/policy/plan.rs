@@ -1,6 +1,7 @@
 //! What the tables of one overlay have in common, worked out once.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use super::evaluate::{PathSource, default_saps, is_walkable};
 use super::judge::tier;
@@ -13,8 +14,11 @@ use super::set::Set;
 use super::span::resolve;
 use super::{BoundSelector, Drain, NodeFacts, OverlayFacts, World};
 use crate::api::admin::Semantics;
-use crate::api::table::PathHops;
+use crate::api::table::{MemberRow, PathHops};
 use crate::types::{Name, NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
+
+/// From so many members on a part of a plan takes longer than it takes to start a thread.
+const THREAD_FROM: usize = 1_000;
 
 /// One overlay's members and rules in force, with selectors turned into sets.
 #[derive(Debug)]
@@ -23,8 +27,9 @@ pub(super) struct Plan {
     pub(super) facts: OverlayFacts,
     /// All members but those in quarantine, whom nothing speaks of.
     pub(super) members: Set,
-    /// The members in quarantine.
-    quarantined: Set,
+    /// With them; and the row of each in tables, without its endpoints.
+    everybody: Set,
+    rows: Vec<Arc<MemberRow>>,
     /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.
     pub(super) isolated_out: Isolated,
     /// Whom NetworkPolicies isolate in the flows that others start to them.
@@ -137,6 +142,27 @@ impl Plan {
     pub(super) fn new(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
         let roster = Roster::new(world, overlay);
         let default_saps = default_saps(world, overlay);
+        let members = roster.members();
+        let everybody = members.union(roster.quarantined());
+        let ((preference, rows), plan) = at_once(
+            members.len(),
+            || {
+                let preference = Preference::new(world, &default_saps, members.iter());
+                (preference, rows(world, overlay, &everybody))
+            },
+            || Self::of_rules(world, &roster, &default_saps, now),
+        );
+        Self { preference, everybody, rows, ..plan }
+    }
+
+    /// All of it but the preference of SaPs and the rows of members.
+    fn of_rules(
+        world: &World,
+        roster: &Roster<'_>,
+        default_saps: &[NodeId],
+        now: Timestamp,
+    ) -> Self {
+        let overlay = roster.overlay();
         let is_empty =
             |sap: &&NodeId| world.nodes.get(*sap).is_some_and(|facts| facts.drain == Drain::Empty);
         let mut plan = Self {
@@ -147,14 +173,15 @@ impl Plan {
                 .expect("invariant: only known overlays are planned")
                 .clone(),
             members: roster.members().clone(),
-            quarantined: roster.quarantined(),
+            everybody: Set::default(),
+            rows: Vec::new(),
             isolated_out: Isolated::default(),
             isolated_in: Isolated::default(),
             empty_saps: default_saps.iter().filter(is_empty).copied().collect(),
-            preference: Preference::new(world, &default_saps, roster.members().iter()),
-            default_saps,
+            preference: Preference::default(),
+            default_saps: default_saps.to_vec(),
             ways: Vec::new(),
-            outside: outside::ways(world, &roster, overlay, now),
+            outside: outside::ways(world, roster, overlay, now),
             services: roster.services(),
             paths: Vec::new(),
             ways_from: Index::default(),
@@ -194,14 +221,20 @@ impl Plan {
                 plan.claim(world, PathSource::Rule(id), (from, to), hops);
             }
         }
-        plan.add_network_policies(world, &roster);
+        plan.add_network_policies(world, roster);
         plan.index();
         plan
     }
 
     /// All members, also those in quarantine.
-    pub(super) fn everybody(&self) -> impl Iterator<Item = &NodeId> {
-        self.members.iter().chain(&self.quarantined)
+    pub(super) fn everybody(&self) -> &Set {
+        &self.everybody
+    }
+
+    /// The rows of these members.
+    pub(super) fn rows_of(&self, members: &Set) -> impl Iterator<Item = &Arc<MemberRow>> {
+        let places = members.positions_in(&self.everybody);
+        places.into_iter().filter_map(|at| self.rows.get(at as usize))
     }
 
     /// Whether a flow passes that nothing speaks of.
@@ -326,15 +359,48 @@ impl Plan {
         let ways = || self.ways.iter().enumerate();
         let denials = || ways().filter(|(_, way)| way.tier == Tier::Deny && way.is_whole());
         let claims = || self.paths.iter().enumerate();
-        self.ways_from = Index::new(ways().map(|(at, way)| (at, &way.from)));
-        self.ways_to = Index::new(ways().map(|(at, way)| (at, &way.to_all)));
-        self.denials_from = Index::new(denials().map(|(at, way)| (at, &way.from)));
-        self.denials_to = Index::new(denials().map(|(at, way)| (at, &way.to_all)));
-        let ends = claims().flat_map(|(at, claim)| [(at, &claim.from), (at, &claim.to)]);
-        self.paths_of = Index::new(ends);
-        let outside = self.outside.iter().enumerate();
-        self.outside_from = Index::new(outside.map(|(at, way)| (at, &way.from)));
+        let outside = || self.outside.iter().enumerate();
+        let ends = || claims().flat_map(|(at, claim)| [(at, &claim.from), (at, &claim.to)]);
+        let sources = || {
+            let ways_from = Index::new(ways().map(|(at, way)| (at, &way.from)));
+            let denials_from = Index::new(denials().map(|(at, way)| (at, &way.from)));
+            (ways_from, denials_from, Index::new(outside().map(|(at, way)| (at, &way.from))))
+        };
+        let destinations = || {
+            let ways_to = Index::new(ways().map(|(at, way)| (at, &way.to_all)));
+            let denials_to = Index::new(denials().map(|(at, way)| (at, &way.to_all)));
+            (ways_to, denials_to, Index::new(ends()))
+        };
+        let (sources, destinations) = at_once(self.members.len(), sources, destinations);
+        (self.ways_from, self.denials_from, self.outside_from) = sources;
+        (self.ways_to, self.denials_to, self.paths_of) = destinations;
     }
+}
+
+/// The row of each member in tables.
+fn rows(world: &World, overlay: OverlayId, members: &Set) -> Vec<Arc<MemberRow>> {
+    let row = |&id: &NodeId| {
+        let facts = world.nodes.get(&id)?;
+        let address = *facts.addresses.get(&overlay)?;
+        Some(Arc::new(MemberRow { id, name: facts.name.clone(), address, endpoints: Vec::new() }))
+    };
+    members.iter().filter_map(row).collect()
+}
+
+/// Does two things, at the same time where so many members make that worth a thread.
+fn at_once<A: Send, B>(
+    members: usize,
+    one: impl FnOnce() -> A + Send,
+    other: impl FnOnce() -> B,
+) -> (A, B) {
+    if members < THREAD_FROM {
+        return (one(), other());
+    }
+    std::thread::scope(|scope| {
+        let one = scope.spawn(one);
+        let other = other();
+        (one.join().expect("invariant: planning does not panic"), other)
+    })
 }
 
 /// Which of many numbered things a member is at the end of. Kept by set: thousands of rules speak of a

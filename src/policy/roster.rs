@@ -12,6 +12,7 @@ pub(super) struct Roster<'a> {
     world: &'a World,
     overlay: OverlayId,
     all: Set,
+    quarantined: Set,
     by_label: HashMap<&'a Label, Vec<NodeId>>,
     by_namespace: HashMap<&'a Name, Vec<NodeId>>,
 }
@@ -20,17 +21,25 @@ impl<'a> Roster<'a> {
     pub(super) fn new(world: &'a World, overlay: OverlayId) -> Self {
         let mut by_label: HashMap<&Label, Vec<NodeId>> = HashMap::new();
         let mut by_namespace: HashMap<&Name, Vec<NodeId>> = HashMap::new();
-        let members = world.nodes.iter().filter(|(_, facts)| is_free(facts, overlay));
-        let all = members
-            .map(|(&id, facts)| {
-                for label in &facts.labels {
-                    by_label.entry(label).or_default().push(id);
-                }
-                by_namespace.entry(&facts.name.namespace).or_default().push(id);
-                id
-            })
-            .collect();
-        Self { world, overlay, all, by_label, by_namespace }
+        let (mut all, mut quarantined) = (Vec::new(), Vec::new());
+        for (&id, facts) in world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay)) {
+            if facts.is_quarantined {
+                quarantined.push(id);
+                continue;
+            }
+            all.push(id);
+            for label in &facts.labels {
+                by_label.entry(label).or_default().push(id);
+            }
+            by_namespace.entry(&facts.name.namespace).or_default().push(id);
+        }
+        let (all, quarantined) = (Set::new(all), Set::new(quarantined));
+        Self { world, overlay, all, quarantined, by_label, by_namespace }
+    }
+
+    /// Whose members these are.
+    pub(super) fn overlay(&self) -> OverlayId {
+        self.overlay
     }
 
     /// All members that are not in quarantine: the others are meant by nothing.
@@ -39,10 +48,8 @@ impl<'a> Roster<'a> {
     }
 
     /// The members in quarantine.
-    pub(super) fn quarantined(&self) -> Set {
-        let nodes = self.world.nodes.iter();
-        let held = nodes.filter(|(_, f)| is_member(f, self.overlay) && f.is_quarantined);
-        held.map(|(id, _)| *id).collect()
+    pub(super) fn quarantined(&self) -> &Set {
+        &self.quarantined
     }
 
     /// The members that `selector` means.

@@ -53,7 +53,10 @@ impl Set {
 
     /// Where each stands in `other`; those that are not there are left out.
     pub(super) fn positions_in(&self, other: &Self) -> Vec<u32> {
-        self.iter().filter_map(|id| other.position(id)).collect()
+        let mut positions = Vec::with_capacity(self.len());
+        let found = self.found_in(other).flatten().map(u32::try_from);
+        positions.extend(found.map(|at| at.expect("invariant: fewer nodes than 2^32")));
+        positions
     }
 
     /// All that are in any of the sets.
@@ -123,19 +126,24 @@ impl Set {
         self.retained(|_| shared.next() == Some(keep_shared))
     }
 
-    /// For each of `self` whether it is in `other`: by search in one that is much longer, else side by
-    /// side.
+    /// For each of `self` whether it is in `other`.
     fn in_other<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = bool> + 'a {
+        self.found_in(other).map(|at| at.is_some())
+    }
+
+    /// For each of `self` where it stands in `other`: by search in one that is much longer, else side by
+    /// side.
+    fn found_in<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Option<usize>> + 'a {
         let is_much_longer = other.len() / 16 > self.len();
-        let mut rest = other.0.as_ref();
+        let mut at = 0;
         self.iter().map(move |id| {
-            let behind = if is_much_longer {
+            let rest = other.0.get(at..).unwrap_or_default();
+            at += if is_much_longer {
                 rest.partition_point(|candidate| candidate < id)
             } else {
                 rest.iter().take_while(|candidate| *candidate < id).count()
             };
-            rest = &rest[behind..];
-            rest.first() == Some(id)
+            (other.0.get(at) == Some(id)).then_some(at)
         })
     }
 }
@@ -208,6 +216,8 @@ mod tests {
                 prop_assert_eq!(x.is_disjoint(&y), a.is_disjoint(b));
                 prop_assert_eq!(x == y, a == b);
                 prop_assert!(a.iter().all(|id| x.contains(&NodeId(*id))));
+                let positions = a.iter().filter_map(|id| y.position(&NodeId(*id)));
+                prop_assert_eq!(x.positions_in(&y), positions.collect::<Vec<u32>>());
             }
         }
     }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use super::*;
 use crate::api::table::{LinkRow, MemberRow, OverlayTable, SapRow, TableBody, TableNode};
 use crate::types::{ApiVersion, EntityName, Incarnation, Name, OverlayId, Revision, Serial};
@@ -47,12 +49,12 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 cidr: "100.71.0.0/16".parse().unwrap(),
                 address: None,
                 silent: false,
-                members: vec![MemberRow {
+                members: vec![Arc::new(MemberRow {
                     id: ENTITY,
                     name: entity_name("web"),
                     address: "100.71.0.5".parse().unwrap(),
                     endpoints: vec![entity_address()],
-                }],
+                })],
                 sets: Vec::new(),
                 unspoken_passes: false,
                 outside: Default::default(),
@@ -327,8 +329,9 @@ fn found_again(has_second_sap: bool) -> u64 {
     let (mut entity_table, mut sap_table) = (table(NodeKind::Entity, 5), table(NodeKind::Sap, 5));
     for table in [&mut entity_table, &mut sap_table] {
         let members = &mut table.body.overlays[0].members;
-        let other = MemberRow { id: OTHER, name: entity_name("db"), ..members[0].clone() };
-        members.push(other);
+        let mut other = MemberRow::clone(&members[0]);
+        (other.id, other.name) = (OTHER, entity_name("db"));
+        members.push(Arc::new(other));
     }
     let (other_link, other_secret) = (LinkId(8), Secret::new([6; 32]));
     let other_address: SocketAddr = "10.0.0.9:6080".parse().unwrap();
