@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rand::RngExt as _;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -90,8 +89,8 @@ impl Client {
 
     /// The same, for a node's process, which says which one it is.
     #[must_use]
-    pub fn of_process(self) -> Self {
-        Self { instance: Some(Instance(rand::rng().random())), ..self }
+    pub fn of_process(self, instance: Instance) -> Self {
+        Self { instance: Some(instance), ..self }
     }
 
     /// The address that answered last, or the first one.

@@ -39,7 +39,9 @@ use crate::dataplane::{ControlPort, Counters, EntityPlane, Passed, SapPlane, Way
 use crate::forward::{FlowTable, PathMtus, Snapshot};
 use crate::local::Socket;
 use crate::sys::clock;
-use crate::types::{ApiVersion, EntityName, HumanDuration, NodeId, NodeKind, Secret, Timestamp};
+use crate::types::{
+    ApiVersion, EntityName, HumanDuration, Instance, NodeId, NodeKind, Secret, Timestamp,
+};
 use crate::wire::control::Message;
 
 /// What counts as denied lately, in status.
@@ -378,6 +380,7 @@ pub(crate) struct Daemon {
     pub(crate) manager: Arc<ServiceManager>,
     pub(crate) estate: Estate,
     pub(crate) predecessor: Option<Predecessor>,
+    pub(crate) instance: Instance,
 }
 
 /// Runs until SIGTERM, SIGINT, an order, or until another process has taken over; then stops the threads
@@ -395,6 +398,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
         manager,
         mut estate,
         predecessor,
+        instance,
     } = daemon;
     let shared = Arc::new(shared);
     // A host without a clock of its own starts in the past, where rules that ended would hold again.
@@ -404,7 +408,7 @@ pub(crate) async fn run(daemon: Daemon) -> Result<(), Problem> {
     let state = Arc::new(state);
     shared.probes().remember(state.proved_endpoints());
     let identity = shared.identity.clone();
-    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?.of_process());
+    let client = Arc::new(Client::new(identity.urls.clone(), &identity.pin)?.of_process(instance));
     let kept_addresses = state.server_addresses();
     client.addresses().remember(kept_addresses.clone());
     let (ask, asked) = mpsc::channel(ERRANDS_CAPACITY);

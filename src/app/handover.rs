@@ -18,7 +18,10 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use rand::RngExt as _;
 
 use super::node::Settings;
 use super::service_manager::ServiceManager;
@@ -30,12 +33,16 @@ use crate::local;
 use crate::sys::SysError;
 use crate::sys::descriptors::Descriptors;
 use crate::sys::memory::{self, SharedMemory};
+use crate::types::Instance;
 
 /// The data sockets.
 pub(crate) const UDP: &str = "udp";
 
 /// The memory of the flow table.
 pub(crate) const FLOWS: &str = "flows";
+
+/// The memory of which process of its node this is.
+const INSTANCE: &str = "instance";
 
 /// The lock of the state directory; not for a service manager, since it ends with the process.
 pub(crate) const LOCK: &str = "lock";
@@ -137,6 +144,24 @@ impl Inheritance {
         let [udp, tcp] = [DNS_UDP, DNS_TCP].map(|name| self.descriptors.take(name));
         let adopt = |(udp, tcp)| Listener::adopt(udp, tcp).ok();
         udp.into_iter().zip(tcp).filter_map(adopt).collect()
+    }
+
+    /// Which process of its node this one is: the next of the same, where the one before it left word, so
+    /// that the server need not find out which of the two is there.
+    pub(crate) fn instance(&mut self, estate: &mut Estate) -> Instance {
+        let left = self.take_one(INSTANCE).and_then(|left| {
+            let mut bytes = [0; 8];
+            memory::left(left).read_exact(&mut bytes).ok()?;
+            Some(u64::from_ne_bytes(bytes)).filter(|number| *number != 0)
+        });
+        let instance = Instance(left.unwrap_or_else(|| rand::rng().random()));
+        if let Ok(memory) = SharedMemory::new(1) {
+            memory.words().iter().for_each(|word| word.store(instance.0, Ordering::Relaxed));
+            self.manager.let_go(INSTANCE);
+            self.manager.keep(INSTANCE, memory.descriptor());
+            estate.add(INSTANCE, memory.descriptor());
+        }
+        instance
     }
 
     /// A flow table in memory that outlives this process, with the flows of the process before it.
@@ -270,6 +295,18 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(ours);
         assert!(Predecessor(theirs).release().is_err());
+    }
+
+    #[test]
+    fn the_next_process_is_the_same_to_the_server_and_any_other_one_is_not() {
+        let mut estate = Estate::default();
+        let first = inheritance().instance(&mut estate);
+        let mut next = Inheritance { descriptors: estate.0, ..inheritance() };
+        let mut estate = Estate::default();
+        assert_eq!(next.instance(&mut estate), first);
+        let mut after = Inheritance { descriptors: estate.0, ..inheritance() };
+        assert_eq!(after.instance(&mut Estate::default()), first);
+        assert_ne!(inheritance().instance(&mut Estate::default()), first);
     }
 
     #[test]

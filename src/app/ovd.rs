@@ -239,6 +239,7 @@ async fn start(
     // TCP flows that ran through the daemon before this one go on, also when it left nothing.
     let flows = inheritance.flow_table(FLOWS, &mut estate).started(dataplane::now());
     let flows = Arc::new(flows);
+    let instance = inheritance.instance(&mut estate);
     let (plane, port) = EntityPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let (manager, predecessor) = (Arc::clone(&inheritance.manager), inheritance.predecessor.take());
@@ -261,6 +262,7 @@ async fn start(
         manager,
         estate,
         predecessor,
+        instance,
     })
     .await
 }

@@ -133,6 +133,7 @@ async fn start(
     let mut estate = Estate::default();
     let flows = inheritance.flow_table(FLOWS, &mut estate).started(dataplane::now());
     let flows = Arc::new(flows);
+    let instance = inheritance.instance(&mut estate);
     let (plane, port) = SapPlane::start(sockets, Arc::clone(&publisher), Arc::clone(&flows))
         .map_err(node::failed)?;
     let plane = Plane::Sap(plane);
@@ -153,6 +154,7 @@ async fn start(
         manager,
         estate,
         predecessor,
+        instance,
     })
     .await
 }

@@ -95,4 +95,21 @@ mod tests {
         assert_eq!(*reader.latest(), 3);
         assert_eq!(*publisher.reader().latest(), 3);
     }
+
+    /// T55: a packet is judged by one table, whole, and never by an older one than the packet before it.
+    #[test]
+    fn beside_a_writer_a_reader_never_goes_back_and_sees_no_halves() {
+        const LAST: u64 = 10_000;
+        let publisher = Publisher::new([0; 8]);
+        let mut reader = publisher.reader();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (1..=LAST).for_each(|number| drop(publisher.publish([number; 8]))));
+            let mut before = 0;
+            while before < LAST {
+                let seen = *reader.latest();
+                assert!(seen[0] >= before && seen == [seen[0]; 8], "{seen:?} after {before}");
+                before = seen[0];
+            }
+        });
+    }
 }

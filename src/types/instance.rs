@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// One process of `ovd` or `ovsap`, drawn at its start and kept in memory alone: a copy of a node's state
-/// is another process.
+/// One process of `ovd` or `ovsap` and those that take over from it, drawn at its start and kept in memory
+/// alone: a copy of a node's state is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instance(pub u64);
 

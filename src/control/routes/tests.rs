@@ -5,6 +5,7 @@ mod flows;
 mod outside;
 mod paths;
 mod policies;
+mod roles;
 mod tables;
 mod why;
 
