@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::keyset::Keys;
 use crate::api::{Problem, ProblemCode};
-use crate::policy::{Blueprint, Bodies, Body};
-use crate::types::{NodeId, OverlayId, Secret};
+use crate::policy::{Blueprint, Bodies, Body, ForkJoin, World};
+use crate::types::{NodeId, OverlayId, Secret, Timestamp};
 
 /// All that tables are made of, at one moment.
 #[derive(Debug, Default)]
@@ -28,7 +28,38 @@ pub(crate) struct Compiled {
     pub(crate) peers: Vec<(OverlayId, Box<[NodeId]>)>,
 }
 
+/// From so many nodes on a part of a blueprint takes longer than it takes to start a thread.
+const FORK_FROM: usize = 1_000;
+
+/// Does two things at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct TwoThreads;
+
+impl ForkJoin for TwoThreads {
+    fn join<A: Send, B>(
+        &self,
+        one: impl FnOnce() -> A + Send,
+        other: impl FnOnce() -> B,
+    ) -> (A, B) {
+        std::thread::scope(|scope| {
+            let one = scope.spawn(one);
+            let other = other();
+            (one.join().expect("invariant: compiling does not panic"), other)
+        })
+    }
+}
+
 impl Source {
+    /// Works out who is meant by the rules that are in force at `now`.
+    pub(crate) fn new(world: Arc<World>, keys: Arc<Keys>, now: Timestamp) -> Self {
+        let blueprint = if world.nodes.len() < FORK_FROM {
+            Blueprint::new(world, now)
+        } else {
+            Blueprint::by(&TwoThreads, world, now)
+        };
+        Self { blueprint, keys }
+    }
+
     /// The nodes whose tables may be others than those of `older`.
     pub(crate) fn touched_since(&self, older: &Self) -> BTreeSet<NodeId> {
         let is_same = Arc::ptr_eq(&self.keys, &older.keys);

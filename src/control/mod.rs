@@ -47,5 +47,6 @@ mod suggest;
 pub mod tls;
 mod tracers;
 
+pub use compile::TwoThreads;
 pub use routes::router;
 pub use server::{Server, Settings};

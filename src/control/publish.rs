@@ -12,7 +12,7 @@ use super::server::{Server, now};
 use super::store::changes::Changes;
 use super::store::{self, tables};
 use crate::api::Problem;
-use crate::policy::{Blueprint, World};
+use crate::policy::World;
 use crate::types::{NodeId, NodeKind, Secret, Serial};
 
 /// How long a source waits for SaPs and destinations. A source that comes too early loses a few
@@ -83,7 +83,7 @@ impl Server {
         let (source, touched, compiled) = {
             let (world, at, old) = (Arc::clone(&world), now(), Arc::clone(&old));
             let work = move || {
-                let source = Source { blueprint: Blueprint::new(world, at), keys };
+                let source = Source::new(world, keys, at);
                 let touched = source.touched_since(&old);
                 let compiled = source.compile(&touched, &online);
                 (Arc::new(source), touched, compiled)

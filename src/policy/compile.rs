@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::fork::{ForkJoin, Sequential};
 use super::plan::Plan;
 use super::{NodeFacts, World, compile_entity, compile_sap};
 use crate::api::table::{DestinationKey, LinkRow, OverlayTable, SapRow, TableBody, TableNode};
@@ -63,7 +64,14 @@ impl Blueprint {
     /// Works out who is meant by the rules that are in force at `now`.
     #[must_use]
     pub fn new(world: Arc<World>, now: Timestamp) -> Self {
-        let plans = world.overlays.keys().map(|&id| (id, Plan::new(&world, id, now))).collect();
+        Self::by(&Sequential, world, now)
+    }
+
+    /// As [`Self::new`], on more than one thread where `fork` has them.
+    #[must_use]
+    pub fn by(fork: &impl ForkJoin, world: Arc<World>, now: Timestamp) -> Self {
+        let plan = |&id: &OverlayId| (id, Plan::new(&world, id, now, fork));
+        let plans = world.overlays.keys().map(plan).collect();
         let mut saps: BTreeMap<OverlayId, Vec<NodeId>> = BTreeMap::new();
         for (&id, facts) in world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap) {
             for &overlay in &facts.serves {

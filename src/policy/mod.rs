@@ -15,6 +15,7 @@ mod draft;
 mod evaluate;
 mod examine;
 mod expression;
+mod fork;
 mod form;
 mod inventory;
 mod judge;
@@ -59,6 +60,7 @@ pub use document::{
 pub use evaluate::{Decision, PathSource, Paths, evaluate, path_between, rule_text};
 pub use examine::{Examination, Test, TestPort, TestResult, examine, read_test, read_test_file};
 pub use expression::{LabelSelector, Requirement};
+pub use fork::{ForkJoin, Sequential};
 pub use form::{check_form, check_path_length};
 pub use inventory::{Inventory, InventoryEntity, read_inventory};
 pub use judge::End;

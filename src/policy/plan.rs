@@ -12,13 +12,10 @@ use super::roster::Roster;
 use super::select::{is_in_force, member};
 use super::set::Set;
 use super::span::resolve;
-use super::{BoundSelector, Drain, NodeFacts, OverlayFacts, World};
+use super::{BoundSelector, Drain, ForkJoin, NodeFacts, OverlayFacts, World};
 use crate::api::admin::Semantics;
 use crate::api::table::{MemberRow, PathHops};
 use crate::types::{Name, NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
-
-/// From so many members on a part of a plan takes longer than it takes to start a thread.
-const THREAD_FROM: usize = 1_000;
 
 /// One overlay's members and rules in force, with selectors turned into sets.
 #[derive(Debug)]
@@ -139,18 +136,22 @@ pub(super) struct Claim {
 
 impl Plan {
     /// Works out the plan of `overlay`, which is in the world.
-    pub(super) fn new(world: &World, overlay: OverlayId, now: Timestamp) -> Self {
+    pub(super) fn new(
+        world: &World,
+        overlay: OverlayId,
+        now: Timestamp,
+        fork: &impl ForkJoin,
+    ) -> Self {
         let roster = Roster::new(world, overlay);
         let default_saps = default_saps(world, overlay);
         let members = roster.members();
         let everybody = members.union(roster.quarantined());
-        let ((preference, rows), plan) = at_once(
-            members.len(),
+        let ((preference, rows), plan) = fork.join(
             || {
                 let preference = Preference::new(world, &default_saps, members.iter());
                 (preference, rows(world, overlay, &everybody))
             },
-            || Self::of_rules(world, &roster, &default_saps, now),
+            || Self::of_rules(world, &roster, &default_saps, now, fork),
         );
         Self { preference, everybody, rows, ..plan }
     }
@@ -161,6 +162,7 @@ impl Plan {
         roster: &Roster<'_>,
         default_saps: &[NodeId],
         now: Timestamp,
+        fork: &impl ForkJoin,
     ) -> Self {
         let overlay = roster.overlay();
         let is_empty =
@@ -222,7 +224,7 @@ impl Plan {
             }
         }
         plan.add_network_policies(world, roster);
-        plan.index();
+        plan.index(fork);
         plan
     }
 
@@ -355,7 +357,7 @@ impl Plan {
         ones.into_iter().chain(twos).min()
     }
 
-    fn index(&mut self) {
+    fn index(&mut self, fork: &impl ForkJoin) {
         let ways = || self.ways.iter().enumerate();
         let denials = || ways().filter(|(_, way)| way.tier == Tier::Deny && way.is_whole());
         let claims = || self.paths.iter().enumerate();
@@ -371,7 +373,7 @@ impl Plan {
             let denials_to = Index::new(denials().map(|(at, way)| (at, &way.to_all)));
             (ways_to, denials_to, Index::new(ends()))
         };
-        let (sources, destinations) = at_once(self.members.len(), sources, destinations);
+        let (sources, destinations) = fork.join(sources, destinations);
         (self.ways_from, self.denials_from, self.outside_from) = sources;
         (self.ways_to, self.denials_to, self.paths_of) = destinations;
     }
@@ -385,22 +387,6 @@ fn rows(world: &World, overlay: OverlayId, members: &Set) -> Vec<Arc<MemberRow>>
         Some(Arc::new(MemberRow { id, name: facts.name.clone(), address, endpoints: Vec::new() }))
     };
     members.iter().filter_map(row).collect()
-}
-
-/// Does two things, at the same time where so many members make that worth a thread.
-fn at_once<A: Send, B>(
-    members: usize,
-    one: impl FnOnce() -> A + Send,
-    other: impl FnOnce() -> B,
-) -> (A, B) {
-    if members < THREAD_FROM {
-        return (one(), other());
-    }
-    std::thread::scope(|scope| {
-        let one = scope.spawn(one);
-        let other = other();
-        (one.join().expect("invariant: planning does not panic"), other)
-    })
 }
 
 /// Which of many numbered things a member is at the end of. Kept by set: thousands of rules speak of a
