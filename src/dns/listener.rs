@@ -25,6 +25,9 @@ pub struct Listener {
     at: SocketAddr,
 }
 
+/// How many ports are tried where the kernel chooses.
+const PORTS_TRIED: u32 = 16;
+
 impl Listener {
     /// Binds `listen` for UDP and TCP.
     ///
@@ -32,11 +35,20 @@ impl Listener {
     ///
     /// When one of them cannot be bound.
     pub async fn bind(listen: SocketAddr) -> io::Result<Self> {
-        let udp = UdpSocket::bind(listen).await?;
-        // The same port for both where the kernel chooses it.
-        let at = udp.local_addr()?;
-        let tcp = TcpListener::bind(at).await?;
-        Ok(Self { udp, tcp, at })
+        let most = if listen.port() == 0 { PORTS_TRIED } else { 1 };
+        let mut tries = 1;
+        loop {
+            let udp = UdpSocket::bind(listen).await?;
+            // The same port for both where the kernel chooses it; of TCP it may be somebody's.
+            let at = udp.local_addr()?;
+            match TcpListener::bind(at).await {
+                Ok(tcp) => return Ok(Self { udp, tcp, at }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < most => {
+                    tries += 1
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Takes over the sockets of the process before this one. Needs a tokio runtime.
