@@ -124,7 +124,8 @@ impl<'a> Draft<'a> {
         let members: Vec<Arc<MemberRow>> = plan
             .rows_of(&self.members)
             .map(|row| {
-                match world.nodes.get(&row.id).filter(|_| self.reachable.contains(&row.id)) {
+                let is_reachable = self.reachable.contains(&row.id);
+                match is_reachable.then(|| world.nodes.get(&row.id)).flatten() {
                     None => Arc::clone(row),
                     Some(facts) => {
                         let endpoints = facts.endpoints.clone();

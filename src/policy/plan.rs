@@ -24,7 +24,7 @@ pub(super) struct Plan {
     pub(super) facts: OverlayFacts,
     /// All members but those in quarantine, whom nothing speaks of.
     pub(super) members: Set,
-    /// With them; and the row of each in tables, without its endpoints.
+    /// All members, those in quarantine too, and the row of each in tables, without its endpoints.
     everybody: Set,
     rows: Vec<Arc<MemberRow>>,
     /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.

@@ -315,8 +315,7 @@ impl Server {
         let old = self.live.source.take().unwrap_or_default();
         let Database { world, epochs, rings, .. } = &self.database;
         let keys = Arc::new(Keys::new(epochs.clone(), rings.clone(), &old.keys));
-        let blueprint = Blueprint::new(Arc::new(world.clone()), at);
-        let source = Arc::new(Source { blueprint, keys });
+        let source = Arc::new(Source::new(Arc::new(world.clone()), keys, at));
         let touched = source.touched_since(&old);
         let compiled = source.compile(&touched, &touched);
         let changed = publish::changed(&self.live, &compiled);
