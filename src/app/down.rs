@@ -1,10 +1,9 @@
 //! `ovd down`: stops the daemon, then takes away what outlives it.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::node::{self, RunOptions, Settings};
+use super::unit;
 use crate::agent::state::StateDir;
 use crate::api::local::Order;
 use crate::api::{Problem, ProblemCode};
@@ -12,9 +11,6 @@ use crate::cli;
 use crate::guard;
 use crate::sys::net::Network;
 use crate::types::NodeKind;
-
-/// The daemon's name where systemd runs it.
-const UNIT: &str = "ovd.service";
 
 /// How long the daemon may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -34,8 +30,8 @@ pub(super) fn run(options: RunOptions) -> Result<(), Problem> {
             .why(format!("there is no identity in {}", settings.state_dir.display())));
     }
     node::runtime()?.block_on(async {
-        if is_unit() {
-            stop_unit()?;
+        if unit::is_wanted() {
+            unit::stop()?;
         } else if settings.socket.exists() {
             // It may be gone before it has answered, or have died long ago: what counts is the lock.
             if let Err(problem) = cli::guard::order(Some(&settings.socket), &Order::Down).await {
@@ -44,7 +40,7 @@ pub(super) fn run(options: RunOptions) -> Result<(), Problem> {
         }
         let state = released(&settings).await?;
         sweep(&state).await?;
-        node::note("ovd: down; `ovd run` brings it back");
+        node::note("ovd: down; `ovd up` brings it back");
         Ok(())
     })
 }
@@ -86,26 +82,4 @@ pub(super) async fn sweep(state: &StateDir) -> Result<(), Problem> {
         swept => swept,
     };
     routes.and(devices).and(guard).map_err(node::failed)
-}
-
-/// Whether systemd runs the daemon: it would start it again.
-fn is_unit() -> bool {
-    Path::new("/run/systemd/system").exists()
-        && Command::new("systemctl")
-            .args(["is-active", "--quiet", UNIT])
-            .status()
-            .is_ok_and(|status| status.success())
-}
-
-fn stop_unit() -> Result<(), Problem> {
-    let failed = |why: String| {
-        Err(Problem::new(ProblemCode::Failed, format!("cannot stop {UNIT}"))
-            .why(why)
-            .fix(format!("systemctl stop {UNIT}, then ovd down")))
-    };
-    match Command::new("systemctl").args(["stop", UNIT]).status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => failed(status.to_string()),
-        Err(error) => failed(error.to_string()),
-    }
 }

@@ -11,7 +11,7 @@ use super::guarding::Guarding;
 use super::handover::{self, Estate, Inheritance};
 use super::naming::{self, Naming};
 use super::node::{self, RunOptions, Settings};
-use super::{doctor, down, guard_command};
+use super::{doctor, down, guard_command, ping, up};
 use crate::agent::join::{Joined, Start};
 use crate::agent::state::{Identity, StateDir};
 use crate::agent::underlay::HostRange;
@@ -38,6 +38,7 @@ const FLOWS: usize = 1 << 16;
 pub fn main() -> ExitCode {
     match Ovd::from_command_line().command {
         OvdCommand::Run(args) => node::finish(run(args.into())),
+        OvdCommand::Up(args) => node::finish(up::run(args)),
         OvdCommand::Join(args) => node::finish(join(args.into())),
         OvdCommand::Leave(args) => node::finish(leave(args.into())),
         OvdCommand::Down(args) => node::finish(down::run(args.into())),
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         OvdCommand::Status(args) => node::status("ovd", &args),
         OvdCommand::Doctor(args) => doctor::run(&args),
         OvdCommand::Denied(args) => node::denied(&args),
+        OvdCommand::Ping(args) => ping::run(&args),
         OvdCommand::Why(args) => node::why(&args),
     }
 }
@@ -73,14 +75,17 @@ pub fn run(options: RunOptions) -> Result<(), Problem> {
 ///
 /// What stands in the way of joining.
 pub fn join(options: RunOptions) -> Result<(), Problem> {
-    let settings = Settings::new(NodeKind::Entity, options)?;
+    join_with(&Settings::new(NodeKind::Entity, options)?)
+}
+
+pub(super) fn join_with(settings: &Settings) -> Result<(), Problem> {
     let state = StateDir::open(&settings.state_dir, settings.uid)?;
     node::runtime()?.block_on(async {
         let joined = async {
             let start = settings.start(&state)?;
             let network = Network::open().map_err(node::failed)?;
             // Nothing is bound: a joined node may be running beside this very command.
-            identify(&settings, &state, start, settings.listen, &network).await
+            identify(settings, &state, start, settings.listen, &network).await
         };
         let joined = joined.await;
         let (_, identity) = node::keep_if_joined(state, joined)?;

@@ -22,6 +22,7 @@ pub mod node_status;
 pub mod output;
 pub mod overlay;
 pub mod path;
+pub mod ping;
 pub mod policy;
 mod policy_answers;
 mod policy_file;

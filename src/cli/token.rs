@@ -139,7 +139,7 @@ fn purpose(token: &Token, now: Timestamp) -> String {
 fn next_step(role: Role, url: Option<&str>) -> String {
     match role {
         Role::Entity => {
-            "next, on the machine: ovd run --join TOKEN (or @FILE, or - for stdin)".to_owned()
+            "next, on the machine: sudo ovd up --join TOKEN (or @FILE, or - for stdin)".to_owned()
         }
         Role::Sap => {
             "next, on the machine: ovsap run --join TOKEN (or @FILE, or - for stdin)".to_owned()
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_next_step_fits_the_role() {
-        assert!(next_step(Role::Entity, None).contains("ovd run --join"));
+        assert!(next_step(Role::Entity, None).contains("ovd up --join"));
         assert!(next_step(Role::Sap, None).contains("ovsap run --join"));
         assert!(next_step(Role::Viewer, Some("https://a:1")).contains("--server https://a:1"));
     }

@@ -13,6 +13,7 @@
 //! | [`net`] | addresses, MTUs and routes, by netlink |
 //! | [`address_watch`] | when addresses and routes change |
 //! | [`nftables`] | whether anybody changed the packet filter; its messages |
+//! | [`echo`] | ICMP echo requests |
 //! | [`redirect`] | brings questions for name servers here |
 //! | [`descriptors`] | what one process hands to the next |
 //! | [`memory`] | memory that outlives a process |
@@ -41,6 +42,7 @@ pub mod address_watch;
 pub mod batch;
 pub mod clock;
 pub mod descriptors;
+pub mod echo;
 pub mod limits;
 pub mod memory;
 pub mod net;

@@ -120,6 +120,40 @@ fn a_refused_host_hears_at_once_and_can_ask_why() {
 }
 
 #[test]
+fn ovd_ping_says_who_answers_who_refuses_and_where_there_is_silence() {
+    play(&["s1"], &["a", "b"], |rig| {
+        let b = rig.at("b", 0)?.ip().to_string();
+        let ping = |words: &[&str]| rig.fleet.node("a")?.command(&[&["ping"], words].concat());
+        let refused = |words: &[&str], says: &str| {
+            let output = ping(words)?;
+            ensure!(output.code == 4 && output.stdout.contains(says), "{output:?}");
+            ensure!(output.stderr.contains("ovctl why a"), "{output:?}");
+            Ok(())
+        };
+        expect_refusal(&ping(&["b"])?, 3, &["names no b", "ovctl why a b"])?;
+        expect_refusal(&ping(&["b", "-p", "udp/53"])?, 2, &["udp/53 cannot be asked", "-p icmp"])?;
+        refused(&[&b], "refused here")?;
+
+        rig.allow(&["a", "b", "--port", "icmp", "--port", "tcp/9"])?;
+        for words in [&["b", "-c", "2"][..], &[&b, "-c", "2", "-p", "tcp/9"]] {
+            let text = ping(words)?.success("ovd ping")?;
+            ensure!(
+                text.contains(", by s1 → b\n") && text.contains("2 sent, 2 answered:"),
+                "{text}"
+            );
+        }
+        let answer = parse(&ping(&["b", "-c", "1", "-o", "json"])?.success("ovd ping -o json")?)?;
+        ensure!(answer["answered"] == 1 && answer["roundTripMicros"]["max"].is_u64(), "{answer:#}");
+        refused(&["b", "-p", "tcp/22"], "refused here: no rule allows tcp/22")?;
+
+        rig.fleet.node_mut("b")?.kill()?;
+        let silence = rig.fleet.node("a")?.command(&["ping", "b", "-c", "1"])?;
+        ensure!(silence.code == 1 && silence.stdout.contains("1 sent, 0 answered"), "{silence:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn in_a_silent_overlay_nobody_is_answered_but_all_is_remembered() {
     play(&["s1"], &["a"], |rig| {
         rig.fleet.ovctl_ok(&[

@@ -69,6 +69,7 @@ mod takeover;
 mod traffic;
 mod trains;
 mod unit_files;
+mod up;
 #[allow(dead_code, reason = "the demo uses more of it")]
 #[path = "../../examples/demo/world.rs"]
 mod world;

@@ -32,8 +32,8 @@ pub use flow::{FlowArgs, FlowCommand};
 pub use kubernetes::{InjectArgs, KubernetesCommand};
 pub use node::{
     Check, DaemonArgs, DeniedArgs, DoctorArgs, GuardCommand, GuardOffArgs, JoinArgs,
-    NodeStatusArgs, Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, RunArgs,
-    StateArgs,
+    NodeStatusArgs, Ovd, OvdCommand, OvdRunArgs, OvdWhyArgs, Ovsap, OvsapCommand, PingArgs,
+    RunArgs, StateArgs,
 };
 pub use offline::{
     DiffArgs, LintArgs, MatrixArgs, MatrixForm, OfflineCommand, PolicyTestArgs, SceneArgs,

@@ -39,14 +39,25 @@ Examples:
 
 With state from the same server, --join is ignored, so the same command can start it again.")]
     Run(OvdRunArgs),
+    /// Join where that is needed, and stay: as a service where systemd is, else in the foreground
+    #[command(after_help = "\
+Examples:
+  sudo ovd up --join @token                    from a fresh machine to online
+  sudo ovd up                                  again, after `ovd down`
+
+Where systemd is, it joins, installs ovd.service (unless a package has), starts it now and at every boot,
+and waits until packets can pass. A service has its settings in /etc/ovmesh/ovd.toml, so no flags are
+taken there but --join and --name. Elsewhere it is `ovd run`.")]
+    Up(OvdRunArgs),
     /// Join and exit; `ovd run` then needs no token
     Join(JoinArgs),
     /// Leave every overlay and delete this machine's state
     Leave(StateArgs),
     /// Stop the daemon and take away what outlives it: the guard and the unreachable routes
     #[command(after_help = "\
-The machine stays a member: `ovd run` brings it back. What ends the daemon otherwise (a signal, a crash)
-leaves the guard and the routes where they are, so that nothing of an overlay leaves in clear.")]
+The machine stays a member: `ovd up` brings it back, and until then no boot does. What ends the daemon
+otherwise (a signal, a crash) leaves the guard and the routes where they are, so that nothing of an overlay
+leaves in clear.")]
     Down(StateArgs),
     /// Show, check or lift the guard: what keeps overlays' packets inside and services closed outside
     #[command(subcommand)]
@@ -76,6 +87,15 @@ Examples:
 It shows what the daemon on this host refused since it started, 256 different ones at most. What a SaP or
 the other end refused is in `ovctl flow list --denied`.")]
     Denied(DeniedArgs),
+    /// Ask a member for an answer, by the way that packets take, and say who refused where there is none
+    #[command(after_help = "\
+Examples:
+  ovd ping db
+  ovd ping 10.70.0.2 -p tcp/5432 -c 10
+
+It asks by ICMP echo, which a rule must allow (--port icmp), or by opening a TCP connection and closing it.
+It exits 4 when policy refuses it, and 1 when nobody answers.")]
+    Ping(PingArgs),
     /// Show what this machine knows of a flow that it would start: membership, path, key, rules, refusals
     #[command(after_help = "\
 Examples:
@@ -327,6 +347,25 @@ pub struct OvdWhyArgs {
     /// Protocol and port by number, such as tcp/443
     #[arg(short, long, value_name = "SERVICE")]
     pub port: Option<Service>,
+    /// The local status socket [default: /run/ovmesh/ovd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Whom to ask for an answer, and how.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct PingArgs {
+    /// An overlay address, or the name of a member that this machine may talk to
+    pub peer: String,
+    /// icmp, or a TCP port, such as tcp/443
+    #[arg(short, long, value_name = "SERVICE", default_value = "icmp")]
+    pub port: Service,
+    /// How often, one second apart
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: u32,
     /// The local status socket [default: /run/ovmesh/ovd.sock]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,

@@ -23,7 +23,7 @@ use crate::types::{EntityName, Name, Prefix};
 From nothing to a policed ping:
   ovctl serve                                      on the server
   ovctl token create --role sap                    then: ovsap run --join TOKEN
-  ovctl token create --name web                    then: ovd run --join TOKEN
+  ovctl token create --name web                    then: sudo ovd up --join TOKEN
   ovctl policy allow web db --port tcp/5432
   ovctl policy can web db -p tcp/5432")]
 pub struct Ovctl {

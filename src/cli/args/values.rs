@@ -20,6 +20,8 @@ pub enum JoinSource {
     File(PathBuf),
     /// On stdin.
     Stdin,
+    /// Read already, from where nobody else sees it.
+    Held(JoinToken),
 }
 
 /// Longest token text that is read from a file or stdin, in bytes; tokens are a few hundred.
@@ -40,6 +42,7 @@ impl JoinSource {
         let mut text = String::new();
         match self {
             Self::Text(token) => return token.parse(),
+            Self::Held(token) => return Ok(token.clone()),
             Self::File(path) => {
                 let what = || format!("cannot read the join token from {}", path.display());
                 std::fs::File::open(path)
@@ -53,6 +56,18 @@ impl JoinSource {
             }
         }
         text.parse()
+    }
+
+    /// Reads what is in a file or on stdin now: for who will not be able to later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn hold(self) -> Result<Self, Problem> {
+        match self {
+            Self::File(_) | Self::Stdin => self.read().map(Self::Held),
+            Self::Text(_) | Self::Held(_) => Ok(self),
+        }
     }
 }
 
@@ -76,6 +91,7 @@ impl fmt::Debug for JoinSource {
             Self::Text(_) => f.write_str("Text(…)"),
             Self::File(path) => write!(f, "File({})", path.display()),
             Self::Stdin => f.write_str("Stdin"),
+            Self::Held(_) => f.write_str("Held(…)"),
         }
     }
 }
