@@ -92,7 +92,7 @@ fn pure(size: Size, lines: &[Line]) -> serde_json::Value {
     let mut times = Vec::new();
     for _ in 0..3 {
         let started = Instant::now();
-        let blueprint = Blueprint::by(&TwoThreads, Arc::clone(&world), Timestamp(1));
+        let blueprint = Blueprint::default().next(&TwoThreads, Arc::clone(&world), Timestamp(1));
         let all: BTreeSet<NodeId> = world.nodes.keys().copied().collect();
         bytes(&blueprint, &keys, &all);
         times.push(millis_since(started));
@@ -100,9 +100,9 @@ fn pure(size: Size, lines: &[Line]) -> serde_json::Value {
     let full = median(times);
     row("full compile, all tables to bytes", full, "ms");
 
-    let before = Blueprint::by(&TwoThreads, Arc::clone(&world), Timestamp(1));
+    let before = Blueprint::default().next(&TwoThreads, Arc::clone(&world), Timestamp(1));
     let started = Instant::now();
-    let again = Blueprint::by(&TwoThreads, Arc::clone(&world), Timestamp(1));
+    let again = before.next(&TwoThreads, Arc::clone(&world), Timestamp(1));
     row("  of it: selectors into sets", millis_since(started), "ms");
     let started = Instant::now();
     assert!(again.touched_since(&before, &[]).is_empty(), "nothing changed");
@@ -116,7 +116,7 @@ fn pure(size: Size, lines: &[Line]) -> serde_json::Value {
             edit(&mut world, round);
             let world = Arc::new(world);
             let started = Instant::now();
-            let after = Blueprint::by(&TwoThreads, world, Timestamp(1));
+            let after = before.next(&TwoThreads, world, Timestamp(1));
             let touched = after.touched_since(&before, &[]);
             bytes(&after, &keys, &touched);
             times.push(millis_since(started));

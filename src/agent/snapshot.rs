@@ -199,7 +199,7 @@ mod tests {
             (|table| table.body.overlays[0].rules[0].to = 7, "set number 7 of 2"),
             (
                 |table| {
-                    let row = std::sync::Arc::clone(&table.body.overlays[0].members[0]);
+                    let row = table.body.overlays[0].members[0].clone();
                     table.body.overlays[0].members.push(row);
                 },
                 "stands there twice",

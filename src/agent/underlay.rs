@@ -1,7 +1,6 @@
 //! Where packets may travel in clear, and what would collide with the host's own network.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use crate::api::node::OverlayFacts;
 use crate::api::table::NodeTable;
@@ -88,7 +87,7 @@ pub fn keep_managed(table: &mut NodeTable) -> Vec<String> {
         cut("SaP", sap.name.as_str(), &mut sap.endpoints);
     }
     for member in table.body.overlays.iter_mut().flat_map(|overlay| &mut overlay.members) {
-        cut("entity", &member.name.to_string(), &mut Arc::make_mut(member).endpoints);
+        cut("entity", &member.name.to_string(), &mut member.make_mut().endpoints);
     }
     problems.truncate(PROBLEMS_MAX);
     problems

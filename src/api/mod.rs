@@ -17,7 +17,9 @@ pub mod node;
 pub mod path;
 pub mod policy;
 pub mod problem;
+pub mod shared;
 pub mod table;
 pub mod why;
 
 pub use problem::{Problem, ProblemCode};
+pub use shared::Shared;

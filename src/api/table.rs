@@ -6,10 +6,10 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Shared;
 use crate::types::{
     ApiVersion, AuthorizationKey, EntityName, Generation, Incarnation, KeyVersion, LinkId, Name,
     NodeId, NodeKind, OverlayId, Prefix, Revision, RuleId, Secret, Serial, Service, Tier,
@@ -143,8 +143,7 @@ pub struct OverlayTable {
     pub unspoken_passes: bool,
     /// The members that this table speaks of, this node included, sorted by id. Rows below name
     /// them by their index here. Tables of one overlay share them.
-    #[serde(with = "shared")]
-    pub members: Vec<Arc<MemberRow>>,
+    pub members: Vec<Shared<MemberRow>>,
     /// Sets of members: sorted indexes into `members`. Rules and paths name them by index.
     pub sets: Vec<Vec<u32>>,
     /// Rules, sorted by id, then from, then to.
@@ -178,26 +177,6 @@ pub struct OverlayTable {
     /// name. Empty at a SaP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<ServiceRow>,
-}
-
-/// Rows that several tables share, as if each table had them for itself.
-mod shared {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<T: Serialize, S: Serializer>(
-        rows: &[Arc<T>],
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(rows.iter().map(|row| &**row))
-    }
-
-    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<Arc<T>>, D::Error> {
-        Ok(Vec::<T>::deserialize(deserializer)?.into_iter().map(Arc::new).collect())
-    }
 }
 
 /// A service: a name for those of the members that it means.

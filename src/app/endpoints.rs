@@ -2,7 +2,6 @@
 //! kernel picks towards its SaPs, its direct peers and the server.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use crate::api::table::NodeTable;
 use crate::sys::net::source_towards;
@@ -75,7 +74,7 @@ impl Wanted {
 pub(crate) fn prefer_reachable(table: &mut NodeTable) {
     let saps = table.body.saps.iter_mut().map(|sap| &mut sap.endpoints);
     let members = table.body.overlays.iter_mut().flat_map(|overlay| &mut overlay.members);
-    for endpoints in saps.chain(members.map(|member| &mut Arc::make_mut(member).endpoints)) {
+    for endpoints in saps.chain(members.map(|member| &mut member.make_mut().endpoints)) {
         if endpoints.len() > 1 {
             endpoints.sort_by_cached_key(|&endpoint| source_towards(endpoint).is_err());
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::keyset::Keys;
 use crate::api::{Problem, ProblemCode};
-use crate::policy::{Blueprint, Bodies, Body, ForkJoin, World};
+use crate::policy::{Blueprint, Bodies, Body, ForkJoin, Sequential, World};
 use crate::types::{NodeId, OverlayId, Secret, Timestamp};
 
 /// All that tables are made of, at one moment.
@@ -50,12 +50,12 @@ impl ForkJoin for TwoThreads {
 }
 
 impl Source {
-    /// Works out who is meant by the rules that are in force at `now`.
-    pub(crate) fn new(world: Arc<World>, keys: Arc<Keys>, now: Timestamp) -> Self {
+    /// What comes after this one: works out who is meant by the rules that are in force at `now`.
+    pub(crate) fn next(&self, world: Arc<World>, keys: Arc<Keys>, now: Timestamp) -> Self {
         let blueprint = if world.nodes.len() < FORK_FROM {
-            Blueprint::new(world, now)
+            self.blueprint.next(&Sequential, world, now)
         } else {
-            Blueprint::by(&TwoThreads, world, now)
+            self.blueprint.next(&TwoThreads, world, now)
         };
         Self { blueprint, keys }
     }

@@ -83,7 +83,7 @@ impl Server {
         let (source, touched, compiled) = {
             let (world, at, old) = (Arc::clone(&world), now(), Arc::clone(&old));
             let work = move || {
-                let source = Source::new(world, keys, at);
+                let source = old.next(world, keys, at);
                 let touched = source.touched_since(&old);
                 let compiled = source.compile(&touched, &online);
                 (Arc::new(source), touched, compiled)

@@ -64,13 +64,14 @@ impl Blueprint {
     /// Works out who is meant by the rules that are in force at `now`.
     #[must_use]
     pub fn new(world: Arc<World>, now: Timestamp) -> Self {
-        Self::by(&Sequential, world, now)
+        Self::default().next(&Sequential, world, now)
     }
 
-    /// As [`Self::new`], on more than one thread where `fork` has them.
+    /// As [`Self::new`], on more than one thread where `fork` has them. What is in this one already, of
+    /// members that are as they were, is shared and not made again.
     #[must_use]
-    pub fn by(fork: &impl ForkJoin, world: Arc<World>, now: Timestamp) -> Self {
-        let plan = |&id: &OverlayId| (id, Plan::new(&world, id, now, fork));
+    pub fn next(&self, fork: &impl ForkJoin, world: Arc<World>, now: Timestamp) -> Self {
+        let plan = |&id: &OverlayId| (id, Plan::new(&world, id, now, self.plans.get(&id), fork));
         let plans = world.overlays.keys().map(plan).collect();
         let mut saps: BTreeMap<OverlayId, Vec<NodeId>> = BTreeMap::new();
         for (&id, facts) in world.nodes.iter().filter(|(_, facts)| facts.kind == NodeKind::Sap) {

@@ -2,11 +2,11 @@
 //! end, when all members and all sets are known and sorted.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::plan::{Plan, Way};
 use super::set::Set;
 use super::{KeySource, World};
+use crate::api::Shared;
 use crate::api::table::{
     DestinationKeyRow, IsolationRow, MemberRow, OverlayTable, PairGenerationRow, PathHops, PathRow,
     PreferenceRow, RuleRow, SendKeyRow, ServicePortRow, ServiceRow,
@@ -121,19 +121,8 @@ impl<'a> Draft<'a> {
         keys: &dyn KeySource,
         owner: NodeId,
     ) -> OverlayTable {
-        let members: Vec<Arc<MemberRow>> = plan
-            .rows_of(&self.members)
-            .map(|row| {
-                let is_reachable = self.reachable.contains(&row.id);
-                match is_reachable.then(|| world.nodes.get(&row.id)).flatten() {
-                    None => Arc::clone(row),
-                    Some(facts) => {
-                        let endpoints = facts.endpoints.clone();
-                        Arc::new(MemberRow { endpoints, ..MemberRow::clone(row) })
-                    }
-                }
-            })
-            .collect();
+        let members: Vec<Shared<MemberRow>> =
+            plan.members_of(&self.members).map(|member| member.row(&self.reachable)).collect();
         // Every member has a row, so that places in `self.members` are places in `members`.
         debug_assert_eq!(members.len(), self.members.len());
         let number = |id: &NodeId| self.members.position(id);

@@ -9,10 +9,11 @@ use super::kubernetes::Direction;
 use super::outside::{self, OutsideWay};
 use super::prefer::Preference;
 use super::roster::Roster;
-use super::select::{is_in_force, member};
+use super::select::{is_in_force, is_member, member};
 use super::set::Set;
 use super::span::resolve;
 use super::{BoundSelector, Drain, ForkJoin, NodeFacts, OverlayFacts, World};
+use crate::api::Shared;
 use crate::api::admin::Semantics;
 use crate::api::table::{MemberRow, PathHops};
 use crate::types::{Name, NodeId, OverlayId, RuleId, Service, Tier, Timestamp};
@@ -24,9 +25,9 @@ pub(super) struct Plan {
     pub(super) facts: OverlayFacts,
     /// All members but those in quarantine, whom nothing speaks of.
     pub(super) members: Set,
-    /// All members, those in quarantine too, and the row of each in tables, without its endpoints.
+    /// All members, those in quarantine too, and what tables say of each.
     everybody: Set,
-    rows: Vec<Arc<MemberRow>>,
+    listed: Vec<Listed>,
     /// Whom NetworkPolicies isolate in the flows they start, and by which first policy.
     pub(super) isolated_out: Isolated,
     /// Whom NetworkPolicies isolate in the flows that others start to them.
@@ -78,6 +79,22 @@ impl Isolated {
             self.by.entry(id).or_insert(policy);
         }
         self.all = self.all.union(selected);
+    }
+}
+
+/// What tables say of a member, as long as its facts are these.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    facts: Arc<NodeFacts>,
+    /// Without its endpoints, and with them.
+    rows: [Shared<MemberRow>; 2],
+}
+
+impl Listed {
+    /// Its row in a table that tells the endpoints of those in `reachable`.
+    pub(super) fn row(&self, reachable: &Set) -> Shared<MemberRow> {
+        let [plain, located] = &self.rows;
+        if reachable.contains(&plain.id) { located.clone() } else { plain.clone() }
     }
 }
 
@@ -135,25 +152,28 @@ pub(super) struct Claim {
 }
 
 impl Plan {
-    /// Works out the plan of `overlay`, which is in the world.
+    /// Works out the plan of `overlay`, which is in the world. What `older` has of members that are as they
+    /// were is shared with it.
     pub(super) fn new(
         world: &World,
         overlay: OverlayId,
         now: Timestamp,
+        older: Option<&Self>,
         fork: &impl ForkJoin,
     ) -> Self {
         let roster = Roster::new(world, overlay);
         let default_saps = default_saps(world, overlay);
         let members = roster.members();
         let everybody = members.union(roster.quarantined());
-        let ((preference, rows), plan) = fork.join(
+        let listed_before = older.map_or(&[][..], |older| &older.listed);
+        let ((preference, listed), plan) = fork.join(
             || {
                 let preference = Preference::new(world, &default_saps, members.iter());
-                (preference, rows(world, overlay, &everybody))
+                (preference, listed(world, overlay, listed_before))
             },
             || Self::of_rules(world, &roster, &default_saps, now, fork),
         );
-        Self { preference, everybody, rows, ..plan }
+        Self { preference, everybody, listed, ..plan }
     }
 
     /// All of it but the preference of SaPs and the rows of members.
@@ -176,7 +196,7 @@ impl Plan {
                 .clone(),
             members: roster.members().clone(),
             everybody: Set::default(),
-            rows: Vec::new(),
+            listed: Vec::new(),
             isolated_out: Isolated::default(),
             isolated_in: Isolated::default(),
             empty_saps: default_saps.iter().filter(is_empty).copied().collect(),
@@ -233,10 +253,10 @@ impl Plan {
         &self.everybody
     }
 
-    /// The rows of these members.
-    pub(super) fn rows_of(&self, members: &Set) -> impl Iterator<Item = &Arc<MemberRow>> {
+    /// What tables say of these members.
+    pub(super) fn members_of(&self, members: &Set) -> impl Iterator<Item = &Listed> {
         let places = members.positions_in(&self.everybody);
-        places.into_iter().filter_map(|at| self.rows.get(at as usize))
+        places.into_iter().filter_map(|at| self.listed.get(at as usize))
     }
 
     /// Whether a flow passes that nothing speaks of.
@@ -379,14 +399,26 @@ impl Plan {
     }
 }
 
-/// The row of each member in tables.
-fn rows(world: &World, overlay: OverlayId, members: &Set) -> Vec<Arc<MemberRow>> {
-    let row = |&id: &NodeId| {
-        let facts = world.nodes.get(&id)?;
+/// What tables say of each member, in order. `older` is the same of before.
+fn listed(world: &World, overlay: OverlayId, older: &[Listed]) -> Vec<Listed> {
+    let mut older = older.iter().peekable();
+    let mut list = |(&id, facts): (&NodeId, &Arc<NodeFacts>)| {
         let address = *facts.addresses.get(&overlay)?;
-        Some(Arc::new(MemberRow { id, name: facts.name.clone(), address, endpoints: Vec::new() }))
+        while older.next_if(|old| old.rows[0].id < id).is_some() {}
+        if let Some(old) = older.next_if(|old| Arc::ptr_eq(&old.facts, facts)) {
+            return Some(old.clone());
+        }
+        let row = |endpoints| MemberRow { id, name: facts.name.clone(), address, endpoints };
+        let rows =
+            [Vec::new(), facts.endpoints.clone()].map(|endpoints| Shared::written(row(endpoints)));
+        Some(Listed { facts: Arc::clone(facts), rows })
     };
-    members.iter().filter_map(row).collect()
+    world
+        .nodes
+        .iter()
+        .filter(|(_, facts)| is_member(facts, overlay))
+        .filter_map(&mut list)
+        .collect()
 }
 
 /// Which of many numbered things a member is at the end of. Kept by set: thousands of rules speak of a

@@ -1,6 +1,5 @@
-use std::sync::Arc;
-
 use super::*;
+use crate::api::Shared;
 use crate::api::table::{LinkRow, MemberRow, OverlayTable, SapRow, TableBody, TableNode};
 use crate::types::{ApiVersion, EntityName, Incarnation, Name, OverlayId, Revision, Serial};
 
@@ -49,7 +48,7 @@ fn table(kind: NodeKind, secret: u8) -> NodeTable {
                 cidr: "100.71.0.0/16".parse().unwrap(),
                 address: None,
                 silent: false,
-                members: vec![Arc::new(MemberRow {
+                members: vec![Shared::new(MemberRow {
                     id: ENTITY,
                     name: entity_name("web"),
                     address: "100.71.0.5".parse().unwrap(),
@@ -331,7 +330,7 @@ fn found_again(has_second_sap: bool) -> u64 {
         let members = &mut table.body.overlays[0].members;
         let mut other = MemberRow::clone(&members[0]);
         (other.id, other.name) = (OTHER, entity_name("db"));
-        members.push(Arc::new(other));
+        members.push(Shared::new(other));
     }
     let (other_link, other_secret) = (LinkId(8), Secret::new([6; 32]));
     let other_address: SocketAddr = "10.0.0.9:6080".parse().unwrap();

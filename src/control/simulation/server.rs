@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::super::compile::Source;
 use super::super::driver::millis;
 use super::super::enforce::{self, Touched};
 use super::super::keyset::{Keys, RingId};
@@ -315,7 +314,7 @@ impl Server {
         let old = self.live.source.take().unwrap_or_default();
         let Database { world, epochs, rings, .. } = &self.database;
         let keys = Arc::new(Keys::new(epochs.clone(), rings.clone(), &old.keys));
-        let source = Arc::new(Source::new(Arc::new(world.clone()), keys, at));
+        let source = Arc::new(old.next(Arc::new(world.clone()), keys, at));
         let touched = source.touched_since(&old);
         let compiled = source.compile(&touched, &touched);
         let changed = publish::changed(&self.live, &compiled);

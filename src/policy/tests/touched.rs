@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::api::table::PathHops;
 use crate::policy::random::{self, V4, V6};
 use crate::policy::testing::{FakeKeys, NOW, O, add_entity, add_rule, empty_town, town};
-use crate::policy::{Blueprint, RingChange, World};
+use crate::policy::{Blueprint, RingChange, Sequential, World};
 use crate::types::{Generation, LinkId, NodeId, Secret, Timestamp};
 
 /// `before` with what `change` has in the places that `choices` point at.
@@ -97,7 +97,9 @@ proptest! {
             world.nodes.keys().map(|&id| (id, bytes(&older, &keys, id))).collect();
         for ((change, choices), (from, to, is_rotated)) in steps.iter().zip(rotated) {
             world = mixed(&world, change, choices);
-            let newer = Blueprint::new(Arc::new(world.clone()), times.next().unwrap());
+            let (now, after) = (times.next().unwrap(), Arc::new(world.clone()));
+            let newer = older.next(&Sequential, Arc::clone(&after), now);
+            let fresh = Blueprint::new(after, now);
             let (from, to) = (NodeId(from), NodeId(to));
             let mut rings = Vec::new();
             if is_rotated && from != to {
@@ -110,7 +112,7 @@ proptest! {
             }
             kept.retain(|id, _| world.nodes.contains_key(id));
             let anew: BTreeMap<NodeId, String> =
-                world.nodes.keys().map(|&id| (id, bytes(&newer, &keys, id))).collect();
+                world.nodes.keys().map(|&id| (id, bytes(&fresh, &keys, id))).collect();
             for (id, bytes) in &anew {
                 prop_assert_eq!(&kept[id], bytes, "the table of {}", id);
             }
