@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 # Tests in namespaces wait more than they compute.
 TEST_THREADS := $(shell expr $$(nproc) + 3)
 
-.PHONY: help demo shell test test-long bench lint fmt deny deb doc fuzz advisories setup setup-bench programs
+.PHONY: help demo shell test test-long bench lint fmt deny deb doc fuzz advisories setup setup-long setup-bench programs
 
 help:
 	@echo 'make demo        play Figure 1 of the paper: server, SaP, three services, a user'
@@ -50,7 +50,7 @@ test: setup
 # (`dependencies::*`); cargo-deny takes a minute to build.
 # Long tests run alone and optimised, because most print a figure that has to hold: times, and what was lost at full rate.
 # Those of every mix of modes compare bytes only, and take longest.
-test-long: setup deny
+test-long: setup setup-long deny
 	cargo test --locked -- --test-threads=$(TEST_THREADS)
 	cargo test --locked --profile long -- --ignored --test-threads=1 --show-output --skip in_every_mix
 	cargo test --locked --profile long -- --ignored --show-output in_every_mix
@@ -117,6 +117,11 @@ setup:
 	$(install)
 
 # iperf3's package asks whether it should run as a service: no.
+setup-long:
+	@missing=; \
+	command -v iptables > /dev/null || missing="$$missing iptables"; \
+	$(install)
+
 setup-bench:
 	@missing=; \
 	command -v iperf3 > /dev/null || missing="$$missing iperf3"; \

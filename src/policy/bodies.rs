@@ -85,9 +85,15 @@ impl<'a> Bodies<'a> {
         // Overlays are sorted, and come last.
         let texts = own.overlays.iter().map(|table| (table.id, json(table).into()));
         let overlays: BTreeMap<OverlayId, Arc<str>> = texts.chain(shared).collect();
-        let overlays: Vec<&str> = overlays.values().map(|text| &**text).collect();
         text.truncate(text.len() - "]}".len());
-        text.push_str(&overlays.join(","));
+        // What SaPs share is megabytes: it is copied once.
+        text.reserve_exact(
+            overlays.values().map(|text| text.len() + ",".len()).sum::<usize>() + "]}".len(),
+        );
+        for (at, overlay) in overlays.values().enumerate() {
+            text.push_str(if at == 0 { "" } else { "," });
+            text.push_str(overlay);
+        }
         text.push_str("]}");
         Some(Body { text, own })
     }

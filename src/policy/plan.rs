@@ -91,6 +91,10 @@ pub(super) struct Listed {
 }
 
 impl Listed {
+    fn id(&self) -> &NodeId {
+        &self.rows[0].id
+    }
+
     /// Its row in a table that tells the endpoints of those in `reachable`.
     pub(super) fn row(&self, reachable: &Set) -> Shared<MemberRow> {
         let [plain, located] = &self.rows;
@@ -161,18 +165,22 @@ impl Plan {
         older: Option<&Self>,
         fork: &impl ForkJoin,
     ) -> Self {
-        let roster = Roster::new(world, overlay);
         let default_saps = default_saps(world, overlay);
-        let members = roster.members();
-        let everybody = members.union(roster.quarantined());
         let listed_before = older.map_or(&[][..], |older| &older.listed);
         let ((preference, listed), plan) = fork.join(
             || {
-                let preference = Preference::new(world, &default_saps, members.iter());
-                (preference, listed(world, overlay, listed_before))
+                let listed = listed(world, overlay, listed_before);
+                let free = listed.iter().filter(|member| !member.facts.is_quarantined);
+                let preference = Preference::new(
+                    world,
+                    &default_saps,
+                    free.map(|member| (*member.id(), &*member.facts)),
+                );
+                (preference, listed)
             },
-            || Self::of_rules(world, &roster, &default_saps, now, fork),
+            || Self::of_rules(world, &Roster::new(world, overlay), &default_saps, now, fork),
         );
+        let everybody = listed.iter().map(Listed::id).copied().collect();
         Self { preference, everybody, listed, ..plan }
     }
 
@@ -404,7 +412,7 @@ fn listed(world: &World, overlay: OverlayId, older: &[Listed]) -> Vec<Listed> {
     let mut older = older.iter().peekable();
     let mut list = |(&id, facts): (&NodeId, &Arc<NodeFacts>)| {
         let address = *facts.addresses.get(&overlay)?;
-        while older.next_if(|old| old.rows[0].id < id).is_some() {}
+        while older.next_if(|old| *old.id() < id).is_some() {}
         if let Some(old) = older.next_if(|old| Arc::ptr_eq(&old.facts, facts)) {
             return Some(old.clone());
         }

@@ -40,7 +40,7 @@ impl Preference {
     pub(super) fn new<'a>(
         world: &World,
         saps: &[NodeId],
-        members: impl Iterator<Item = &'a NodeId>,
+        members: impl Iterator<Item = (NodeId, &'a NodeFacts)>,
     ) -> Self {
         // One SaP needs no order.
         let known = |id: &NodeId| world.nodes.get(id).map(|facts| &**facts);
@@ -49,7 +49,7 @@ impl Preference {
         if facts.len() > 1 {
             let stands: Vec<Stand<'_>> =
                 facts.iter().map(|(id, sap)| Stand::of(*id, sap)).collect();
-            places = members.filter_map(|id| Some((*id, place(&stands, known(id)?)?))).collect();
+            places = members.filter_map(|(id, facts)| Some((id, place(&stands, facts)?))).collect();
         }
         let leaving = facts.iter().filter(|(_, facts)| facts.drain != Drain::No);
         Self { saps: saps.to_vec(), leaving: leaving.map(|(id, _)| *id).collect(), places }
@@ -113,7 +113,8 @@ fn place(saps: &[Stand<'_>], member: &NodeFacts) -> Option<Place> {
 
 /// The SaPs for a pair of members, best first, out of `saps`.
 pub(super) fn saps_for(world: &World, saps: &[NodeId], pair: [NodeId; 2]) -> Vec<NodeId> {
-    let preference = Preference::new(world, saps, pair.iter());
+    let known = |id: &NodeId| Some((*id, &**world.nodes.get(id)?));
+    let preference = Preference::new(world, saps, pair.iter().filter_map(known));
     let [one, two] = pair.map(|id| preference.place(id));
     preference.order(one, two)
 }

@@ -12,7 +12,6 @@ pub(super) struct Roster<'a> {
     world: &'a World,
     overlay: OverlayId,
     all: Set,
-    quarantined: Set,
     by_label: HashMap<&'a Label, Vec<NodeId>>,
     by_namespace: HashMap<&'a Name, Vec<NodeId>>,
 }
@@ -21,20 +20,15 @@ impl<'a> Roster<'a> {
     pub(super) fn new(world: &'a World, overlay: OverlayId) -> Self {
         let mut by_label: HashMap<&Label, Vec<NodeId>> = HashMap::new();
         let mut by_namespace: HashMap<&Name, Vec<NodeId>> = HashMap::new();
-        let (mut all, mut quarantined) = (Vec::new(), Vec::new());
-        for (&id, facts) in world.nodes.iter().filter(|(_, facts)| is_member(facts, overlay)) {
-            if facts.is_quarantined {
-                quarantined.push(id);
-                continue;
-            }
+        let mut all = Vec::new();
+        for (&id, facts) in world.nodes.iter().filter(|(_, facts)| is_free(facts, overlay)) {
             all.push(id);
             for label in &facts.labels {
                 by_label.entry(label).or_default().push(id);
             }
             by_namespace.entry(&facts.name.namespace).or_default().push(id);
         }
-        let (all, quarantined) = (Set::new(all), Set::new(quarantined));
-        Self { world, overlay, all, quarantined, by_label, by_namespace }
+        Self { world, overlay, all: Set::new(all), by_label, by_namespace }
     }
 
     /// Whose members these are.
@@ -45,11 +39,6 @@ impl<'a> Roster<'a> {
     /// All members that are not in quarantine: the others are meant by nothing.
     pub(super) fn members(&self) -> &Set {
         &self.all
-    }
-
-    /// The members in quarantine.
-    pub(super) fn quarantined(&self) -> &Set {
-        &self.quarantined
     }
 
     /// The members that `selector` means.

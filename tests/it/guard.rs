@@ -259,7 +259,11 @@ fn flushed(times: usize) {
         ];
         // The nft back end of iptables has tables of its own; what it does to them is none of ours.
         if shell(&street.b, "command -v iptables").is_ok() {
-            tools.extend(["iptables -F", "echo '*filter\nCOMMIT' | iptables-restore"]);
+            tools.extend([
+                "iptables -F",
+                "ip6tables -F",
+                "echo '*filter\nCOMMIT' | iptables-restore",
+            ]);
         }
         for round in 0..times {
             for tool in &tools {
