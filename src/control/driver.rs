@@ -66,7 +66,10 @@ impl Server {
             .any(|rule| rule.not_after.is_some_and(|end| *expired_before < end && end <= at));
         if expired || self.is_stale.load(Ordering::Acquire) {
             let gate = Arc::clone(&self.gate).lock_owned().await;
-            self.publish(Hold::Nobody).await?;
+            // Most often it was a change under way, which has published by now.
+            if expired || self.is_stale.load(Ordering::Acquire) {
+                self.publish(Hold::Nobody).await?;
+            }
             drop(gate);
         }
         if *expired_before != at {
