@@ -14,6 +14,9 @@ pub(super) const UNIT: &str = "ovd.service";
 /// Whom the unit runs as.
 const USER: &str = "ovd";
 
+/// Where it keeps its state.
+pub(super) const STATE: &str = "/var/lib/ovmesh/ovd";
+
 /// The unit as the package has it.
 const TEXT: &str = include_str!("../../config/systemd/ovd.service");
 
@@ -138,7 +141,7 @@ pub(super) fn make_user() -> Result<(u32, u32), Problem> {
     let found = || Ok::<_, String>((number("-u")?, number("-g")?));
     found()
         .or_else(|_| {
-            let home = ["--no-create-home", "--home-dir", "/var/lib/ovmesh/ovd"];
+            let home = ["--no-create-home", "--home-dir", STATE];
             let rest = ["--shell", "/usr/sbin/nologin", "--comment", "ovmesh endpoint", USER];
             run("useradd", &[&["--system", "--user-group"], &home[..], &rest[..]].concat())?;
             found()
@@ -179,6 +182,7 @@ mod tests {
     #[test]
     fn the_unit_runs_the_program_that_wrote_it_and_is_else_that_of_the_package() {
         assert_eq!(TEXT.matches(PACKAGED).count(), 1);
+        assert!(TEXT.contains(&format!("--state-dir {} ", STATE.replace("/var/lib", "%S"))));
 
         let text = text(Path::new("/usr/local/bin/ovd")).unwrap();
 

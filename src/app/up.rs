@@ -1,7 +1,7 @@
 //! `ovd up`: from a fresh machine to online, by the service where systemd is, else in the foreground.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ fn check_flags(args: &OvdRunArgs) -> Result<(), Problem> {
 /// Joins as the service's user, where this machine has not.
 fn be_member(args: OvdRunArgs) -> Result<(), Problem> {
     let mut run = args.run;
+    // The unit's, whatever the file says.
+    run.state_dir = Some(PathBuf::from(unit::STATE));
     // Root may read the file, the service's user perhaps not.
     run.join = run.join.map(JoinSource::hold).transpose()?;
     let token = run.join.as_ref().map(JoinSource::read).transpose()?;

@@ -171,7 +171,7 @@ fn missing(
         return found;
     }
     let is_late = |id: &NodeId| behind.contains(id);
-    for hops in paths.between(from, to) {
+    for hops in paths.among(from, to) {
         match hops {
             PathHops::Direct => found.extend(Some(to).filter(is_late)),
             PathHops::Via(saps) => found.extend(saps.into_iter().filter(is_late)),

@@ -167,10 +167,24 @@ impl<'a> Paths<'a> {
     /// when a SaP of the chain is gone or cannot be reached, and when an end of a direct pair cannot.
     #[must_use]
     pub fn between(&self, from: NodeId, to: NodeId) -> Vec<PathHops> {
+        self.by(from, to, || saps_for(self.world, &self.default_saps, [from, to]))
+    }
+
+    /// As [`Self::between`], in no order: for who asks about thousands of pairs at once.
+    #[must_use]
+    pub fn among(&self, from: NodeId, to: NodeId) -> Vec<PathHops> {
+        self.by(from, to, || self.default_saps.clone())
+    }
+
+    fn by(
+        &self,
+        from: NodeId,
+        to: NodeId,
+        default_saps: impl FnOnce() -> Vec<NodeId>,
+    ) -> Vec<PathHops> {
         let Some(pair) = Pair::new(self.world, self.overlay, from, to) else { return Vec::new() };
         let Some((_, asked)) = self.asked(&pair) else {
-            let saps = saps_for(self.world, &self.default_saps, [from, to]);
-            return saps.into_iter().map(|sap| PathHops::Via(vec![sap])).collect();
+            return default_saps().into_iter().map(|sap| PathHops::Via(vec![sap])).collect();
         };
         let is_open = match &asked {
             PathHops::Direct => {

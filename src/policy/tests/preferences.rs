@@ -1,5 +1,6 @@
 //! Which SaP a pair goes over by default, and what is set for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::api::table::{OverlayTable, PathHops};
@@ -24,7 +25,10 @@ fn leg(world: &mut World, id: NodeId, sap: NodeId, micros: u32) {
 /// The SaPs for a pair, which are the same in both directions.
 fn order(world: &World, from: NodeId, to: NodeId) -> Vec<NodeId> {
     let saps = |from, to| -> Vec<NodeId> {
-        let ways = Paths::new(world, O, NOW).between(from, to);
+        let paths = Paths::new(world, O, NOW);
+        let ways = paths.between(from, to);
+        let hops = |ways: &[PathHops]| ways.iter().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(hops(&paths.among(from, to)), hops(&ways));
         ways.iter()
             .filter_map(|way| match way {
                 PathHops::Via(chain) => chain.first().copied(),
