@@ -55,7 +55,19 @@ fn asks(question: &str) -> bool {
 /// When systemd does not get it started.
 pub(super) fn start() -> Result<(), Problem> {
     systemctl(&["daemon-reload"])?;
-    systemctl(&["enable", "--now", "--quiet", UNIT])
+    systemctl(&["enable", "--now", UNIT]).map_err(|problem| match last_words() {
+        Some(words) => problem.why(words),
+        None => problem,
+    })
+}
+
+/// What the daemon said last before it gave up: an error, as programs of ours write it.
+fn last_words() -> Option<String> {
+    let journal =
+        run("journalctl", &["--unit", UNIT, "--lines=20", "--output=cat", "--no-pager"]).ok()?;
+    let from = journal.rfind("error: ")?;
+    let words = journal.get(from..)?.lines().take(3).map(str::trim).collect::<Vec<_>>();
+    Some(words.join("; "))
 }
 
 /// Stops it, and has no boot start it.
@@ -64,7 +76,7 @@ pub(super) fn start() -> Result<(), Problem> {
 ///
 /// When systemd does not get it stopped.
 pub(super) fn stop() -> Result<(), Problem> {
-    systemctl(&["disable", "--now", "--quiet", UNIT])
+    systemctl(&["disable", "--now", UNIT])
 }
 
 fn systemctl(words: &[&str]) -> Result<(), Problem> {

@@ -65,6 +65,7 @@ mod small_underlay;
 mod speed;
 mod spoof;
 mod support;
+mod systemd;
 mod takeover;
 mod traffic;
 mod trains;

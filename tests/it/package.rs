@@ -60,7 +60,7 @@ find . -type f
 const OF_OTHERS: &[&str] = &["./var/lib/dpkg/", "./var/cache/", "./var/log/", "./etc/"];
 
 /// Builds the package, quickly rather than small.
-fn build(out: &Path) -> Result<PathBuf> {
+pub(crate) fn build(out: &Path) -> Result<PathBuf> {
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/debian/build");
     let programs = binaries().ovd;
     let programs = programs.parent().context("programs are in a directory")?;

@@ -23,9 +23,9 @@ cat /etc/resolv.conf /etc/hosts /etc/nsswitch.conf
 cd /proc/sys/net && grep -r . ipv4/ip_forward ipv4/conf/*/rp_filter ipv6/conf/*/forwarding core/*mem_max";
 
 /// How soon packets pass after the command (issue: join to first policed ping).
-const ONLINE_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const ONLINE_WITHIN: Duration = Duration::from_secs(5);
 
-fn left(machine: &Machine) -> Result<String> {
+pub(crate) fn left(machine: &Machine) -> Result<String> {
     // A machine without some of the files is a machine, too.
     machine
         .run(&["sh", "-c", &format!("({LEFT}) 2> /dev/null | grep -v fe80:: || true")])?
@@ -33,10 +33,10 @@ fn left(machine: &Machine) -> Result<String> {
 }
 
 /// A machine with nothing on it but a token, whose labels a rule lets talk to `b`.
-fn fresh(rig: &Rig) -> Result<Machine> {
+pub(crate) fn fresh(rig: &Rig) -> Result<Machine> {
     let machine = rig.world.machine("a")?;
     rig.set_resolvers(&machine, "nameserver 10.99.0.1\n")?;
-    let token = rig.fleet.token(&["--overlay", LAB, "--label", "role=laptop"])?;
+    let token = rig.fleet.token(&["--overlay", LAB, "--name", "a", "--label", "role=laptop"])?;
     let place = machine.state_dir().join("token");
     std::fs::write(&place, token)?;
     std::fs::set_permissions(place, std::fs::Permissions::from_mode(0o600))?;
@@ -45,7 +45,7 @@ fn fresh(rig: &Rig) -> Result<Machine> {
 }
 
 /// Asks `b` until it answers; nothing else may be in the way.
-fn reach(rig: &Rig, machine: &Machine) -> Result<()> {
+pub(crate) fn reach(rig: &Rig, machine: &Machine) -> Result<()> {
     let (netkit, target) = (rig.netkit(), rig.at("b", 7)?.to_string());
     let ping = [netkit.as_str(), "udp-ping", &target, "1", "200"];
     poll(SOON, "an answer of b", || {
