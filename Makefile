@@ -116,12 +116,12 @@ setup:
 	command -v cc > /dev/null || missing="$$missing gcc libc6-dev"; \
 	$(install)
 
-# iperf3's package asks whether it should run as a service: no.
 setup-long:
 	@missing=; \
 	command -v iptables > /dev/null || missing="$$missing iptables"; \
 	$(install)
 
+# iperf3's package asks whether it should run as a service: no.
 setup-bench:
 	@missing=; \
 	command -v iperf3 > /dev/null || missing="$$missing iperf3"; \

@@ -361,6 +361,25 @@ impl NodeStatus {
 }
 
 #[cfg(test)]
+impl Denial {
+    /// One that a SaP gave three times.
+    pub(crate) fn of_tests() -> Self {
+        Self {
+            overlay: "lab".parse().unwrap(),
+            source: "10.70.0.1".parse().unwrap(),
+            destination: "10.70.0.2".parse().unwrap(),
+            peer: None,
+            service: "tcp/22".to_owned(),
+            reason: "no_rule".to_owned(),
+            by: RefusedBy::Sap,
+            count: 3,
+            first: Timestamp(900),
+            last: Timestamp(1000),
+        }
+    }
+}
+
+#[cfg(test)]
 impl GuardStatus {
     /// That of a guard in force, of which nothing has come yet.
     pub(crate) fn of_tests() -> Self {

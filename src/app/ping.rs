@@ -40,12 +40,12 @@ impl Pinger {
             let opened = TcpStream::connect_timeout(&SocketAddr::new(to, port), PACE);
             return Ok(reply(opened.map(|_| begun.elapsed()), begun));
         }
-        if self.echo.is_none() {
-            self.echo = Some(Echo::open(to).map_err(node::failed)?);
-        }
+        let echo = match &mut self.echo {
+            Some(echo) => echo,
+            none => none.insert(Echo::open(to).map_err(node::failed)?),
+        };
         let begun = Instant::now();
-        let answered = self.echo.as_mut().map(|echo| echo.ask(PACE));
-        Ok(answered.map_or(Reply::None, |answered| reply(answered, begun)))
+        Ok(reply(echo.ask(PACE), begun))
     }
 }
 

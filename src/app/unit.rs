@@ -17,6 +17,9 @@ const USER: &str = "ovd";
 /// Where it keeps its state.
 pub(super) const STATE: &str = "/var/lib/ovmesh/ovd";
 
+/// Where it has the token of its first start from.
+pub(super) const TOKEN: &str = "/etc/ovmesh/ovd.token";
+
 /// The unit as the package has it.
 const TEXT: &str = include_str!("../../config/systemd/ovd.service");
 
@@ -194,6 +197,9 @@ mod tests {
     #[test]
     fn the_unit_runs_the_program_that_wrote_it_and_is_else_that_of_the_package() {
         assert_eq!(TEXT.matches(PACKAGED).count(), 1);
+        for line in [format!("User={USER}"), format!("LoadCredential=token:{TOKEN}")] {
+            assert!(TEXT.lines().any(|there| there == line), "{line}");
+        }
         assert!(TEXT.contains(&format!("--state-dir {} ", STATE.replace("/var/lib", "%S"))));
 
         let text = text(Path::new("/usr/local/bin/ovd")).unwrap();

@@ -17,9 +17,6 @@ use crate::cli::output::Output;
 use crate::cli::{Outcome, node_status};
 use crate::types::{HumanDuration, NodeKind};
 
-/// Where the package's unit leaves the token of its first start.
-const TOKEN: &str = "/etc/ovmesh/ovd.token";
-
 /// How long packets may take to pass once the service runs.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -93,7 +90,7 @@ fn be_member(args: OvdRunArgs) -> Result<(), Problem> {
     }
     if token.is_none() {
         // It has waited for the service since somebody put it there.
-        if Path::new(TOKEN).exists() {
+        if Path::new(unit::TOKEN).exists() {
             return Ok(());
         }
         return Err(Problem::new(ProblemCode::NotFound, "this machine has not joined")

@@ -42,7 +42,6 @@ fn table(denials: &[Denial], now: Timestamp) -> Table {
         "LAST", "OVERLAY", "TO", "ADDRESS", "SERVICE", "TIMES", "BY", "REASON", "WHY",
     ]);
     for denial in denials {
-        let reason = DropReason::ALL.iter().find(|reason| reason.name() == denial.reason);
         table.row([
             relative(denial.last, now),
             denial.overlay.to_string(),
@@ -52,7 +51,7 @@ fn table(denials: &[Denial], now: Timestamp) -> Table {
             denial.count.to_string(),
             denial.by.name().to_owned(),
             denial.reason.clone(),
-            reason.map_or("", |reason| reason.explanation()).to_owned(),
+            DropReason::named(&denial.reason).map_or("", DropReason::explanation).to_owned(),
         ]);
     }
     table
@@ -61,22 +60,10 @@ fn table(denials: &[Denial], now: Timestamp) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::local::RefusedBy;
 
     #[test]
     fn a_line_says_what_was_wanted_and_why_not() {
-        let denial = Denial {
-            overlay: "lab".parse().unwrap(),
-            source: "10.70.0.1".parse().unwrap(),
-            destination: "10.70.0.2".parse().unwrap(),
-            peer: None,
-            service: "tcp/22".to_owned(),
-            reason: "no_rule".to_owned(),
-            by: RefusedBy::Sap,
-            count: 3,
-            first: Timestamp(900),
-            last: Timestamp(1000),
-        };
+        let denial = Denial::of_tests();
         assert_eq!(peer(&denial), "10.70.0.2");
         let named = Denial { peer: Some("db".parse().unwrap()), ..denial };
 

@@ -36,10 +36,7 @@ fn word(why: &LocalWhy) -> &'static str {
 }
 
 fn lines(why: &LocalWhy, now: Timestamp) -> Vec<String> {
-    let peer = match &why.peer {
-        Some(name) => format!("{name} ({})", why.address),
-        None => why.address.to_string(),
-    };
+    let peer = peer(why);
     let service = why.service.as_ref().map(|service| format!(" {service}")).unwrap_or_default();
     let mut lines = vec![format!(
         "{:<7}  {} → {peer}{service}   overlay {}, this machine's table of revision {}",
@@ -63,11 +60,24 @@ fn lines(why: &LocalWhy, now: Timestamp) -> Vec<String> {
         ));
     }
     if !why.passes {
-        let port = why.service.as_ref().map(|one| format!(" -p {one}")).unwrap_or_default();
-        let peer = why.peer.as_ref().map_or_else(|| why.address.to_string(), ToString::to_string);
-        lines.push(format!("the server knows more: ovctl why {} {peer}{port}", why.from));
+        lines.push(whom_to_ask(why));
     }
     lines
+}
+
+/// The other end, for people.
+pub(super) fn peer(why: &LocalWhy) -> String {
+    match &why.peer {
+        Some(name) => format!("{name} ({})", why.address),
+        None => why.address.to_string(),
+    }
+}
+
+/// The question that the server answers better.
+pub(super) fn whom_to_ask(why: &LocalWhy) -> String {
+    let port = why.service.as_ref().map(|one| format!(" -p {one}")).unwrap_or_default();
+    let peer = why.peer.as_ref().map_or_else(|| why.address.to_string(), ToString::to_string);
+    format!("the server knows more: ovctl why {} {peer}{port}", why.from)
 }
 
 #[cfg(test)]

@@ -265,8 +265,7 @@ fn packet_table(status: &NodeStatus) -> Table {
 fn drop_table(status: &NodeStatus) -> Table {
     let mut table = Table::new(&["DROPPED", "PACKETS", "WHY"]);
     for (name, count) in &status.drops {
-        let why = DropReason::ALL.iter().find(|reason| reason.name() == name);
-        let why = why.map_or("", |reason| reason.explanation());
+        let why = DropReason::named(name).map_or("", DropReason::explanation);
         table.row([name.clone(), count.to_string(), why.to_owned()]);
     }
     table

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Outcome;
 use super::args::{Format, PingArgs};
 use super::client::{Answer, Client};
+use super::local_why::{peer, whom_to_ask};
 use super::output::{Output, micros};
 use crate::api::local::{Denial, DenialList, LocalWhy};
 use crate::api::why::{StageName, StageState};
@@ -48,13 +49,12 @@ pub async fn run(
     let client = Client::to_daemon("ovd", args.socket.as_deref())?;
     let query = [("peer", args.peer.clone()), ("service", args.port.to_string())];
     let why: LocalWhy = client.read("/v1/why", &query).await.map(|answer| answer.value)?;
-    let peer = peer(&why);
     if let Some(stage) = why.stages.iter().find(|stage| stage.state == StageState::Denied) {
         return refuse(output, args, &why, &stage.text);
     }
     let is_table = output.format() == Format::Table;
     if is_table {
-        output.line(format!("{peer} {}, by {}", args.port, way(&why)));
+        output.line(format!("{} {}, by {}", peer(&why), args.port, way(&why)));
     }
     let begun = output.now();
     let mut tally = Tally::default();
@@ -82,11 +82,7 @@ pub async fn run(
         Format::Table => {
             output.line(summary(&tally));
             if tally.took.is_empty() {
-                output.note(format!(
-                    "the server knows more: ovctl why {} {}",
-                    why.from,
-                    end(args, &why)
-                ));
+                output.note(whom_to_ask(&why));
             }
         }
         Format::Json => output.json(&document(args, &why, &tally)),
@@ -123,11 +119,7 @@ fn refuse(
     match output.format() {
         Format::Table => {
             output.line(format!("{} {}: refused here: {text}", peer(why), args.port));
-            output.note(format!(
-                "the server knows more: ovctl why {} {}",
-                why.from,
-                end(args, why)
-            ));
+            output.note(whom_to_ask(why));
         }
         Format::Json => {
             let mut document = document(args, why, &Tally::default());
@@ -153,19 +145,6 @@ async fn denial(
     }))
 }
 
-fn peer(why: &LocalWhy) -> String {
-    match &why.peer {
-        Some(name) => format!("{name} ({})", why.address),
-        None => why.address.to_string(),
-    }
-}
-
-/// The peer and the service, as `ovctl why` takes them.
-fn end(args: &PingArgs, why: &LocalWhy) -> String {
-    let peer = why.peer.as_ref().map_or_else(|| why.address.to_string(), ToString::to_string);
-    format!("{peer} -p {}", args.port)
-}
-
 fn way(why: &LocalWhy) -> &str {
     let stage = why.stages.iter().find(|stage| stage.stage == StageName::Path);
     stage.map_or("an unknown way", |stage| stage.text.as_str())
@@ -176,7 +155,7 @@ fn line(at: u32, reply: &Reply, denied: Option<&Denial>) -> String {
         (Reply::Answer(took), _) => format!("  {at}  answered after {}", micros(in_micros(*took))),
         (Reply::None, _) => format!("  {at}  no answer"),
         (Reply::Refusal(..), Some(denied)) => {
-            let reason = DropReason::ALL.iter().find(|reason| reason.name() == denied.reason);
+            let reason = DropReason::named(&denied.reason);
             let reason = reason.map_or(denied.reason.as_str(), |reason| reason.explanation());
             format!("  {at}  refused by {}: {reason}", denied.by.name())
         }
@@ -232,7 +211,6 @@ fn document(args: &PingArgs, why: &LocalWhy, tally: &Tally) -> serde_json::Value
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::local::RefusedBy;
 
     #[test]
     fn only_what_answers_whoever_asks_can_be_asked() {
@@ -255,18 +233,7 @@ mod tests {
         assert_eq!(summary(&Tally { sent: 2, ..Tally::default() }), "2 sent, 0 answered");
         assert_eq!(word(&tally), "answers");
 
-        let denial = Denial {
-            overlay: "lab".parse().unwrap(),
-            source: "10.70.0.1".parse().unwrap(),
-            destination: "10.70.0.2".parse().unwrap(),
-            peer: None,
-            service: "icmp".to_owned(),
-            reason: "no_rule".to_owned(),
-            by: RefusedBy::Sap,
-            count: 1,
-            first: Timestamp(9),
-            last: Timestamp(9),
-        };
+        let denial = Denial::of_tests();
         let refusal = Reply::Refusal(millis(1), "No route to host".to_owned());
         assert_eq!(line(1, &refusal, Some(&denial)), "  1  refused by sap: no rule allows it");
         assert_eq!(line(2, &refusal, None), "  2  no answer: No route to host");

@@ -219,9 +219,7 @@ fn checked(
         _ => return None,
     };
     let reason = match (row.verdict, &row.reason) {
-        (FlowVerdict::Denied, Some(name)) => {
-            Some(DropReason::ALL.iter().find(|reason| reason.name() == name)?.name())
-        }
+        (FlowVerdict::Denied, Some(name)) => Some(DropReason::named(name)?.name()),
         (FlowVerdict::Denied, None) | (_, Some(_)) => return None,
         (_, None) => None,
     };

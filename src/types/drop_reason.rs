@@ -15,6 +15,12 @@ macro_rules! drop_reasons {
             /// Every reason, in order; `reason as usize` is its index here.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
+            /// The reason of this name; none where it is of another version.
+            #[must_use]
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.name() == name)
+            }
+
             /// The counter's name: lower case with `_`.
             #[must_use]
             pub fn name(self) -> &'static str {

@@ -3,6 +3,7 @@
 //!
 //! Its cgroups are below one that this test makes, so that a systemd that runs this machine is left alone.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::package::{build, is_root};
 use crate::support::{SOON, play};
-use crate::up::{ONLINE_WITHIN, fresh, left, reach};
+use crate::up::{ONLINE_WITHIN, expect_as_before, fresh, left, reach};
 use crate::world::{Machine, Output, Process, poll};
 
 /// Debian's place for it.
@@ -22,10 +23,8 @@ const BOOTED_WITHIN: Duration = Duration::from_secs(30);
 /// Makes a root and a cgroup of its own, and becomes the first process in them.
 const BOOT: &str = r#"
 set -e
-all=/sys/fs/cgroup/systemd
-[ -d $all ] || all=/sys/fs/cgroup
-mkdir "$all/$1"
-echo $$ > "$all/$1/cgroup.procs"
+mkdir "$1"
+echo $$ > "$1/cgroup.procs"
 exec unshare --cgroup --mount --propagation private --pid --uts --ipc --fork --kill-child sh -c '
   set -e
   dir=$(mktemp -d)
@@ -86,15 +85,14 @@ struct Booted {
 }
 
 impl Booted {
-    fn new(machine: &Machine) -> Result<Self> {
-        let world = machine.state_dir();
-        let mut world = world.components().rev().filter_map(|part| part.as_os_str().to_str());
-        let name = world.find(|part| part.starts_with("ovmesh-world")).context("no world")?;
-        let name = name.to_owned();
+    /// `name` is nobody else's at the moment.
+    fn new(machine: &Machine, name: &OsStr) -> Result<Self> {
         let roots = ["/sys/fs/cgroup/systemd", "/sys/fs/cgroup"].map(PathBuf::from);
         let root = roots.into_iter().find(|root| root.is_dir()).context("no cgroups")?;
-        let process = machine.spawn("systemd", &["sh", "-c", BOOT, "boot", &name])?;
-        let mut booted = Self { machine: machine.clone(), process, cgroup: root.join(name) };
+        let cgroup = root.join(name);
+        let boot = ["sh", "-c", BOOT, "boot", &cgroup.to_string_lossy()];
+        let process = machine.spawn("systemd", &boot)?;
+        let mut booted = Self { machine: machine.clone(), process, cgroup };
         poll(BOOTED_WITHIN, "systemd to be there", || {
             ensure!(booted.process.is_running(), "it ended: {}", booted.process.log_text());
             let state = booted.run(&["systemctl", "is-system-running"])?.stdout;
@@ -149,7 +147,8 @@ fn a_package_is_online_by_one_command_outlives_what_kills_it_and_goes_without_a_
         let share = machine.state_dir();
         let package = build(&share.join("package"))?;
         std::fs::rename(package, share.join("ovmesh.deb"))?;
-        let booted = Booted::new(&machine)?;
+        let world = rig.world.dir().file_name().context("a world has a directory")?;
+        let booted = Booted::new(&machine, world)?;
         let _echo = rig.udp_echo("b", 7)?;
         let before = left(&machine)?;
         booted.shell("dpkg -i /run/share/ovmesh.deb")?;
@@ -166,9 +165,14 @@ fn a_package_is_online_by_one_command_outlives_what_kills_it_and_goes_without_a_
         let pid = booted.show("MainPID")?;
         let shown = format!("tr '\\0' '\\n' < /proc/{pid}/cmdline; cat /proc/{pid}/environ");
         let token = std::fs::read_to_string(share.join("token"))?;
-        ensure!(!booted.shell(&shown)?.contains(token.trim()), "the token is shown");
-        let owner = booted.shell(&format!("stat -c %U /proc/{pid}/task; ps -o user= -p {pid}"))?;
-        ensure!(owner.contains("ovd"), "it runs as {owner}");
+        let shown = booted.shell(&shown)?;
+        ensure!(
+            shown.contains("/usr/bin/ovd\nrun\n") && shown.contains("NOTIFY_SOCKET"),
+            "{shown}"
+        );
+        ensure!(!shown.contains(token.trim()), "the token is shown");
+        let owner = booted.shell(&format!("ps -o user= -p {pid}"))?;
+        ensure!(owner.trim() == "ovd", "it runs as {owner}");
 
         // A restart loses nothing: systemd keeps what it hands over.
         let target = rig.at("b", 7)?.to_string();
@@ -207,16 +211,13 @@ fn a_package_is_online_by_one_command_outlives_what_kills_it_and_goes_without_a_
         drop(stream);
 
         booted.run(&["ovd", "down"])?.success("ovd down")?;
-        let after = left(&machine)?;
-        ensure!(after == before, "before:\n{before}\n--- after ovd down:\n{after}");
+        expect_as_before(&machine, &before, "ovd down")?;
         booted.shell("! systemctl is-active ovd && ! systemctl is-enabled ovd")?;
         booted.run(&["ovd", "up"])?.success("ovd up, after ovd down")?;
         reach(rig, &machine)?;
 
         // Removing takes it all away, the guard and routes too.
         booted.shell("dpkg -r ovmesh && [ ! -e /usr/bin/ovd ]")?;
-        let after = left(&machine)?;
-        ensure!(after == before, "before:\n{before}\n--- after dpkg -r:\n{after}");
-        Ok(())
+        expect_as_before(&machine, &before, "dpkg -r")
     });
 }

@@ -32,6 +32,13 @@ pub(crate) fn left(machine: &Machine) -> Result<String> {
         .success("what is left")
 }
 
+/// The machine is as it was `before`.
+pub(crate) fn expect_as_before(machine: &Machine, before: &str, what: &str) -> Result<()> {
+    let after = left(machine)?;
+    ensure!(after == before, "before:\n{before}\n--- after {what}:\n{after}");
+    Ok(())
+}
+
 /// A machine with nothing on it but a token, whose labels a rule lets talk to `b`.
 pub(crate) fn fresh(rig: &Rig) -> Result<Machine> {
     let machine = rig.world.machine("a")?;
@@ -77,8 +84,7 @@ fn without_systemd_it_is_online_within_five_seconds_and_down_leaves_the_machine_
         ensure!(process.log_text().contains("no systemd"), "{}", process.log_text());
         machine.run(&[ovd.as_str(), "down"])?.success("ovd down")?;
         ensure!(process.wait(SOON)? == 0, "it did not end well: {}", process.log_text());
-        let after = left(&machine)?;
-        ensure!(after == before, "before:\n{before}\n--- after ovd down:\n{after}");
+        expect_as_before(&machine, &before, "ovd down")?;
         Ok(())
     });
 }
@@ -108,7 +114,6 @@ exec "$@"
 const SYSTEMCTL: &str = r#"#!/bin/sh
 unit=/etc/systemd/system/ovd.service wanted=/etc/systemd/system/wanted pid=/var/lib/ovmesh/.pid
 is_running() { [ -e $pid ] && kill -0 "$(cat $pid)" 2> /dev/null; }
-echo "$*" >> /var/lib/ovmesh/.systemctl
 case "$1" in
   cat) exec cat $unit ;;
   daemon-reload) ;;
@@ -190,8 +195,7 @@ fn with_systemd_it_joins_installs_the_unit_and_is_online_when_it_returns() {
             expect_refusal(&laptop.run(words)?, code, says)?;
             ensure!(laptop.shell(nothing)?.trim() == "2", "{words:?} left something");
         }
-        let refused = left(&machine)?;
-        ensure!(refused == before, "before:\n{before}\n--- after refusals:\n{refused}");
+        expect_as_before(&machine, &before, "refusals")?;
 
         let begun = Instant::now();
         let up = laptop.run(&["ovd", "up", "--join", "@/var/lib/ovmesh/token"])?;
@@ -204,12 +208,14 @@ fn with_systemd_it_joins_installs_the_unit_and_is_online_when_it_returns() {
         ensure!(said.contains("online as a: 10.70."), "{said}");
 
         let owners = "stat -c '%U %a' /var/lib/ovmesh/ovd /var/lib/ovmesh/ovd/identity.json; \
-                      stat -c %U /proc/$(cat /var/lib/ovmesh/.pid)/task; \
-                      grep -c . /etc/systemd/system/wanted || true; \
-                      grep -rl \"$(cat /var/lib/ovmesh/token)\" /etc/systemd /etc/ovmesh || true; \
+                      grep -rl \"$(cat /var/lib/ovmesh/token)\" /etc/systemd /etc/ovmesh /var/lib/ovmesh/token || true; \
                       sed -n 's/^Uid:[^0-9]*//p' /proc/$(cat /var/lib/ovmesh/.pid)/status";
         let found = laptop.shell(owners)?;
         ensure!(found.starts_with("ovd 700\novd 600\n"), "{found}");
+        ensure!(
+            found.contains("/var/lib/ovmesh/token"),
+            "a token is not found where it is:\n{found}"
+        );
         ensure!(!found.contains("/etc/"), "the token stands in a file:\n{found}");
         let user = laptop.shell("id -u ovd")?;
         ensure!(found.lines().last().is_some_and(|ids| ids.starts_with(user.trim())), "{found}");
@@ -221,9 +227,9 @@ fn with_systemd_it_joins_installs_the_unit_and_is_online_when_it_returns() {
             again.success("ovd up, again")?;
         }
 
+        laptop.shell("systemctl is-enabled")?;
         laptop.run(&["ovd", "down"])?.success("ovd down")?;
-        let after = left(&machine)?;
-        ensure!(after == before, "before:\n{before}\n--- after ovd down:\n{after}");
+        expect_as_before(&machine, &before, "ovd down")?;
         laptop.shell("! systemctl is-enabled")?;
 
         laptop.run(&["ovd", "up"])?.success("ovd up, after ovd down")?;

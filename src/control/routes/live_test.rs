@@ -168,8 +168,7 @@ fn happened(world: &World, (flow, outcome): &(Flow, Outcome)) -> String {
     match outcome {
         Outcome::Delivered => format!("{what} reached {}", name_of(world, flow.to)),
         Outcome::Refused(by, reason) => {
-            let known = DropReason::ALL.iter().find(|known| known.name() == reason);
-            let why = known.map_or("", |known| known.explanation());
+            let why = DropReason::named(reason).map_or("", DropReason::explanation);
             format!("{} refused {what}: {reason} ({why})", name_of(world, *by))
         }
         Outcome::Lost(None) => format!("{what} was not seen anywhere"),

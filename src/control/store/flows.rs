@@ -215,10 +215,7 @@ pub(crate) async fn read(
                 port: u16::try_from(port).ok(),
                 rule: u32::try_from(rule).ok().map(RuleId),
                 verdict: FlowVerdict::named(&verdict).ok_or_else(|| corrupt("flow record"))?,
-                reason: DropReason::ALL
-                    .iter()
-                    .map(|known| known.name())
-                    .find(|known| *known == reason),
+                reason: DropReason::named(&reason).map(DropReason::name),
             };
             let number = |value: i64| u64::try_from(value).unwrap_or(0);
             let sums = Sums {
