@@ -445,7 +445,8 @@ impl Inner {
 
     fn signal(&self, signal: &str, pid_file: &Path) -> Result<()> {
         let mut command = self.enter();
-        command.args(["sh", "-c", "kill -s \"$0\" \"$(cat \"$1\")\"", signal]).arg(pid_file);
+        let script = "for n in $(seq 40); do [ -s \"$1\" ] && break; sleep 0.1; done; kill -s $0 $(cat \"$1\")";
+        command.args(["sh", "-c", script, signal]).arg(pid_file);
         self.finish(command, COMMAND_TIMEOUT)?.success(&format!("kill -s {signal}")).map(drop)
     }
 
@@ -509,11 +510,8 @@ fn show_logs(dir: &Path) {
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<_> = text.lines().collect();
             let from = lines.len().saturating_sub(25);
-            eprintln!(
-                "--- {}\n{}",
-                log.path().display(),
-                lines.get(from..).unwrap_or(&[]).join("\n")
-            );
+            let end = lines.get(from..).unwrap_or(&[]).join("\n");
+            eprintln!("--- {}\n{end}", log.path().display());
         }
     }
 }

@@ -47,7 +47,7 @@ fn answer(mut stream: TcpStream, name: &str) -> Result<()> {
 /// Sends `count` requests one after the other; prints how many were answered with 200, each time in
 /// microseconds from connect to the last byte, the last body, and the last error.
 pub(crate) fn get(address: SocketAddr, count: u32, timeout: Duration) -> Result<()> {
-    let (mut micros, mut body, mut error) = (Vec::new(), None, None);
+    let (mut micros, mut failed_micros, mut body, mut error) = (Vec::new(), Vec::new(), None, None);
     for _ in 0..count {
         let started = Instant::now();
         match request(address, timeout) {
@@ -55,11 +55,15 @@ pub(crate) fn get(address: SocketAddr, count: u32, timeout: Duration) -> Result<
                 micros.push(u64::try_from(started.elapsed().as_micros())?);
                 body = Some(text);
             }
-            Err(failure) => error = Some(format!("{failure:#}")),
+            Err(failure) => {
+                failed_micros.push(u64::try_from(started.elapsed().as_micros())?);
+                error = Some(format!("{failure:#}"));
+            }
         }
     }
     report::print(&json!({
         "sent": count, "ok": micros.len(), "micros": micros, "body": body, "error": error,
+        "failedMicros": failed_micros,
     }));
     Ok(())
 }

@@ -14,31 +14,33 @@ use crate::report::{self, File};
 const EVERYTHING: i32 = (libc::ETH_P_ALL as u16).to_be() as i32;
 
 /// Counts packets for `address` on every device until killed:
-/// `{"received": 3, "byTosTtl": {"b9/63": 3}}`, both as the packet has them, the TOS hexadecimal.
-pub(crate) fn count(address: IpAddr, file: &str) -> Result<()> {
+/// `{"received": 3, "byTosTtl": {"b9/63": 3}, "marks": 1}`, both as the packet has them, the TOS
+/// hexadecimal. A packet for `mark` that was counted shows that everything before it was.
+pub(crate) fn count(address: IpAddr, file: &str, mark: Option<IpAddr>) -> Result<()> {
     // Cooked: from the IP header on, whatever the device.
     let mut socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(EVERYTHING)))
         .context("cannot open a packet socket (run as root or grant CAP_NET_RAW)")?;
     socket.set_read_timeout(Some(File::INTERVAL))?;
-    let (mut file, mut received) = (File::new(file), 0_u64);
+    let (mut file, mut received, mut marks) = (File::new(file), 0_u64, 0_u64);
     let mut by_tos_ttl = BTreeMap::<String, u64>::new();
     let mut buffer = vec![0; 65_536];
-    file.write(&json!({ "received": 0, "byTosTtl": {} }))?;
+    file.write(&json!({ "received": 0, "byTosTtl": {}, "marks": 0 }))?;
     report::ready();
     loop {
         match socket.read(&mut buffer) {
             Ok(length) => {
-                if let Some((to, tos, ttl)) = read(&buffer[..length])
-                    && to == address
-                {
-                    received += 1;
-                    *by_tos_ttl.entry(format!("{tos:02x}/{ttl}")).or_default() += 1;
+                if let Some((to, tos, ttl)) = read(&buffer[..length]) {
+                    marks += u64::from(Some(to) == mark);
+                    if to == address {
+                        received += 1;
+                        *by_tos_ttl.entry(format!("{tos:02x}/{ttl}")).or_default() += 1;
+                    }
                 }
             }
             Err(error) if report::is_timeout(&error) => {}
             Err(error) => return Err(error.into()),
         }
-        file.update(|| json!({ "received": received, "byTosTtl": by_tos_ttl }))?;
+        file.update(|| json!({ "received": received, "byTosTtl": by_tos_ttl, "marks": marks }))?;
     }
 }
 

@@ -76,7 +76,8 @@ usage: netkit COMMAND ...
   gue-train SRC_ADDR:PORT DST_ADDR:PORT @HEXFILE
                                          datagrams, one a line, as trains; an empty line ends one
   ip-send HEX|@HEXFILE COUNT             whole IP packets, one a line, with their own headers
-  ip-count ADDR FILE                     counts IP packets for ADDR, on every device, by TOS and TTL
+  ip-count ADDR FILE [MARK]              counts IP packets for ADDR, on every device, by TOS and TTL,
+                                         and apart from them those for MARK
   refuse udp-segment|udp-gro|tun-offload:BITS,... PROGRAM...
                                          runs it as on a kernel that does not know these
   supervise keeping|forgetting PROGRAM...
@@ -161,7 +162,7 @@ fn run(arguments: &[String]) -> Result<()> {
         ),
         "gue-train" => gue_train::send(rest.parse(0)?, rest.parse(1)?, rest.text(2)?),
         "ip-send" => ip_send::send(rest.text(0)?, rest.parse(1)?),
-        "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?),
+        "ip-count" => ip_count::count(rest.parse(0)?, rest.text(1)?, rest.optional(2)?),
         "refuse" => refuse::run(rest.text(0)?, rest.0.get(1..).unwrap_or(&[])),
         "supervise" => supervise::run(rest.text(0)?, rest.0.get(1..).unwrap_or(&[])),
         "relay" => relay::run(

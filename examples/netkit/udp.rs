@@ -1,6 +1,6 @@
 //! UDP: sinks that count, a sender at a pace, an echo server and its client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -119,46 +119,71 @@ pub(crate) fn answer(socket: &UdpSocket) -> ! {
     }
 }
 
-/// Sends numbered datagrams and waits for the echo of each.
+/// How long [`ping`] waits in the end for echoes that were held up, where others came.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Sends numbered datagrams and waits for the echo of each. One that comes after the patience for it is
+/// received, too.
 pub(crate) fn ping(target: SocketAddr, count: u32, timeout: Duration) -> Result<()> {
     let socket = bind(any_for(target))?;
     socket.connect(target).with_context(|| format!("no route to {target}"))?;
-    let (mut received, mut micros, mut error) = (0_u32, Vec::new(), None);
+    let (mut waiting, mut micros, mut error) = (BTreeSet::new(), Vec::new(), None);
     for number in 0..count {
         let started = Instant::now();
-        match exchange(&socket, number, timeout) {
-            Ok(true) => {
-                received += 1;
-                micros.push(u64::try_from(started.elapsed().as_micros())?);
-            }
-            Ok(false) => {}
+        waiting.insert(number);
+        match exchange(&socket, number, &mut waiting, timeout) {
+            Ok(()) if waiting.contains(&number) => {}
+            Ok(()) => micros.push(u64::try_from(started.elapsed().as_micros())?),
             Err(failure) => error = Some(failure.to_string()),
         }
     }
+    if waiting.len() < usize::try_from(count)? {
+        let _ = collect(&socket, &mut waiting, BTreeSet::is_empty, LATE);
+    }
+    let received = usize::try_from(count)? - waiting.len();
     report::print(
         &json!({ "sent": count, "received": received, "micros": micros, "error": error }),
     );
     Ok(())
 }
 
-/// Whether the echo of `number` came in time; echoes of earlier ones are passed over.
-fn exchange(socket: &UdpSocket, number: u32, timeout: Duration) -> std::io::Result<bool> {
-    let deadline = Instant::now() + timeout;
+/// Sends `number` and waits for its echo.
+fn exchange(
+    socket: &UdpSocket,
+    number: u32,
+    waiting: &mut BTreeSet<u32>,
+    timeout: Duration,
+) -> std::io::Result<()> {
     socket.send(&number.to_be_bytes())?;
+    collect(socket, waiting, |waiting| !waiting.contains(&number), timeout)
+}
+
+/// Takes echoes out of `waiting` until `is_over`, or the time is.
+fn collect(
+    socket: &UdpSocket,
+    waiting: &mut BTreeSet<u32>,
+    is_over: impl Fn(&BTreeSet<u32>) -> bool,
+    timeout: Duration,
+) -> std::io::Result<()> {
+    let deadline = Instant::now() + timeout;
     let mut buffer = [0; 64];
-    loop {
+    while !is_over(waiting) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(false);
+            break;
         }
         socket.set_read_timeout(Some(left))?;
         match socket.recv(&mut buffer) {
-            Ok(4) if buffer[..4] == number.to_be_bytes() => return Ok(true),
+            Ok(4) => drop(
+                waiting
+                    .remove(&u32::from_be_bytes(buffer.first_chunk().copied().unwrap_or_default())),
+            ),
             Ok(_) => {}
-            Err(error) if report::is_timeout(&error) => return Ok(false),
+            Err(error) if report::is_timeout(&error) => break,
             Err(error) => return Err(error),
         }
     }
+    Ok(())
 }
 
 /// Any port of this host that reaches `target`.

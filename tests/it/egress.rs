@@ -151,7 +151,7 @@ fn the_way_to_the_server_stays_open_whatever_happens() {
         street.rig.reconnected()?;
 
         policy(street.rig, "revoke", &["b", "10.99.0.0/24"])?;
-        policy(street.rig, "allow", &["b", "10.99.0.0/24", "--port", "tcp/80", "--expires", "3s"])?;
+        policy(street.rig, "allow", &["b", "10.99.0.0/24", "--port", "tcp/80", "--expires", "6s"])?;
         let allowed = [format!("tcp/80@{}", street.x.ip4)];
         expect_reached(&street, &world, &allowed)?;
         // The node ends the rule by itself.

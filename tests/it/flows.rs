@@ -87,10 +87,12 @@ fn why_says_what_was_dropped_and_the_command_it_prints_allows_the_flow() {
         rig.fleet.ovctl_ok(&words)?;
         rig.settle()?;
 
-        let why = rig.fleet.ovctl_json(&question)?;
-        ensure!(why["allowed"] == true, "{why:#}");
-        let stages = why["stages"].as_array().context("stages")?;
-        ensure!(stages.iter().all(|stage| stage["state"] == "ok"), "{why:#}");
+        poll(REPORTED, "all stages to be well", || {
+            let why = rig.fleet.ovctl_json(&question)?;
+            ensure!(why["allowed"] == true, "{why:#}");
+            let stages = why["stages"].as_array().context("stages")?;
+            Ok(stages.iter().all(|stage| stage["state"] == "ok").then_some(()))
+        })?;
         ensure!(rig.udp_ping("a", "b", 7, 3)? == 3, "what `why` allows passes");
         Ok(())
     });

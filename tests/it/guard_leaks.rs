@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::fleet::Kind;
-use crate::support::{Counter, LAB, Rig, SOON, play};
+use crate::support::{LAB, Rig, SOON, play};
 use crate::world::{Machine, poll};
 
 /// How many datagrams are sent in each state.
@@ -21,21 +21,15 @@ struct Trap<'a> {
 impl Trap<'_> {
     /// Sends to `a`'s overlay address; returns how many of the datagrams `x` saw.
     fn leaked(&self) -> Result<u64> {
-        let seen = self.counter(&self.a_address)?;
+        let own = self.x.ip4.to_string();
+        let seen = self.rig.counter_on(&self.x, "ip-count", &[&self.a_address], &[&own])?;
         self.send()?;
-        // A packet of its own shows that everything before it was counted.
-        let own = self.counter(&self.x.ip4.to_string())?;
-        let marker = format!("{}:9", self.x.ip4);
+        let marker = format!("{own}:9");
         let netkit = self.rig.netkit();
         let words = [netkit.as_str(), "udp-send", "0.0.0.0:0", &marker, "1", "0", "8"];
         self.b.run(&words)?.success("send a marker")?;
-        poll(SOON, "the marker", || Ok((own.received()? > 0).then_some(())))?;
+        poll(SOON, "the marker", || Ok((seen.number("marks")? > 0).then_some(())))?;
         seen.received()
-    }
-
-    /// Counts what comes to `x` for an address.
-    fn counter(&self, address: &str) -> Result<Counter> {
-        self.rig.counter_on(&self.x, "ip-count", &[address], &[])
     }
 
     fn send(&self) -> Result<()> {

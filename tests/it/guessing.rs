@@ -16,18 +16,18 @@ const RATE: u64 = 10_000;
 
 #[test]
 fn who_guesses_gets_nothing_through_and_good_traffic_goes_on() {
-    guess(RATE, 4 * RATE);
+    guess(RATE, 4 * RATE, SOON);
 }
 
 /// As fast as the machine sends: mostly that receive buffers overflow, which good packets share.
 #[test]
 #[ignore = "long"]
 fn who_guesses_at_full_rate_gets_nothing_through() {
-    guess(0, 5_000_000);
+    guess(0, 5_000_000, Duration::from_secs(3));
 }
 
 #[expect(clippy::print_stderr, reason = "a figure to be read")]
-fn guess(rate: u64, count: u64) {
+fn guess(rate: u64, count: u64, alarm_within: Duration) {
     play(&["s1"], &["a", "b"], |rig| {
         short_grace(rig)?;
         rig.allow(&["a", "b"])?;
@@ -78,7 +78,7 @@ fn guess(rate: u64, count: u64) {
         ensure!(guessed.received()? == 1, "a guess got through");
         ensure!(drops["key"].as_u64() > Some(0), "no guess was judged: {drops}");
         ensure!(received >= enough, "{received} of {sent} good packets arrived");
-        ensure!(alarm < Duration::from_secs(3), "the alarm took {alarm:?}");
+        ensure!(alarm <= alarm_within, "the alarm took {alarm:?}");
         audited_once(rig)
     });
 }

@@ -92,7 +92,7 @@ fn dropped_for(
     rig.inject(from, to, packets, COPIES)?;
     let wanted = [(reason.to_owned(), u64::try_from(packets.len())? * u64::from(COPIES))].into();
     let mut seen = BTreeMap::new();
-    let arrived = poll(SOON / 4, reason, || {
+    let arrived = poll(SOON, reason, || {
         seen = grown(&before, &drops(rig, to)?);
         Ok((seen == wanted).then_some(()))
     });

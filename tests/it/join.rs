@@ -32,8 +32,8 @@ fn tokens_that_do_not_admit_are_refused_and_leave_nothing() {
         let text = revoked["result"]["text"].as_str().context("a token has a text")?;
         joiner.refused(text, 7, &["revoked"])?;
 
-        let made = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         let expired = rig.fleet.token(&["--overlay", "lab", "--expires", "1s"])?;
+        let made = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         poll(SOON, "the token to expire", || {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
             Ok((now >= made + Duration::from_secs(3)).then_some(()))

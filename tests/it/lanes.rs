@@ -62,11 +62,9 @@ fn lanes_and_their_devices_come_and_go_without_a_rest() {
             for name in ["a", "b"] {
                 let machine = rig.fleet.machine(name)?;
                 ensure!(queues(machine)? == lanes, "ov0 of {name} has {} queues", queues(machine)?);
-                let threads = threads(rig, name)?;
-                ensure!(threads == [lanes, lanes, 0], "{name} has threads {threads:?}");
+                expect_threads(rig, name, [lanes, lanes, 0])?;
             }
-            let threads = threads(rig, "s1")?;
-            ensure!(threads == [0, 0, lanes], "s1 has threads {threads:?}");
+            expect_threads(rig, "s1", [0, 0, lanes])?;
             ensure!(rig.udp_ping("a", "b", 9, 5)? == 5, "nothing passes on {lanes} lanes");
         }
 
@@ -75,9 +73,10 @@ fn lanes_and_their_devices_come_and_go_without_a_rest() {
         machine.run(&["ip", "link", "delete", "ov0"])?.success("delete ov0")?;
         poll(SOON, "a to make ov0 again", || {
             let is_back = queues(machine).is_ok_and(|queues| queues == LANES);
-            Ok((is_back && rig.udp_ping("a", "b", 9, 1)? == 1).then_some(()))
+            let passes = || rig.udp_ping("a", "b", 9, 1).is_ok_and(|received| received == 1);
+            Ok((is_back && passes()).then_some(()))
         })?;
-        ensure!(threads(rig, "a")? == [LANES, LANES, 0], "threads were left");
+        expect_threads(rig, "a", [LANES, LANES, 0])?;
 
         // Gone with its program, and so are the sockets: the next start has the port.
         let node = rig.fleet.node_mut("a")?;
@@ -119,6 +118,16 @@ fn queues(machine: &Machine) -> Result<usize> {
     let data = &shown[0]["linkinfo"]["info_data"];
     let queues = data["numqueues"].as_u64().unwrap_or(1);
     Ok(usize::try_from(queues)?)
+}
+
+/// A thread has its name when it runs for the first time.
+fn expect_threads(rig: &mut Rig, name: &str, expected: [usize; 3]) -> Result<()> {
+    let mut seen = [0; 3];
+    poll(SOON, &format!("threads of {name}"), || {
+        seen = threads(rig, name)?;
+        Ok((seen == expected).then_some(()))
+    })
+    .with_context(|| format!("{seen:?}, not {expected:?}"))
 }
 
 /// How many egress, ingress and transit threads a node has.

@@ -123,10 +123,14 @@ fn who_claims_anothers_endpoint_gets_nothing_and_diverts_nothing() {
 
         // In the name of c, as c could, from the endpoint of b: b gets the challenges, c learns nothing.
         let forged = rig.file("echoes");
-        fs::write(&forged, echoes(rig, "c", bs, rig.underlay("s1")?)?.join("\n"))?;
         let send = [rig.netkit(), "ip-send".into(), format!("@{}", forged.display()), "1".into()];
-        rig.drops_move("b", "control_mac", FORGED, || {
-            rig.fleet.machine("c")?.run(&send)?.success("ip-send").map(drop)
+        // An echo of c's own in between makes those of the file old.
+        poll(READY, "the challenges to be dropped by b", || {
+            fs::write(&forged, echoes(rig, "c", bs, rig.underlay("s1")?)?.join("\n"))?;
+            let dropped = rig.drops_move("b", "control_mac", FORGED, || {
+                rig.fleet.machine("c")?.run(&send)?.success("ip-send").map(drop)
+            });
+            Ok(dropped.ok())
         })?;
         ensure!((place(rig, "c")?, place(rig, "b")?) == (own, bs), "something moved");
         rig.udp_send("a", "c", 9, 10)?;

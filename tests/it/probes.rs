@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::support::{Rig, Running, SOON};
+use crate::support::{READY, Rig, Running};
 
 /// How long an answer may take. What comes later was held up: it is asked for again.
 const ANSWER_MILLIS: &str = "250";
@@ -45,12 +45,14 @@ pub(crate) fn serve(rig: &Rig, flows: &[Flow]) -> Result<Vec<Running>> {
     })
 }
 
-/// Tries all flows until those that pass have passed, all in one go, and the others have not. One that
-/// must not pass and does fails at once.
+/// Tries all flows until each that must pass has passed. One that must not pass and does fails at once.
 pub(crate) fn expect(rig: &Rig, addresses: &Addresses, flows: &[Flow]) -> Result<()> {
     let started = Instant::now();
+    let mut passed = vec![false; flows.len()];
     loop {
-        let passed = ask(rig, addresses, flows)?;
+        for (passed, now) in passed.iter_mut().zip(ask(rig, addresses, flows)?) {
+            *passed |= now;
+        }
         let told = |passes: bool| {
             let wrong = flows.iter().zip(&passed).filter(move |(flow, _)| flow.passes == passes);
             let wrong = wrong.filter(|(flow, passed)| flow.passes != **passed);
@@ -62,7 +64,7 @@ pub(crate) fn expect(rig: &Rig, addresses: &Addresses, flows: &[Flow]) -> Result
         if missing.is_empty() {
             return Ok(());
         }
-        let is_late = started.elapsed() > SOON;
+        let is_late = started.elapsed() > READY;
         ensure!(!is_late, "these must pass, and do not: {}", missing.join(", "));
     }
 }

@@ -347,7 +347,7 @@ impl Rig {
     pub(crate) fn http_get(&self, from: &str, to: &str, port: u16, count: u32) -> Result<u64> {
         let target = self.at(to, port)?.to_string();
         let report =
-            self.fleet.netkit_json(from, &["http-get", &target, &count.to_string(), "700"])?;
+            self.fleet.netkit_json(from, &["http-get", &target, &count.to_string(), "3000"])?;
         number(&report, "ok")
     }
 
@@ -355,7 +355,7 @@ impl Rig {
     pub(crate) fn icmp_ping(&self, from: &str, to: &str, count: u32) -> Result<u64> {
         let target = self.at(to, 0)?.ip().to_string();
         let report =
-            self.fleet.netkit_json(from, &["icmp-ping", &target, &count.to_string(), "400"])?;
+            self.fleet.netkit_json(from, &["icmp-ping", &target, &count.to_string(), "3000"])?;
         number(&report, "received")
     }
 
