@@ -120,7 +120,7 @@ pub(crate) fn answer(socket: &UdpSocket) -> ! {
 }
 
 /// How long [`ping`] waits in the end for echoes that were held up, where others came.
-const LATE: Duration = Duration::from_secs(3);
+const LATE: Duration = Duration::from_secs(2);
 
 /// Sends numbered datagrams and waits for the echo of each. One that comes after the patience for it is
 /// received, too.

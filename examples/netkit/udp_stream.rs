@@ -17,17 +17,18 @@ pub(crate) fn run(target: SocketAddr, file: &str, interval_us: u64, seconds: u64
     socket.connect(target).with_context(|| format!("no route to {target}"))?;
     let mut file = File::new(file);
     let started = Instant::now();
+    let mut pace = Pace::new(started, interval_us);
     let mut progress = Progress::new(started);
     file.write(&progress.json())?;
     report::ready();
     let mut buffer = [0; 64];
     while started.elapsed() < Duration::from_secs(seconds) {
-        let due = Duration::from_micros(interval_us) * u32::try_from(progress.sent)?;
-        let wait = due.saturating_sub(started.elapsed());
+        let wait = pace.wait();
         if wait.is_zero() {
             // What the kernel refuses is lost, like what nobody echoes.
             let _ = socket.send(&progress.sent.to_be_bytes());
             progress.sent += 1;
+            pace.sent();
             continue;
         }
         socket.set_read_timeout(Some(wait.min(File::INTERVAL)))?;
@@ -52,16 +53,41 @@ pub(crate) fn pour(address: SocketAddr, interval_us: u64) -> Result<()> {
     let mut buffer = [0; 64];
     let (_, mut to) = socket.recv_from(&mut buffer)?;
     socket.set_nonblocking(true)?;
-    let started = Instant::now();
+    let mut pace = Pace::new(Instant::now(), interval_us);
     for number in 0_u64.. {
         if let Ok((_, next)) = socket.recv_from(&mut buffer) {
             to = next;
         }
         let _ = socket.send_to(&number.to_be_bytes(), to);
-        let due = Duration::from_micros(interval_us.saturating_mul(number));
-        report::pause(due.saturating_sub(started.elapsed()));
+        pace.sent();
+        report::pause(pace.wait());
     }
     Ok(())
+}
+
+/// When the next datagram is due. Of a time in which this program stood still no more is made up for than
+/// sockets can hold.
+struct Pace {
+    due: Instant,
+    interval: Duration,
+}
+
+impl Pace {
+    /// What is made up for.
+    const BEHIND: Duration = Duration::from_millis(50);
+
+    fn new(start: Instant, interval_us: u64) -> Self {
+        Self { due: start, interval: Duration::from_micros(interval_us) }
+    }
+
+    fn wait(&self) -> Duration {
+        self.due.saturating_duration_since(Instant::now())
+    }
+
+    fn sent(&mut self) {
+        let earliest = Instant::now().checked_sub(Self::BEHIND).unwrap_or(self.due);
+        self.due = self.due.max(earliest) + self.interval;
+    }
 }
 
 struct Progress {

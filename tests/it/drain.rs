@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 
+use crate::settled::settled;
 use crate::support::{SOON, expect_refusal, play};
 use crate::world::poll;
 
@@ -49,11 +50,7 @@ fn drains(times: u32, pace_micros: &str) {
             ensure!(change["result"]["drain"] == "drained", "{change:#}");
             let transit = || rig.fleet.node("s1")?.packets("transit");
             // What waited in its socket when the last entity had acknowledged.
-            let mut emptied = transit()?;
-            poll(SOON, "s1 to be empty", || {
-                let before = std::mem::replace(&mut emptied, transit()?);
-                Ok((before == emptied).then_some(()))
-            })?;
+            let emptied = settled("what s1 had left", transit)?;
             for stream in [&udp, &tcp, &poured] {
                 stream.expect_growth("received", 20)?;
             }

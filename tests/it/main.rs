@@ -60,6 +60,7 @@ mod restart;
 mod revoke;
 mod rotations;
 mod secrets;
+mod settled;
 mod sidecar;
 mod small_underlay;
 mod speed;

@@ -51,5 +51,5 @@ fn rule(rig: &Rig, words: &[&str]) -> Result<Value> {
 /// How many of one requests to the other's port 80 are answered.
 fn http(rig: &Rig, from: &str, to: &str) -> Result<u64> {
     let target = format!("{}:80", rig.fleet.address(to, KUBE)?);
-    number(&rig.fleet.netkit_json(from, &["http-get", &target, "1", "700"])?, "ok")
+    number(&rig.fleet.netkit_json(from, &["http-get", &target, "1", "3000"])?, "ok")
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use crate::bad_input::token_file;
 use crate::binaries;
 use crate::fleet::Kind;
-use crate::support::{LAB, Rig, SOON, expect_refusal, play};
+use crate::support::{LAB, READY, Rig, SOON, expect_refusal, play};
 use crate::world::{Output, Process, poll};
 
 /// An `ovctl` command for the machine of `a`, which reaches the server over the overlay.
@@ -94,21 +94,22 @@ fn a_confirmed_change_stays_and_a_deadline_outlives_the_server() {
         let apply = |limit| ["policy", "apply", "-f", &path, "--confirm-within", limit].to_vec();
 
         rig.fleet.ovctl_ok(&apply("60s"))?;
+        rig.settle()?;
         ensure!(rig.udp_ping("a", "b", 7, 3)? == 3, "live before it is confirmed");
         rig.fleet.ovctl_ok(&["policy", "confirm"])?;
         expect_refusal(&rig.fleet.ovctl(&["policy", "confirm"])?, 3, &["no change waits"])?;
 
         fs::write(&file, "overlay: lab\nrules: []\n")?;
-        rig.fleet.ovctl_ok(&apply("3s"))?;
+        rig.fleet.ovctl_ok(&apply("8s"))?;
         rig.fleet.stop_server()?;
         // Nobody is there who could undo it.
         ensure!(rig.udp_ping("a", "b", 7, 3)? == 0, "the rule is gone");
         rig.fleet.start_server()?;
-        poll(SOON, "the change to undo itself", || {
+        poll(READY, "the change to undo itself", || {
             Ok((export(rig)?.contains("udp/7")).then_some(()))
         })?;
         poll(SOON, "traffic to pass again", || {
-            Ok((rig.udp_ping("a", "b", 7, 3)? == 3).then_some(()))
+            Ok((rig.udp_ping("a", "b", 7, 1)? == 1).then_some(()))
         })
     });
 }

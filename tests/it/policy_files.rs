@@ -26,6 +26,7 @@ fn a_file_is_the_policy_until_it_is_rolled_back() {
 
         ensure!(rig.fleet.ovctl(&["policy", "diff", "-f", path])?.code == 8);
         rig.fleet.ovctl_ok(&["policy", "apply", "-f", path])?;
+        rig.settle()?;
         ensure!(rig.udp_ping("a", "b", 7, 3)? == 3);
         ensure!(rig.fleet.ovctl(&["policy", "diff", "-f", path])?.code == 0);
         let again = rig.fleet.ovctl_ok(&["policy", "apply", "-f", path])?;

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::keys::{short_grace, start_with_grace};
 use crate::packet::{gue, udp};
+use crate::settled::settled;
 use crate::support::{Counter, READY, Rig, SOON, number, play};
 use crate::world::{Process, poll};
 
@@ -200,7 +201,7 @@ fn who_is_killed_at_any_step_of_a_rotation_costs_others_nothing_and_no_old_key_l
 #[test]
 fn an_old_key_ends_in_time_at_a_node_that_lost_the_server() {
     play(&["s1"], &["a", "b"], |rig| {
-        let grace = 4;
+        let grace = 8;
         crate::keys::grace(rig, grace)?;
         rig.allow(&["a", "b"])?;
         let sink = rig.udp_sink("b", 9)?;
@@ -228,6 +229,7 @@ fn an_old_key_ends_in_time_at_a_node_that_lost_the_server() {
                 rig.inject(from, node, std::slice::from_ref(&old_packet), 1)?;
                 Ok((rig.fleet.node(node)?.drops("key")? > before).then_some(()))
             })?;
+            settled("what is counted late", || rig.fleet.node(node)?.drops("key"))?;
             rig.drops_move(node, "key", 20, || {
                 rig.inject(from, node, std::slice::from_ref(&old_packet), 20)
             })?;

@@ -5,6 +5,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::guard::{Street, shell};
+use crate::settled::settled;
 use crate::support::{Counter, SOON, number, play};
 use crate::world::poll;
 
@@ -59,7 +60,7 @@ fn what_a_mesh_redirects_has_passed_the_overlay_first() {
         expect_taken(&inbound, "8080", 0)?;
 
         // Others are refused before the proxy: another member, another port, the proxy's own port, the LAN.
-        let before = number(&inbound.read()?, "connections")?;
+        let before = settled("the proxy", || number(&inbound.read()?, "connections"))?;
         for (from, ways) in [
             (&c, &["tcp/8080@OVERLAY"][..]),
             (&a, &["tcp/9999@OVERLAY", "tcp/15006@OVERLAY"]),

@@ -94,9 +94,10 @@ async fn a_packed_answer_is_read_and_one_that_is_too_long_unpacked_is_not() {
 
 #[tokio::test]
 async fn addresses_are_tried_in_order_and_silent_ones_are_named() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // It has a port, and nobody listens.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let dead = format!("https://{}", closed.local_addr().unwrap());
-    drop(closed);
     let (address, pin) = server(answer("200 OK", PREVIEW)).await;
     let url = format!("https://{address}");
 

@@ -200,7 +200,9 @@ async fn the_oldest_stranger_of_an_address_is_closed_when_a_newcomer_needs_its_p
 /// 200 connections that do nothing, or a byte now and then, from four addresses.
 async fn half_open(place: &Place) -> Vec<Box<dyn Stream>> {
     let mut held: Vec<Box<dyn Stream>> = Vec::new();
-    for number in 0..200_u8 {
+    // Those without a handshake have the least time: last.
+    let plain = |number: &u8| number.is_multiple_of(3);
+    for number in (0..200).filter(|number| !plain(number)).chain((0..200).filter(plain)) {
         let from = std::net::Ipv4Addr::new(127, 0, 0, 10 + number % 4);
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind(SocketAddr::from((from, 0))).unwrap();
@@ -223,7 +225,21 @@ async fn half_open(place: &Place) -> Vec<Box<dyn Stream>> {
 #[expect(clippy::print_stderr, reason = "the figure that was asked for")]
 async fn two_hundred_half_open_connections_delay_no_good_request() {
     let place = place().await;
+    let alone = median_and_worst(&place).await;
     let mut held = half_open(&place).await;
+    let beside = median_and_worst(&place).await;
+    eprintln!("a good request, median and worst: {alone:?}; beside 200 half-open ones {beside:?}");
+
+    for stream in &mut held {
+        assert!(is_open(stream).await, "the others did not hold on while this was measured");
+    }
+    // Debug build, handshake included; other tests have the processors, too.
+    let limit = (4 * alone[0]).max(Duration::from_millis(200));
+    assert!(beside[0] < limit && beside[1] < Duration::from_secs(3), "{alone:?}, {beside:?}");
+}
+
+/// Of 30 good requests.
+async fn median_and_worst(place: &Place) -> [Duration; 2] {
     let mut times = Vec::new();
     for _ in 0..30 {
         let started = Instant::now();
@@ -231,14 +247,7 @@ async fn two_hundred_half_open_connections_delay_no_good_request() {
         times.push(started.elapsed());
     }
     times.sort();
-    let (median, worst) = (times[15], times[29]);
-    eprintln!("200 half-open connections: a good request takes {median:?}, the worst {worst:?}");
-
-    for stream in &mut held {
-        assert!(is_open(stream).await, "the others did not hold on while this was measured");
-    }
-    // Debug build, handshake included; other tests have the processors, too.
-    assert!(median < Duration::from_millis(200) && worst < Duration::from_secs(1), "{times:?}");
+    [times[15], times[29]]
 }
 
 #[tokio::test]

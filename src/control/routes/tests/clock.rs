@@ -127,9 +127,9 @@ async fn a_hurried_rotation_cuts_off_who_is_away_at_its_deadline_and_not_before(
     key_rows::put_ring(&mut transaction, &row).await.unwrap();
     world.server.commit(transaction).await.unwrap();
     world.server.publish(crate::control::publish::Hold::Nobody).await.unwrap();
+    let before = world.table(&web, 0).await.body.overlays[0].send_keys[0].key;
     drop(gate);
 
-    let before = world.table(&web, 0).await.body.overlays[0].send_keys[0].key;
     until(&world, SOON, "/v1/keys", "cut off", |keys| step(keys, "db") != "adding").await;
     let audit = world.get("/v1/audit").await.to_string();
     assert!(audit.contains("key rotation to db cut off db"), "{audit}");
