@@ -174,10 +174,10 @@ fn collect(
         }
         socket.set_read_timeout(Some(left))?;
         match socket.recv(&mut buffer) {
-            Ok(4) => drop(
-                waiting
-                    .remove(&u32::from_be_bytes(buffer.first_chunk().copied().unwrap_or_default())),
-            ),
+            Ok(4) => {
+                let number = buffer.first_chunk().expect("64 bytes are more than 4");
+                waiting.remove(&u32::from_be_bytes(*number));
+            }
             Ok(_) => {}
             Err(error) if report::is_timeout(&error) => break,
             Err(error) => return Err(error),

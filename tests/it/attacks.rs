@@ -10,6 +10,7 @@ use ovmesh::wire::control::{self, Echo, Message};
 use serde_json::Value;
 
 use crate::packet::{bytes, gue, hex, ip, seal4, udp};
+use crate::settled::settled;
 use crate::support::{Counter, Rig, SOON, number, play};
 use crate::trains::{drops, grown};
 use crate::world::poll;
@@ -121,16 +122,13 @@ fn forged_icmp_errors_change_no_mtu() {
             let before = rig.fleet.node("a")?.packets("egress")?;
             let report = rig.fleet.netkit_json("a", &words)?;
             ensure!(number(&report, "received")? == 37, "{report}");
-            Ok(rig.fleet.node("a")?.packets("egress")? - before)
+            // Counted once the kernel has them; the answers may be there before.
+            Ok(settled("what a sent", || rig.fleet.node("a")?.packets("egress"))? - before)
         };
         let whole = |rig: &Rig| -> Result<()> {
-            let mut sent = 0;
-            // Counted once the kernel has them; the answers may be there before.
-            poll(SOON, "37 datagrams to leave in 37 packets", || {
-                sent = packets(rig)?;
-                Ok((sent == 37).then_some(()))
-            })
-            .with_context(|| format!("in {sent}"))
+            let sent = packets(rig)?;
+            ensure!(sent == 37, "37 datagrams left in {sent} packets");
+            Ok(())
         };
         whole(rig)?;
         let stranger = rig.world.machine("x")?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 
-use crate::settled::settled;
+use crate::settled::{nothing_missing, settled};
 use crate::support::{SOON, expect_refusal, play};
 use crate::world::poll;
 
@@ -37,13 +37,6 @@ fn drains(times: u32, pace_micros: &str) {
             stream.expect_growth("received", 20)?;
         }
 
-        let missing =
-            || Ok::<_, anyhow::Error>([udp.number("missing")?, poured.number("missing")?]);
-        // One that another has overtaken is missing for a moment.
-        let nothing_missing = || {
-            poll(SOON, "what is missing to arrive", || Ok((missing()? == [0, 0]).then_some(())))
-                .with_context(|| format!("{:?} {:?}", udp.read(), poured.read()))
-        };
         for time in 1..=times {
             let change = rig.fleet.ovctl_json(&["sap", "drain", "s1", "--wait", "20s"])?;
             ensure!(change["enforcement"]["enforced"] == true, "{change:#}");
@@ -56,19 +49,19 @@ fn drains(times: u32, pace_micros: &str) {
             }
             ensure!(transit()? == emptied, "something went over a drained SaP");
             let gap = poured.number("gapMillisMax")?;
-            let missing = missing()?;
+            let missing = [udp.number("missing")?, poured.number("missing")?];
             println!(
                 "drain {time}/{times}: {} ms; missing {missing:?} of {} and {}; longest gap {gap} ms",
                 change["enforcement"]["waitedMillis"],
                 udp.received()?,
                 poured.received()?
             );
-            nothing_missing().context("drained with loss")?;
+            nothing_missing(&[&udp, &poured]).context("drained with loss")?;
             rig.fleet.ovctl_ok(&["sap", "undrain", "s1"])?;
             poll(SOON, "s1 to carry traffic again", || {
                 Ok((transit()? > emptied + 100).then_some(()))
             })?;
-            nothing_missing().context("loss on the way back")?;
+            nothing_missing(&[&udp, &poured]).context("loss on the way back")?;
         }
         Ok(())
     });

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::packet::{gue, is_nonsense, is_opening, tcp};
+use crate::settled::becomes;
 use crate::support::{Counter, Rig, SOON, play};
 use crate::world::poll;
 
@@ -89,13 +90,10 @@ fn passes_at_the_sap(
     })?;
     // Those that are dropped come last, and what was sent is counted once the kernel has it.
     let opening = 40 - u64::try_from(expected.len())?;
-    let mut moved = [0, 0];
-    poll(SOON, "the others to be dropped", || {
+    becomes(&format!("tcp_flags and no_rule, {from} to {to}"), &[24, opening], || {
         let after = dropped(rig)?;
-        moved = [after[0] - before[0], after[1] - before[1]];
-        Ok((moved == [24, opening]).then_some(()))
-    })
-    .with_context(|| format!("{from} to {to}: tcp_flags and no_rule moved by {moved:?}"))?;
+        Ok([after[0] - before[0], after[1] - before[1]])
+    })?;
     drop(capture);
     rig.fleet.node_mut(to)?.start()?;
 

@@ -236,17 +236,17 @@ fn no_neighbour_reaches_a_service_past_the_overlay_by_any_way() {
 #[test]
 fn the_guard_is_back_soon_after_another_tool_flushed_it() {
     // Other tests have the processors, too.
-    flushed(1, |took| took.iter().min().copied());
+    flushed(1, |took| took.iter().any(|one| *one <= BACK_WITHIN));
 }
 
 #[test]
 #[ignore = "long"]
 fn the_guard_is_back_soon_after_each_of_twenty_flushes() {
-    flushed(20, |took| took.iter().max().copied());
+    flushed(20, |took| took.iter().all(|one| *one <= BACK_WITHIN));
 }
 
-/// `holds` says which of all times has to hold the limit.
-fn flushed(times: usize, holds: fn(&[Duration]) -> Option<Duration>) {
+/// `is_soon` says which of all times has to hold the limit.
+fn flushed(times: usize, is_soon: fn(&[Duration]) -> bool) {
     play(&["s1"], &["a"], |rig| {
         let street = Street::new(rig, &["--guard", "ports"])?;
         let _services = street.run(&street.b, &["probe-serve", "tcp/8080", "udp/5353"])?;
@@ -283,7 +283,7 @@ fn flushed(times: usize, holds: fn(&[Duration]) -> Option<Duration>) {
                 street.expect_closed(ways)?;
             }
         }
-        ensure!(holds(&took).is_some_and(|took| took <= BACK_WITHIN), "away for {took:?}");
+        ensure!(is_soon(&took), "away for {took:?} after each of {tools:?}");
         let put_back = street.guard()?["putBack"].as_u64().unwrap_or(0);
         ensure!(put_back >= 4 * times as u64, "put back {put_back} times");
         ensure!(street.ovd(&["guard", "check"])?.contains("put back"));

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::settled::becomes;
 use crate::support::{LAB_CIDR, Rig, SOON, number, play, play_in};
 use crate::world::{Machine, poll};
 
@@ -122,12 +123,7 @@ fn queues(machine: &Machine) -> Result<usize> {
 
 /// A thread has its name when it runs for the first time.
 fn expect_threads(rig: &mut Rig, name: &str, expected: [usize; 3]) -> Result<()> {
-    let mut seen = [0; 3];
-    poll(SOON, &format!("threads of {name}"), || {
-        seen = threads(rig, name)?;
-        Ok((seen == expected).then_some(()))
-    })
-    .with_context(|| format!("{seen:?}, not {expected:?}"))
+    becomes(&format!("threads of {name}"), &expected, || threads(rig, name))
 }
 
 /// How many egress, ingress and transit threads a node has.

@@ -110,11 +110,8 @@ fn expect_told(rig: &Rig) -> Result<()> {
         }
     })?;
     // Told after the first packets had been given up, its host knows, and refuses none.
-    let knows = |rig: &Rig| -> Result<bool> {
-        Ok(rig.fleet.node("a")?.status()?["narrow"].as_array().is_some_and(|ways| !ways.is_empty()))
-    };
     ensure!(
-        was_told || has_followed(rig)? || knows(rig)?,
+        was_told || has_followed(rig)? || has_learned(rig)?,
         "the link is not narrow, or nobody told the sender"
     );
 
@@ -127,6 +124,11 @@ fn expect_told(rig: &Rig) -> Result<()> {
 /// Whether a's device has the MTU that the narrow link leaves.
 fn has_followed(rig: &Rig) -> Result<bool> {
     Ok(rig.fleet.node("a")?.status()?["overlays"][0]["mtu"] == FITS)
+}
+
+/// Whether a knows of a narrow way.
+fn has_learned(rig: &Rig) -> Result<bool> {
+    Ok(rig.fleet.node("a")?.status()?["narrow"].as_array().is_some_and(|ways| !ways.is_empty()))
 }
 
 /// Nothing was learned before, by either end.

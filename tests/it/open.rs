@@ -4,9 +4,8 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::fleet::Kind;
-use crate::support::{Rig, number, play};
-
-const KUBE: &str = "kube";
+use crate::policy_modes::{KUBE, http};
+use crate::support::{Rig, play};
 
 #[test]
 fn unspoken_flows_pass_where_kubernetes_says_so_and_denials_still_refuse() {
@@ -46,10 +45,4 @@ fn rule(rig: &Rig, words: &[&str]) -> Result<Value> {
     ensure!(change["enforcement"]["enforced"] == true, "not enforced: {change:#}");
     rig.settle()?;
     Ok(change)
-}
-
-/// How many of one requests to the other's port 80 are answered.
-fn http(rig: &Rig, from: &str, to: &str) -> Result<u64> {
-    let target = format!("{}:80", rig.fleet.address(to, KUBE)?);
-    number(&rig.fleet.netkit_json(from, &["http-get", &target, "1", "3000"])?, "ok")
 }

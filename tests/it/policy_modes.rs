@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::fleet::Kind;
 use crate::support::{LAB, Rig, number, play};
 
-const KUBE: &str = "kube";
+pub(crate) const KUBE: &str = "kube";
 
 /// Isolates who is `role=db`, and lets `role=web` reach its port 80.
 const MANIFEST: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
@@ -86,7 +86,7 @@ fn changed(rig: &Rig, words: &[&str]) -> Result<()> {
 }
 
 /// How many of one request to the other's port 80 are answered.
-fn http(rig: &Rig, from: &str, to: &str) -> Result<u64> {
+pub(crate) fn http(rig: &Rig, from: &str, to: &str) -> Result<u64> {
     let target = format!("{}:80", rig.fleet.address(to, KUBE)?);
     number(&rig.fleet.netkit_json(from, &["http-get", &target, "1", "3000"])?, "ok")
 }

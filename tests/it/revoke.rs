@@ -73,7 +73,7 @@ fn deleting_an_entity_stops_its_flows() {
     });
 }
 
-/// Less than the server waits for a node that does not answer.
+/// Less than a command waits for nodes that have to answer (10 s).
 const HELPLESS: Duration = Duration::from_secs(4);
 
 /// How long after the command was given the last packet of a flow may arrive.

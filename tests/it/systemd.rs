@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::package::{build, is_root};
+use crate::settled::nothing_missing;
 use crate::support::{SOON, play};
 use crate::up::{ONLINE_WITHIN, expect_as_before, fresh, left, reach};
 use crate::world::{Machine, Output, Process, poll};
@@ -188,7 +189,7 @@ fn a_package_is_online_by_one_command_outlives_what_kills_it_and_goes_without_a_
         eprintln!(
             "online {took:?} after the command; 3 restarts: {missing} missing, longest gap {gap} ms"
         );
-        ensure!(missing == 0, "{missing} datagrams are missing");
+        nothing_missing(&[&stream])?;
 
         // What ends without being told to comes back, and so does what hangs.
         booted.shell("systemctl kill --signal KILL ovd")?;
